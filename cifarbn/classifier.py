@@ -1,0 +1,125 @@
+"""The LightningModule: a net, a loss, an optimizer factory and a schedule factory, and nothing else."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(pl.LightningModule):
+    """Trains a net to classify; watches validation and, once at the end, the test set.
+
+    Args:
+        net: maps (N, 3, H, W) float pictures to (N, C) logits; its last linear layer is `net.head`.
+        loss: `(logits, labels) -> scalar`.
+        optimizer: `parameters -> Optimizer`. Called once here too, so that a bad argument fails before any data is
+            read.
+        schedule: `optimizer -> LRScheduler`. One that has a `total_steps` argument (OneCycleLR) gets it and moves
+            every step, any other moves once an epoch. None keeps the learning rate.
+        num_classes: C.
+
+    Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`; the training curve is the step-history recorder's. Accuracies
+    are fractions. `confusion`, (C, C) int64 with rows = true class, holds the last test's counts.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[..., LRScheduler] | None = None,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.loss = loss
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        optimizer(net.parameters())
+        names = ("val", "test_curve", "test")
+        # nan_strategy and validate_args: torchmetrics' checks would make the host wait for the device at every batch.
+        self.losses = nn.ModuleDict({n: MeanMetric(nan_strategy="disable") for n in names})
+        self.accuracies = nn.ModuleDict(
+            {n: MulticlassAccuracy(num_classes, average="micro", validate_args=False) for n in names}
+        )
+        self.confusion_metric = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self.confusion: Tensor | None = None
+        self._rng: dict[str, Any] | None = None
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits (N, C) of normalised pictures (N, 3, H, W)."""
+        return self.net(pictures)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss, and the accuracy of the same forward pass for whoever records it; both stay on the device."""
+        pictures, labels = batch
+        logits = self.net(pictures)
+        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        return {"loss": self.loss(logits, labels), "acc": accuracy}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and accuracy on `val` and, where the run asks for the test curve, on `test_curve`."""
+        names = getattr(self.trainer.datamodule, "val_names", ("val",))  # type: ignore[attr-defined]
+        self._evaluate(names[dataloader_idx], batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss, accuracy and confusion counts on the test set."""
+        logits = self._evaluate("test", batch)
+        self.confusion_metric.update(logits, batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the confusion counts for whoever draws them."""
+        self.confusion = self.confusion_metric.compute().cpu()
+        self.confusion_metric.reset()
+
+    def _evaluate(self, name: str, batch: Batch) -> Tensor:
+        pictures, labels = batch
+        logits = self.net(pictures)
+        metrics: dict[str, Metric] = {"loss": self.losses[name], "acc": self.accuracies[name]}  # type: ignore[dict-item]
+        metrics["loss"].update(self.loss(logits, labels), weight=len(labels))
+        metrics["acc"].update(logits, labels)
+        for kind, metric in metrics.items():
+            self.log(f"{name}/{kind}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        return logits
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and, where there is one, its schedule in the form Lightning asks for."""
+        optimizer = self.optimizer_factory(self.net.parameters())
+        if self.schedule_factory is None:
+            return optimizer
+        if "total_steps" in inspect.signature(self.schedule_factory).parameters:
+            total_steps = int(self.trainer.estimated_stepping_batches)
+            scheduler, interval = self.schedule_factory(optimizer, total_steps=total_steps), "step"
+        else:
+            scheduler, interval = self.schedule_factory(optimizer), "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    # Lightning's checkpoints leave out the generators; dropout and noisy batch norm draw from them, so a resumed run
+    # could not repeat the one that was never cut off.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add torch's generators to the checkpoint."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the generators' states until training starts: what Lightning draws before that must not count."""
+        self._rng = checkpoint["rng"]
+
+    def on_train_start(self) -> None:
+        """Put the generators where the checkpoint had them."""
+        if self._rng is None:
+            return
+        torch.set_rng_state(self._rng["cpu"].cpu())
+        if len(self._rng["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
+        self._rng = None

@@ -1,0 +1,19 @@
+"""Where pictures come from and how they reach the net; `module` ties it together for Lightning."""
+
+from cifarbn.data.augmentation import Augmentation
+from cifarbn.data.cifar10 import read_cifar10
+from cifarbn.data.images import Images
+from cifarbn.data.loader import InMemoryLoader
+from cifarbn.data.module import CIFAR10, DataModule, Shapes
+from cifarbn.data.shapes import draw_shapes
+
+__all__ = [
+    "CIFAR10",
+    "Augmentation",
+    "DataModule",
+    "Images",
+    "InMemoryLoader",
+    "Shapes",
+    "draw_shapes",
+    "read_cifar10",
+]

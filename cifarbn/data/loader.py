@@ -1,0 +1,152 @@
+"""Batches straight from memory: shuffled, sharded by rank, augmented and normalised on the device."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cifarbn.data.augmentation import Augmentation, Canvas, Draws
+from cifarbn.data.images import SIDE, Images
+from cifarbn.data.randomness import keyed_generator
+from cifarbn.errors import UserError
+
+NO_AUGMENTATION = Augmentation(pad=0, flip="none")
+
+
+class EpochOrder:
+    """The order in which an epoch visits `count` pictures; a pure function of (seed, epoch).
+
+    Lightning calls `set_epoch` before every epoch. Whoever iterates without Lightning calls it too, or sees the
+    same epoch again.
+    """
+
+    def __init__(self, count: int, *, shuffle: bool, seed: int) -> None:
+        self.count = count
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def indices(self) -> Tensor:
+        """Return the order as int64 (count,), on the CPU."""
+        if not self.shuffle:
+            return torch.arange(self.count)
+        return torch.randperm(self.count, generator=keyed_generator("order", self.seed, self.epoch))
+
+
+class InMemoryLoader:
+    """Batches `(x, y)` of pictures that are already on the device.
+
+    x is float32 (B, 3, 32, 32), channels_last, `(pixels / 255 - mean) / std` bit for bit as torchvision's
+    ToTensor and Normalize compute it; y is int64 (B,). What an epoch yields is a pure function of (seed, epoch).
+
+    Under several ranks every rank takes its slice of each global batch, so the same command means the same
+    optimisation on any number of devices. A shuffled loader gives every rank equally many batches of equal
+    size; one that is not shuffled shows every picture exactly once over all ranks.
+
+    Args:
+        images: the pictures; batches come on their device.
+        batch_size: pictures in a global batch, over all ranks together.
+        mean, std: per channel, in units of 255.
+        augmentation: crops and flips; none by default.
+        shuffle: another order in every epoch, as training wants it.
+        drop_last: leave out the last batch of an epoch where it is smaller than `batch_size`.
+        seed: of order and augmentation.
+        rank, world_size: which slice of how many.
+
+    Raises:
+        UserError: where a shuffled batch does not divide among the ranks, or an epoch has no batch.
+    """
+
+    # Lightning asks every loader that has a `sampler` for its `batch_sampler` as well.
+    batch_sampler = None
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if shuffle and batch_size % world_size:
+            raise UserError(
+                f"data.batch_size is the batch of all {world_size} processes together and must be a multiple "
+                f"of {world_size}, not {batch_size}"
+            )
+        used = len(images)
+        if shuffle:
+            used -= used % world_size
+        if drop_last:
+            used -= used % batch_size
+        if not used:
+            raise UserError(
+                f"{len(images)} pictures give no batch of {batch_size}: lower data.batch_size or data.val_size"
+            )
+        self.images = images
+        self.batch_size = batch_size
+        self.augmentation = augmentation or NO_AUGMENTATION
+        self.rank = rank
+        self.world_size = world_size
+        self.sampler = EpochOrder(len(images), shuffle=shuffle, seed=seed)
+        self._used = used
+        self._canvas = Canvas(images.pixels, self.augmentation)
+        # One value per number of a picture rather than per channel: the innermost loop then runs over 3072
+        # contiguous numbers instead of 3, which makes this step 4 times as fast on a CPU.
+        device = images.pixels.device
+        self._mean = torch.tensor([float(m) for m in mean], device=device).repeat(SIDE * SIDE)
+        self._std = torch.tensor([float(s) for s in std], device=device).repeat(SIDE * SIDE)
+        self._position = {"epoch": 0, "batches": 0}
+        self._resume_at: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of batches this rank yields in an epoch."""
+        batches = -(-self._used // self.batch_size)
+        start, stop = self._slice(batches - 1)
+        return batches if start < stop else batches - 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # Lightning makes the iterator of the first (or resumed) epoch before it calls `set_epoch`. This is a
+        # generator, so nothing here runs before the first batch is asked for.
+        epoch = self.sampler.epoch
+        order = self.sampler.indices().to(self.images.labels.device)
+        draws = self.augmentation.draw(len(self.images), self.sampler.seed, epoch)
+        draws = Draws(*(drawn.to(order.device) for drawn in draws))
+        for batch in range(self._first_batch(epoch), len(self)):
+            start, stop = self._slice(batch)
+            index = order[start:stop]
+            self._position = {"epoch": epoch, "batches": batch + 1}
+            yield self._normalise(self._canvas.crop(index, draws)), self.images.labels[index]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader stands: `batches` yielded so far in `epoch`, the same on every rank."""
+        return dict(self._position)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration, if it is over the same epoch, begin after the batches `state` counts."""
+        self._resume_at = dict(state)
+        self._position = dict(state)
+
+    def _first_batch(self, epoch: int) -> int:
+        resume_at, self._resume_at = self._resume_at, None
+        return resume_at["batches"] if resume_at and resume_at["epoch"] == epoch else 0
+
+    def _slice(self, batch: int) -> tuple[int, int]:
+        """Return where this rank's part of a global batch starts and stops in the epoch's order."""
+        first = batch * self.batch_size
+        size = min(self.batch_size, self._used - first)
+        return first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        flat = pixels.permute(0, 2, 3, 1).reshape(len(pixels), -1).float()
+        flat = flat.div_(255).sub_(self._mean).div_(self._std)
+        return flat.view(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2)

@@ -1,0 +1,251 @@
+"""What a run trains and is tested on, as Lightning wants it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from cifarbn.data import cifar10, shapes
+from cifarbn.data.augmentation import Augmentation
+from cifarbn.data.images import Images
+from cifarbn.data.loader import NO_AUGMENTATION, InMemoryLoader
+from cifarbn.data.randomness import keyed_generator
+from cifarbn.errors import UserError
+
+
+class DataModule(pl.LightningDataModule):
+    """A data set, split and held on the training device; a subclass says what to `read`.
+
+    Args:
+        name: as on the command line, `data=name`.
+        classes: the name of each label.
+        train_size: pictures `read` returns for training, validation included.
+        val_size: of these, how many are held out to select by; 0 for none.
+        mean, std: of the training pictures, per channel, in units of 255.
+        batch_size: pictures in a training batch, over all devices together.
+        eval_batch_size: the same for validation and test.
+        split_seed: chooses the held-out pictures. Not the run's seed: all runs of a sweep validate on the same.
+        seed: of the order of the pictures and of their augmentation.
+        augmentation: of the training pictures; none by default.
+        drop_last: leave out an epoch's last training batch where it is smaller than the others.
+        test_curve: measure the test set, too, whenever the validation set is measured: for a curve per epoch as
+            the report draws it, as the last loader of `val_dataloader`. Nothing may be selected by it.
+
+    Raises:
+        UserError: where a value is of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        classes: Sequence[str],
+        train_size: int,
+        val_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int = 128,
+        eval_batch_size: int = 1000,
+        split_seed: int = 0,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        drop_last: bool = False,
+        test_curve: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.classes = tuple(classes)
+        self.batch_size = _whole("batch_size", batch_size, at_least=1)
+        self.eval_batch_size = _whole("eval_batch_size", eval_batch_size, at_least=1)
+        self.val_size = _whole("val_size", val_size, at_least=0)
+        if self.val_size >= train_size:
+            raise UserError(f"data.val_size must leave some of the {train_size} pictures to train on, not {val_size}")
+        self.split_seed = _whole("split_seed", split_seed)
+        self.seed = _whole("seed", seed)
+        self.mean, self.std = _three("mean", mean), _three("std", std)
+        if min(self.std) <= 0:
+            raise UserError(f"data.std must be above 0 in every channel, not {list(self.std)}")
+        self.augmentation = augmentation or NO_AUGMENTATION
+        self.drop_last = _truth("drop_last", drop_last)
+        self.test_curve = _truth("test_curve", test_curve)
+        self._images: dict[str, Images] = {}
+        self._fingerprint = ""
+
+    def read(self) -> tuple[Images, Images]:
+        """Return all training pictures and the test pictures, on the CPU; called once."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels."""
+        return len(self.classes)
+
+    @property
+    def train_images(self) -> Images:
+        """The pictures to train on, without those held out; after `setup`."""
+        return self._images["train"]
+
+    @property
+    def val_images(self) -> Images:
+        """The held-out pictures, `val_size` of them; after `setup`."""
+        return self._images["val"]
+
+    @property
+    def test_images(self) -> Images:
+        """The test pictures; after `setup`."""
+        return self._images["test"]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and split, the first time, and hold the pictures on the trainer's device (CPU without one)."""
+        if not self._images:
+            train, test = self.read()
+            self._fingerprint = f"{train.fingerprint}-{test.fingerprint}"
+            train, val = _split(train, self.val_size, self.split_seed)
+            self._images = {"train": train, "val": val, "test": test}
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        self._images = {part: images.to(device) for part, images in self._images.items()}
+
+    def train_dataloader(self) -> InMemoryLoader:
+        """Return the shuffled, augmented training batches."""
+        return self._loader(
+            self.train_images,
+            self.batch_size,
+            augmentation=self.augmentation,
+            shuffle=True,
+            drop_last=self.drop_last,
+            seed=self.seed,
+        )
+
+    def val_dataloader(self) -> list[InMemoryLoader]:
+        """Return the validation batches, where there are any, then with `test_curve` those of the test set."""
+        shown = [self.val_images] if self.val_size else []
+        if self.test_curve:
+            shown.append(self.test_images)
+        return [self._loader(images, self.eval_batch_size) for images in shown]
+
+    def test_dataloader(self) -> InMemoryLoader:
+        """Return the test batches."""
+        return self._loader(self.test_images, self.eval_batch_size)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result must say of its data, ready for JSON; after `setup`.
+
+        The fingerprint is of the training and the test pictures as read, before any split.
+        """
+        return {
+            "name": self.name,
+            "fingerprint": self._fingerprint,
+            "train_size": len(self.train_images),
+            "val_size": len(self.val_images),
+            "test_size": len(self.test_images),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "augmentation": asdict(self.augmentation),
+        }
+
+    def _loader(self, images: Images, batch_size: int, **options: Any) -> InMemoryLoader:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return InMemoryLoader(
+            images, batch_size, mean=self.mean, std=self.std, rank=rank, world_size=world_size, **options
+        )
+
+
+class CIFAR10(DataModule):
+    """CIFAR-10 from `root`; the options are `DataModule`'s."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        download: bool = True,
+        *,
+        val_size: int = 5000,
+        mean: Sequence[float] = cifar10.MEAN,
+        std: Sequence[float] = cifar10.STD,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            name="cifar10",
+            classes=cifar10.CLASSES,
+            train_size=cifar10.TRAIN_SIZE,
+            val_size=val_size,
+            mean=mean,
+            std=std,
+            **options,
+        )
+        self.root = root
+        self.download = _truth("download", download)
+
+    def prepare_data(self) -> None:
+        """Download what is missing; Lightning calls this in one process per machine."""
+        cifar10.find_cifar10(self.root, self.download)
+
+    def read(self) -> tuple[Images, Images]:
+        """Read and verify the files."""
+        return cifar10.read_cifar10(self.root, self.download)
+
+
+class Shapes(DataModule):
+    """The drawn pictures, always the same ones; the options are `DataModule`'s."""
+
+    def __init__(
+        self,
+        train_size: int = 10_000,
+        test_size: int = 2000,
+        *,
+        val_size: int = 1000,
+        mean: Sequence[float] = shapes.MEAN,
+        std: Sequence[float] = shapes.STD,
+        **options: Any,
+    ) -> None:
+        self.train_size = _whole("train_size", train_size, at_least=1)
+        self.test_size = _whole("test_size", test_size, at_least=1)
+        super().__init__(
+            name="shapes",
+            classes=shapes.CLASSES,
+            train_size=train_size,
+            val_size=val_size,
+            mean=mean,
+            std=std,
+            **options,
+        )
+
+    def read(self) -> tuple[Images, Images]:
+        """Draw the pictures."""
+        return (
+            shapes.draw_shapes(self.train_size, shapes.TRAIN_SEED),
+            shapes.draw_shapes(self.test_size, shapes.TEST_SEED),
+        )
+
+
+def _split(images: Images, val_size: int, seed: int) -> tuple[Images, Images]:
+    """Return the pictures without `val_size` of them, and these; both in their original order."""
+    if not val_size:
+        return images, images[:0]
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    held_out[torch.randperm(len(images), generator=keyed_generator("split", seed))[:val_size]] = True
+    return images[~held_out], images[held_out]
+
+
+def _whole(key: str, value: Any, at_least: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"data.{key} must be a whole number, not {value!r}")
+    if at_least is not None and value < at_least:
+        raise UserError(f"data.{key} must be at least {at_least}, not {value}")
+    return value
+
+
+def _truth(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"data.{key} must be true or false, not {value!r}")
+    return value
+
+
+def _three(key: str, values: Any) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(f"data.{key} must be three numbers, one per colour channel, not {values!r}") from None
+    return red, green, blue

@@ -1,0 +1,122 @@
+"""What the device can do, and the Lightning Trainer that makes use of it."""
+
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from cifarbn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How a run computes: chosen once, printed, and recorded in result.json.
+
+    Attributes:
+        accelerator: "cpu" or "gpu".
+        device: the device's name, for the record.
+        precision: Lightning's name, such as "bf16-mixed" or "32-true".
+        channels_last: whether nets and pictures are laid out NHWC, which convolutions on both kinds prefer.
+        compile: whether the net goes through torch.compile.
+    """
+
+    accelerator: str
+    device: str
+    precision: str
+    channels_last: bool
+    compile: bool
+
+    @classmethod
+    def choose(
+        cls,
+        accelerator: str = "auto",
+        precision: str = "auto",
+        channels_last: bool = True,
+        compile: bool | str = "auto",
+    ) -> "Hardware":
+        """Replace each "auto" by what this machine does best.
+
+        bf16 autocast is chosen where the hardware multiplies bf16 natively (CUDA from compute capability 8.0, AMX,
+        AVX512-BF16): elsewhere it is emulated and slower than fp32.
+
+        Raises:
+            UserError: if a GPU is asked for and there is none, or a name is unknown.
+        """
+        if accelerator not in ("auto", "cpu", "gpu"):
+            raise UserError(f"trainer.accelerator is auto, cpu or gpu, not {accelerator!r}")
+        if accelerator == "gpu" and not torch.cuda.is_available():
+            raise UserError("trainer=gpu needs a CUDA device and torch sees none; trainer=auto takes what there is")
+        if compile not in ("auto", True, False):
+            raise UserError(f"trainer.compile is auto, true or false, not {compile!r}")
+        cuda = torch.cuda.is_available() and accelerator != "cpu"
+        if precision == "auto":
+            precision = "bf16-mixed" if _multiplies_bf16(cuda) else "32-true"
+        return cls(
+            accelerator="gpu" if cuda else "cpu",
+            device=torch.cuda.get_device_name() if cuda else _cpu_name(),
+            precision=precision,
+            channels_last=channels_last,
+            compile=cuda if compile == "auto" else bool(compile),
+        )
+
+    def prepare(self, net: nn.Module) -> nn.Module:
+        """Lay out, and where chosen compile, the net in place."""
+        if self.accelerator == "gpu":
+            # TF32 for what autocast leaves in fp32, and the convolution algorithm measured, not guessed.
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+        if self.channels_last:
+            net.to(memory_format=torch.channels_last)
+        if self.compile:
+            net.compile()
+        return net
+
+    def __str__(self) -> str:
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return f"{self.device}, {self.precision}, {layout}, {'compiled' if self.compile else 'not compiled'}"
+
+
+def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
+    """A Lightning Trainer for this hardware; `arguments` are its own.
+
+    Validation runs once an epoch and never before training. Gradients are needed inside evaluation by recorders, so
+    inference mode is off.
+
+    Raises:
+        UserError: for arguments that the Trainer refuses.
+    """
+    # Its banner of hints and devices says nothing that the hardware's line does not.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    try:
+        return pl.Trainer(
+            accelerator=hardware.accelerator,
+            precision=hardware.precision,  # type: ignore[arg-type]
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            inference_mode=False,
+            log_every_n_steps=1,
+            **arguments,
+        )
+    except (ValueError, TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _multiplies_bf16(cuda: bool) -> bool:
+    if cuda:
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return any(_cpu_facts().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+
+
+def _cpu_name() -> str:
+    name = _cpu_facts().get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _cpu_facts() -> Mapping[str, Any]:
+    """What torch knows of this CPU; nothing before torch 2.12, which has no such function."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

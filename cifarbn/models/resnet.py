@@ -1,0 +1,174 @@
+"""ResNet (He et al. 2015, arXiv 1512.03385) for 32x32 pictures, with the report's variants as switches."""
+
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from cifarbn.models.initialization import initialize
+from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
+
+
+class ResNet(nn.Module):
+    """ResNet-18, 34, 50, 101 or 152.
+
+    Modules and names are torchvision's, so that its `state_dict` loads once `fc` is renamed to `head`. But a hook
+    belongs on one of `blocks`: `layer1` to `layer4` only hold them and are never called themselves.
+
+    Args:
+        depth: number of layers with weights, a column of the paper's table 1.
+        stem: "cifar": a 3x3 convolution of stride 1; "imagenet": a 7x7 convolution and a 3x3 max pool, both of
+            stride 2, which leave 8x8 of a 32x32 picture to the first stage and 1x1 to the last.
+        pool_blocks: the mean over positions of every residual block's output goes to `head`, not only the last
+            one's (the report's pooling structure).
+        norm: channels -> layer after every convolution; one that makes an `nn.Identity` means none, and only
+            then do convolutions have a bias.
+        activation: makes the layer after every norm, at a block's end after the sum.
+        dropout: probability, before `head`.
+        width: channels of the stem and of the first stage's 3x3 convolutions; they double at every later stage.
+        init: see `initialize`.
+        num_classes: C.
+
+    Raises:
+        ValueError: where depth, stem or init is unknown, width less than 1, or dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        stem: str = "cifar",
+        pool_blocks: bool = False,
+        norm: Norm = nn.BatchNorm2d,
+        activation: Activation = nn.ReLU,
+        dropout: float = 0.0,
+        width: int = 64,
+        init: str = "kaiming",
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        check_choice("depth", depth, FAMILY)
+        check_choice("stem", stem, ("cifar", "imagenet"))
+        check_at_least_one("width", width)
+        check_dropout(dropout)
+        block, counts = FAMILY[depth]
+        # A norm subtracts the mean and adds its own shift, so that a bias before it would do nothing.
+        layers = _Layers(norm, activation, bias=isinstance(norm(width), nn.Identity))
+        outputs = [block.expansion * width * 2**stage for stage in range(4)]
+
+        self.conv1 = layers.conv(3, width, 7, stride=2) if stem == "imagenet" else layers.conv(3, width, 3)
+        self.bn1 = norm(width)
+        self.act1 = activation()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        self.layer1 = _stage(block, counts[0], width, width, 1, layers)
+        self.layer2 = _stage(block, counts[1], outputs[0], 2 * width, 2, layers)
+        self.layer3 = _stage(block, counts[2], outputs[1], 4 * width, 2, layers)
+        self.layer4 = _stage(block, counts[3], outputs[2], 8 * width, 2, layers)
+        self.pool_blocks = pool_blocks
+        self.dropout = nn.Dropout(dropout)
+        pooled = sum(count * channels for count, channels in zip(counts, outputs, strict=True))
+        self.head = nn.Linear(pooled if pool_blocks else outputs[-1], num_classes)
+        initialize(self, init)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks, from the picture to the logits."""
+        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits (N, C) of float pictures (N, 3, H, W)."""
+        x = self.maxpool(self.act1(self.bn1(self.conv1(pictures))))
+        pooled = []
+        for block in self.blocks:
+            x = block(x)
+            if self.pool_blocks:
+                pooled.append(x.mean((2, 3)))
+        features = torch.cat(pooled, 1) if self.pool_blocks else x.mean((2, 3))
+        return self.head(self.dropout(features))
+
+
+class _Layers(NamedTuple):
+    """What all layers of one net have in common."""
+
+    norm: Norm
+    activation: Activation
+    bias: bool
+
+    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=self.bias)
+
+    def downsample(self, inputs: int, outputs: int, stride: int) -> nn.Module:
+        """The shortcut: a projection where the shape changes (option B of the paper), else nothing."""
+        if stride == 1 and inputs == outputs:
+            return nn.Identity()
+        return nn.Sequential(self.conv(inputs, outputs, 1, stride), self.norm(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside the shortcut: (N, inputs, H, W) -> (N, width, H / stride, W / stride)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, layers: _Layers) -> None:
+        super().__init__()
+        self.conv1 = layers.conv(inputs, width, 3, stride)
+        self.bn1 = layers.norm(width)
+        self.act1 = layers.activation()
+        self.conv2 = layers.conv(width, width, 3)
+        self.bn2 = layers.norm(width)
+        self.downsample = layers.downsample(inputs, width, stride)
+        self.act2 = layers.activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation of the residual plus the shortcut."""
+        residual = self.act1(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(residual))
+        return self.act2(residual + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions beside the shortcut: (N, inputs, H, W) -> (N, 4 width, H / stride, W / stride).
+
+    The 3x3 convolution has the stride, as in torchvision; in the paper the first 1x1 has it.
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, layers: _Layers) -> None:
+        super().__init__()
+        outputs = self.expansion * width
+        self.conv1 = layers.conv(inputs, width, 1)
+        self.bn1 = layers.norm(width)
+        self.act1 = layers.activation()
+        self.conv2 = layers.conv(width, width, 3, stride)
+        self.bn2 = layers.norm(width)
+        self.act2 = layers.activation()
+        self.conv3 = layers.conv(width, outputs, 1)
+        self.bn3 = layers.norm(outputs)
+        self.downsample = layers.downsample(inputs, outputs, stride)
+        self.act3 = layers.activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation of the residual plus the shortcut."""
+        residual = self.act1(self.bn1(self.conv1(x)))
+        residual = self.act2(self.bn2(self.conv2(residual)))
+        residual = self.bn3(self.conv3(residual))
+        return self.act3(residual + self.downsample(x))
+
+
+Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
+
+# Depth -> the kind of block, and how many of it in each of the four stages (table 1 of the paper).
+FAMILY: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+def _stage(block: Block, count: int, inputs: int, width: int, stride: int, layers: _Layers) -> nn.Sequential:
+    first = block(inputs, width, stride, layers)
+    others = (block(block.expansion * width, width, 1, layers) for _ in range(count - 1))
+    return nn.Sequential(first, *others)

@@ -1,0 +1,80 @@
+"""Where the seconds of a run go, and its throughput in pictures a second."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+
+class Timing(pl.Callback):
+    """Adds up a run's seconds by kind, over all its starts.
+
+    `first_step` holds compilation and warming up, `train` all other steps, `evaluate` validation and test,
+    `checkpoint` the writing of last.ckpt. The device is waited for only where the kind changes, never per step.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = {"first_step": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
+        self.pictures = 0  # in the steps that `train` counts
+        self._device = torch.device("cpu")
+        self._last_mark = 0.0
+        self._first_step_done = False
+
+    @property
+    def pictures_per_second(self) -> float | None:
+        """Training throughput; None before the second step."""
+        return self.pictures / self.seconds["train"] if self.pictures else None
+
+    def mark(self, kind: str | None) -> None:
+        """The time since the last mark was spent on `kind` (None: on nothing that counts)."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if kind is not None:
+            self.seconds[kind] += now - self._last_mark
+        self._last_mark = now
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The next step is this start's first."""
+        self._device, self._first_step_done = pl_module.device, False
+        self.mark(None)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count pictures, and close the first step."""
+        if self._first_step_done:
+            self.pictures += len(batch[1]) * trainer.world_size
+        else:
+            self._first_step_done = True
+            self.mark("first_step")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Up to here it was training."""
+        self.mark("train")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Up to here it was evaluation."""
+        self.mark("evaluate")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Up to here it was training."""
+        self.mark("train")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The time between training and test does not count."""
+        self._device = pl_module.device
+        self.mark(None)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Up to here it was evaluation."""
+        self.mark("evaluate")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, for the checkpoint."""
+        return {"seconds": dict(self.seconds), "pictures": self.pictures}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to what earlier starts of this run took."""
+        self.seconds, self.pictures = dict(state_dict["seconds"]), state_dict["pictures"]

@@ -1,0 +1,279 @@
+"""Run folders: what a run leaves behind, and the only thing that analysis ever reads.
+
+A folder holds `.hydra/` (the config as Hydra composed it), `result.json` (see `Result`), `metrics.csv` (every step and
+epoch), `recordings.npz` (arrays per step, where a recorder was asked for), TensorBoard events and `last.ckpt`.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from cifarbn.errors import Diverged, Interrupted, UserError
+
+RESULT = "result.json"
+CHECKPOINT = "last.ckpt"
+LONGEST_NAME = 120
+PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
+
+# Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
+NOT_THE_EXPERIMENT = (
+    "resume",
+    "checkpoint_minutes",
+    "name",
+    "trainer.progress_bar",
+    "data.root",
+    "data.download",
+)
+
+
+class Result(TypedDict, total=False):
+    """`result.json`; nothing in it depends on the host's name or paths.
+
+    `status` is "running" (or killed while running), "done", "interrupted", "diverged" (a result: the loss left the
+    finite numbers) or "failed" (`error` says why).
+    """
+
+    status: str
+    error: str | None
+    overrides: list[str]
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    epochs: int
+    steps: int
+    parameters: int
+    seconds: dict[str, float]
+    images_per_second: float | None
+    device: str
+    precision: str
+    channels_last: bool
+    compile: bool
+    data: dict[str, Any]
+    versions: dict[str, str]
+    git_commit: str | None
+    divergence: dict[str, Any]
+
+
+class Run:
+    """One run folder, while its run is being made.
+
+    Attributes:
+        folder: where it is.
+        result: what `result.json` holds.
+        checkpoint: `last.ckpt`, if the run is to go on from it.
+        steps: that the checkpoint has behind it.
+    """
+
+    def __init__(self, folder: Path, result: Result) -> None:
+        self.folder, self.result = Path(folder), result
+        self.checkpoint: Path | None = None
+        self.steps = 0
+
+    @classmethod
+    def open(cls, folder: Path, config: Any, overrides: Sequence[str], resume: bool = True) -> "Run":
+        """The run that belongs in `folder`: finished, cut off, or new.
+
+        With `resume`, a finished run is left alone and one that was cut off will go on from its checkpoint. Without,
+        what is there is moved to `.replaced/` beside the folder, and the run starts anew.
+
+        Raises:
+            UserError: if the folder holds a run of another config, or a checkpoint that cannot be loaded.
+        """
+        folder = Path(folder)
+        config = _experiment(config)
+        old = read_result(folder)
+        # The processes that DDP starts beside the first find the folder as the first one left it.
+        if old is not None and not resume and _first_process():
+            _set_aside(folder)
+            old = None
+        if old is None:
+            return cls(folder, {"status": "new", "overrides": list(overrides), "config": config})
+        changed = differences(old.get("config", {}), json.loads(json.dumps(config)))
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of another config ({'; '.join(changed)}). "
+                "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
+            )
+        run = cls(folder, old)
+        if not run.finished and (folder / CHECKPOINT).exists():
+            run.checkpoint = folder / CHECKPOINT
+            run.steps = _steps_behind(run.checkpoint)
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do; a diverged run is a result too."""
+        return self.result["status"] in ("done", "diverged")
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep `status` true, however the block ends; a divergence ends the block and is no error."""
+        started = time.time()
+        if self.checkpoint is None:
+            self._clear()
+        self.update(status="running", error=None, **surroundings())
+        try:
+            yield
+        except Diverged as divergence:
+            self.update(status="diverged", error=str(divergence), divergence=vars(divergence))
+        except (Interrupted, KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
+            self.update(status="interrupted")
+            raise
+        except BaseException as error:
+            self.update(status="failed", error=f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self.update(status="done")
+        finally:
+            seconds = self.result.setdefault("seconds", {})
+            self.update(seconds=seconds | {"total": seconds.get("total", 0.0) + time.time() - started})
+
+    def update(self, **facts: Any) -> None:
+        """Put facts into `result.json`, at once or not at all; from the first process only."""
+        self.result.update(facts)  # type: ignore[typeddict-item]
+        if _first_process():
+            write_result(self.folder, self.result)
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in self.result.get("metrics", {}).items())
+        error = self.result.get("error")
+        return f"{self.result['status']}: {self.folder}  {metrics}" + (f"  {error}" if error else "")
+
+    def _clear(self) -> None:
+        """A run without a checkpoint starts from nothing, whatever an earlier start left."""
+        for pattern in ("metrics.csv", "recordings.npz", "events.out.tfevents.*", "*.tmp"):
+            for file in self.folder.glob(pattern):
+                file.unlink()
+        self.result.pop("seconds", None)
+
+
+def folder_name(overrides: Sequence[str]) -> str:
+    """The name of a run's folder: its overrides, sorted, in characters that are safe everywhere.
+
+    A short hash is added where a character had to be replaced or the name cut, so that two runs never share a folder.
+
+    >>> folder_name(["optim.lr=1e-3", "model=vgg_a", "resume=false"])
+    'model=vgg_a,optim.lr=1e-3'
+    """
+    what = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in NOT_THE_EXPERIMENT)
+    exact = ",".join(what) or "defaults"
+    name = re.sub(r"[^\w=,.+~-]", "_", exact, flags=re.ASCII)[:LONGEST_NAME]
+    return name if name == exact else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def read_result(folder: Path) -> Result | None:
+    """The folder's `result.json`, or None where there is none.
+
+    Raises:
+        UserError: if the file is not JSON.
+    """
+    file = Path(folder) / RESULT
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{file} is not a result this program wrote ({error}); delete the folder") from error
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write `result.json` at once or not at all."""
+    beside = Path(folder) / (RESULT + ".tmp")
+    beside.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    os.replace(beside, Path(folder) / RESULT)
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Every run folder under `root`, sorted; hidden folders are passed over."""
+    for file in sorted(Path(root).rglob(RESULT)):
+        if not any(part.startswith(".") for part in file.relative_to(root).parts):
+            yield file.parent
+
+
+def _first_process() -> bool:
+    """Whether this process is DDP's first, or the only one: Lightning keeps the rank on the decorator."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _set_aside(folder: Path) -> None:
+    """Move a run folder into `.replaced/` beside it, but for what Hydra has just written for the new run."""
+    shelf = folder.parent / ".replaced"
+    shelf.mkdir(exist_ok=True)
+    number = 1
+    while (shelf / f"{folder.name}.{number}").exists():
+        number += 1
+    folder.rename(shelf / f"{folder.name}.{number}")
+    folder.mkdir()
+    composed = shelf / f"{folder.name}.{number}" / ".hydra"
+    if composed.exists():
+        shutil.copytree(composed, folder / ".hydra")
+
+
+def _experiment(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without what says only how the run is carried out, or where on this machine."""
+    config = json.loads(json.dumps(config))
+    for key in NOT_THE_EXPERIMENT:
+        *groups, last = key.split(".")
+        node = config
+        for group in groups:
+            node = node.get(group, {})
+        node.pop(last, None)
+    return config
+
+
+def _steps_behind(checkpoint: Path) -> int:
+    """The steps that a checkpoint has behind it; reads it as plain data, so that it cannot run code."""
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{checkpoint} is not a checkpoint of this program, or is damaged ({type(error).__name__}: {reason}). "
+            "Delete it, and the same command starts the run again from its beginning"
+        ) from error
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two nested configs differ, as `key: old -> new`, sorted by key."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return found
+
+
+def surroundings() -> Result:
+    """What a result depends on beside its config: package versions and the commit of this checkout."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"versions": versions, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, with `+changes` where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode:
+            return None  # installed into somebody else's repository
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -1,0 +1,83 @@
+"""One training run: `python -m cifarbn.train model=resnet18_pool optim=adam`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from cifarbn import figures
+from cifarbn.classifier import Classifier
+from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
+from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.progress import ProgressBar
+from cifarbn.recorders import LastCheckpoint, StepHistory, Timing
+from cifarbn.runs import Result, Run
+
+say = rank_zero_only(print)
+
+
+def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
+    """Train, then test once; all that comes of it is in `folder`, the run folder. Returns its `result.json`."""
+    run = Run.open(folder, OmegaConf.to_container(cfg, resolve=True), overrides, resume=cfg.resume)
+    if run.finished:
+        say(f"{run}\nnothing to do; resume=false starts this run afresh")
+        return run.result
+
+    pl.seed_everything(cfg.seed, verbose=False)
+    options = dict(cfg.trainer)
+    hardware = Hardware.choose(*(options.pop(o) for o in ("accelerator", "precision", "channels_last", "compile")))
+    with building("data"):
+        data = instantiate(cfg.data)
+    with building("model"):
+        net = hardware.prepare(instantiate(cfg.model))
+    with building("loss, optim or schedule"):
+        classifier = Classifier(net, *map(instantiate, (cfg.loss, cfg.optim, cfg.schedule)))
+    with building("record"):
+        recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
+
+    timing = Timing()
+    last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
+    bar = [ProgressBar()] if options.pop("progress_bar") else []
+    logger = TensorBoardLogger(folder, name="", version="", purge_step=run.steps or None)
+    trainer = make_trainer(
+        hardware, callbacks=[timing, StepHistory(folder), *recorders, last, *bar], logger=logger, **options
+    )
+    say(f"{folder}\n{hardware}")
+
+    with run.recorded():
+        run.update(**asdict(hardware), parameters=sum(p.numel() for p in net.parameters()))
+        trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
+        fitted = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second, data=data.describe())
+        trainer.test(classifier, data, verbose=False)
+        tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        run.update(metrics=fitted | tested, seconds=run.result.get("seconds", {}) | timing.seconds)
+        logger.log_hyperparams(run.result["config"], run.result["metrics"], step=trainer.global_step)
+        confusion = figures.confusion_matrix(classifier.confusion.numpy(), data.classes)
+        logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
+        logger.finalize("success")
+    say(run)
+    return run.result
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def _hydra_main(cfg: DictConfig) -> None:
+    with plain_errors():
+        check_types(cfg)
+        hydra_config = HydraConfig.get()
+        train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+
+
+def main() -> None:
+    """The command line."""
+    run_plainly(_hydra_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The real entry point, end to end, on the embedded data."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TINY = [
+    *("data=shapes", "data.train_size=400", "data.test_size=100", "data.val_size=80", "data.batch_size=64"),
+    *("model=resnet18", "model.width=4", "model.dropout=0.2", "epochs=2", "trainer=cpu", "trainer.progress_bar=false"),
+]
+STEPS = 2 * 5
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
+
+
+def command(*overrides):
+    return [sys.executable, "-m", "cifarbn.train", *overrides]
+
+
+def run(cwd, *overrides, **options):
+    return subprocess.run(command(*overrides), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, **options)
+
+
+def only_folder(cwd) -> Path:
+    (result,) = (Path(cwd) / "multirun_outputs").glob("*/*/result.json")
+    return result.parent
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    finished = run(cwd, *TINY)
+    assert finished.returncode == 0, finished.stderr
+    return only_folder(cwd)
+
+
+def test_result_is_complete(undisturbed):
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert result["status"] == "done"
+    assert result["steps"] == STEPS
+    assert set(result["metrics"]) == {f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "acc")}
+    assert result["data"]["name"] == "shapes" and result["data"]["fingerprint"]
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert result["images_per_second"] > 0
+    assert {"first_step", "train", "evaluate", "checkpoint", "total"} <= set(result["seconds"])
+    assert str(undisturbed.parent) not in (undisturbed / "result.json").read_text()
+    assert (undisturbed / ".hydra" / "config.yaml").exists()
+
+
+def test_every_step_and_epoch_is_in_metrics_csv(undisturbed):
+    table = rows(undisturbed)
+    assert [int(row["step"]) for row in table] == list(range(STEPS))
+    assert all(float(row["step/grad_norm"]) > 0 for row in table)
+    epochs = [row for row in table if row["val/acc"]]
+    assert [int(row["step"]) for row in epochs] == [4, 9]
+    # 320 pictures in batches of 64, so the epoch's mean is that of its steps.
+    losses = [float(row["step/loss"]) for row in table[5:]]
+    assert float(epochs[1]["train/loss"]) == pytest.approx(sum(losses) / 5, rel=1e-6)
+
+
+def test_tensorboard_has_scalars_hparams_and_the_confusion_matrix(undisturbed):
+    events = EventAccumulator(str(undisturbed)).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "val/acc", "test/acc", "step/loss", "step/lr"} <= set(tags["scalars"])
+    assert "test/confusion" in tags["images"]
+    assert any("hparams" in tag for tag in events.summary_metadata)
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert events.Scalars("test/acc")[-1].value == pytest.approx(result["metrics"]["test/acc"])
+
+
+def test_the_same_command_again_does_nothing(undisturbed):
+    before = (undisturbed / "last.ckpt").stat().st_mtime_ns
+    again = run(undisturbed.parents[2], *TINY)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    assert (undisturbed / "last.ckpt").stat().st_mtime_ns == before
+
+
+def assert_equal_state(a, b):
+    """Weights, buffers, optimizer state and generators, bit for bit."""
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "rng"):
+        flat_a, spec_a = torch.utils._pytree.tree_flatten(a[key])
+        flat_b, spec_b = torch.utils._pytree.tree_flatten(b[key])
+        assert spec_a == spec_b
+        for x, y in zip(flat_a, flat_b, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+
+def start_and_signal(cwd, number, after_steps):
+    """Start a run that saves after every step and signal it in the middle of its second epoch."""
+    process = subprocess.Popen(
+        command(*TINY, "checkpoint_minutes=0"), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list(Path(cwd).glob("multirun_outputs/*/*/last.ckpt"))
+        if found and torch.load(found[0], weights_only=True)["global_step"] >= after_steps:
+            process.send_signal(number)
+            break
+        time.sleep(0.001)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out.decode(), err.decode()
+
+
+def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(undisturbed, tmp_path):
+    code, _, _ = start_and_signal(tmp_path, signal.SIGKILL, after_steps=7)
+    folder = only_folder(tmp_path)
+    assert code == -signal.SIGKILL
+    assert json.loads((folder / "result.json").read_text())["status"] == "running"
+    assert 7 <= checkpoint(folder)["global_step"] < STEPS, "killed within the second epoch"
+
+    resumed = run(tmp_path, *TINY, "resume=true")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal_state(checkpoint(folder), checkpoint(undisturbed))
+    assert rows(folder) == rows(undisturbed)
+    old, new = (json.loads((f / "result.json").read_text())["metrics"] for f in (undisturbed, folder))
+    assert new == old
+
+
+def test_ctrl_c_saves_says_so_and_can_be_resumed(undisturbed, tmp_path):
+    code, _, err = start_and_signal(tmp_path, signal.SIGINT, after_steps=2)
+    folder = only_folder(tmp_path)
+    assert code == 130 and "interrupted" in err and "Traceback" not in err
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+
+    resumed = run(tmp_path, *TINY)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal_state(checkpoint(folder), checkpoint(undisturbed))
+    assert rows(folder) == rows(undisturbed)
+
+
+def test_a_diverged_run_is_a_result(tmp_path):
+    finished = run(tmp_path, *TINY, "optim=sgd", "optim.lr=1e30", "loss=mse")
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((only_folder(tmp_path) / "result.json").read_text())
+    assert result["status"] == "diverged"
+    assert result["divergence"]["lr"] == 1e30
+    assert result["divergence"]["step"] >= 1 and result["divergence"]["grad_norm"] > 0
+    assert f"step {result['divergence']['step']} is not finite" in finished.stdout
+    assert "test/acc" not in result.get("metrics", {})

@@ -63,8 +63,7 @@ class Classifier(pl.LightningModule):
         """The loss, and the accuracy of the same forward pass for whoever records it; both stay on the device."""
         pictures, labels = batch
         logits = self.net(pictures)
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        return {"loss": self.loss(logits, labels), "acc": accuracy}
+        return {"loss": self.loss(logits, labels), "acc": accuracy(logits.detach(), labels)}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and accuracy on `val` and, where the run asks for the test curve, on `test_curve`."""
@@ -74,21 +73,25 @@ class Classifier(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss, accuracy and confusion counts on the test set."""
         logits = self._evaluate("test", batch)
-        self.confusion_metric.update(logits, batch[1])
+        if are_classes(batch[1]):
+            self.confusion_metric.update(logits, batch[1])
 
     def on_test_epoch_end(self) -> None:
         """Keep the confusion counts for whoever draws them."""
-        self.confusion = self.confusion_metric.compute().cpu()
-        self.confusion_metric.reset()
+        if self.confusion_metric.update_called:
+            self.confusion = self.confusion_metric.compute().cpu()
+            self.confusion_metric.reset()
 
     def _evaluate(self, name: str, batch: Batch) -> Tensor:
         pictures, labels = batch
         logits = self.net(pictures)
-        metrics: dict[str, Metric] = {"loss": self.losses[name], "acc": self.accuracies[name]}  # type: ignore[dict-item]
-        metrics["loss"].update(self.loss(logits, labels), weight=len(labels))
-        metrics["acc"].update(logits, labels)
-        for kind, metric in metrics.items():
-            self.log(f"{name}/{kind}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        loss: Metric = self.losses[name]  # type: ignore[assignment]
+        loss.update(self.loss(logits, labels), weight=len(labels))
+        self.log(f"{name}/loss", loss, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        if are_classes(labels):
+            right: Metric = self.accuracies[name]  # type: ignore[assignment]
+            right.update(logits, labels)
+            self.log(f"{name}/acc", right, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return logits
 
     def configure_optimizers(self) -> Any:
@@ -123,3 +126,15 @@ class Classifier(pl.LightningModule):
         if len(self._rng["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
         self._rng = None
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The fraction of the N logits (N, C) whose largest is the label's (N,); NaN where the labels are no classes."""
+    if not are_classes(labels):
+        return logits.new_full((), torch.nan)
+    return (logits.argmax(1) == labels).float().mean()
+
+
+def are_classes(labels: Tensor) -> bool:
+    """Whether labels are class indices, and not the targets of a regression (the deep linear net's)."""
+    return not labels.is_floating_point()

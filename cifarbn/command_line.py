@@ -136,9 +136,9 @@ def _explain(error: Exception) -> str:
         return text
     key = unknown[1]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train"))
+        config: Any = OmegaConf.to_container(compose("train"))
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    nearest = difflib.get_close_matches(key, [*_keys(dict(config)), *groups], n=1)
+    nearest = difflib.get_close_matches(key, [*_keys(config), *groups], n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"there is no key {key!r}; {hint}`--cfg job` after the command shows every key"
 

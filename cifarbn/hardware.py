@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,10 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
     Raises:
         UserError: for arguments that the Trainer refuses.
     """
+    if arguments.get("max_epochs", 1) < 1:
+        raise UserError(f"epochs must be at least 1, not {arguments['max_epochs']}")
+    # Lightning 2.6 asks torch 2.10 and later in a way that they call deprecated, at every start.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     # Its banner of hints and devices says nothing that the hardware's line does not.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:

@@ -20,3 +20,14 @@ class OneHotMSELoss(nn.Module):
         """
         one_hot = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
         return torch.mean((logits - one_hot) ** 2)
+
+
+class SumOfSquares(nn.Module):
+    """The sum of squared differences between output and target: the deep linear net's ||W_1 ... W_k x - A x||^2.
+
+    Summed over features and samples, not averaged: the paper's learning rate of 1e-6 belongs to the sum.
+    """
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss, a scalar, of outputs and targets of one shape (N, features)."""
+        return torch.sum((outputs - targets) ** 2)

@@ -33,7 +33,7 @@ NOT_THE_EXPERIMENT = (
     "resume",
     "checkpoint_minutes",
     "name",
-    "trainer.progress_bar",
+    "trainer.enable_progress_bar",
     "data.root",
     "data.download",
 )
@@ -63,6 +63,7 @@ class Result(TypedDict, total=False):
     data: dict[str, Any]
     versions: dict[str, str]
     git_commit: str | None
+    confusion: list[list[int]]
     divergence: dict[str, Any]
 
 

@@ -16,7 +16,7 @@ from cifarbn.classifier import Classifier
 from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import ProgressBar
-from cifarbn.recorders import LastCheckpoint, StepHistory, Timing
+from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
 from cifarbn.runs import Result, Run
 
 say = rank_zero_only(print)
@@ -41,13 +41,12 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     with building("record"):
         recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
-    timing = Timing()
+    timing, history = Timing(), StepHistory(folder)
     last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
-    bar = [ProgressBar()] if options.pop("progress_bar") else []
+    bar = [ProgressBar()] if options["enable_progress_bar"] else []
     logger = TensorBoardLogger(folder, name="", version="", purge_step=run.steps or None)
-    trainer = make_trainer(
-        hardware, callbacks=[timing, StepHistory(folder), *recorders, last, *bar], logger=logger, **options
-    )
+    callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar]
+    trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, **options)
     say(f"{folder}\n{hardware}")
 
     with run.recorded():
@@ -59,8 +58,10 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=fitted | tested, seconds=run.result.get("seconds", {}) | timing.seconds)
         logger.log_hyperparams(run.result["config"], run.result["metrics"], step=trainer.global_step)
-        confusion = figures.confusion_matrix(classifier.confusion.numpy(), data.classes)
-        logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
+        if classifier.confusion is not None:
+            run.update(confusion=classifier.confusion.tolist())
+            confusion = figures.confusion_matrix(classifier.confusion.numpy(), data.classes)
+            logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
         logger.finalize("success")
     say(run)
     return run.result

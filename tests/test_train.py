@@ -15,7 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 TINY = [
     *("data=shapes", "data.train_size=400", "data.test_size=100", "data.val_size=80", "data.batch_size=64"),
-    *("model=resnet18", "model.width=4", "model.dropout=0.2", "epochs=2", "trainer=cpu", "trainer.progress_bar=false"),
+    *(
+        "model=resnet18",
+        "model.width=4",
+        "model.dropout=0.2",
+        "epochs=2",
+        "trainer=cpu",
+        "trainer.enable_progress_bar=false",
+    ),
 ]
 STEPS = 2 * 5
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}

@@ -2,6 +2,7 @@
 
 from cifarbn.data.augmentation import Augmentation
 from cifarbn.data.cifar10 import read_cifar10
+from cifarbn.data.gaussian import Gaussian
 from cifarbn.data.images import Images
 from cifarbn.data.loader import InMemoryLoader
 from cifarbn.data.module import CIFAR10, DataModule, Shapes
@@ -11,6 +12,7 @@ __all__ = [
     "CIFAR10",
     "Augmentation",
     "DataModule",
+    "Gaussian",
     "Images",
     "InMemoryLoader",
     "Shapes",

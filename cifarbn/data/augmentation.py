@@ -36,7 +36,7 @@ class Augmentation:
         pad: pixels added on each side; 0 crops nothing.
         flip: "none"; "random": every picture in every epoch with probability 1/2; or "alternating": by chance
             in epoch 0, then the other way round in every next epoch, so that two successive epochs show both
-            sides of every picture (Jordan 2024, arXiv 2404.00498, section 3.6).
+            sides of every picture (Jordan 2024, arXiv 2404.00498).
         padding_mode: "constant" (black, that is 0 before normalisation) or "reflect" (without the edge pixel).
 
     Raises:
@@ -48,7 +48,7 @@ class Augmentation:
     padding_mode: str = "constant"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pad, int) or not 0 <= self.pad < SIDE:
+        if isinstance(self.pad, bool) or not isinstance(self.pad, int) or not 0 <= self.pad < SIDE:
             raise UserError(f"augment.pad must be a whole number from 0 to {SIDE - 1}, not {self.pad!r}")
         if self.flip not in FLIPS:
             raise UserError(f"augment.flip must be one of {', '.join(FLIPS)}, not {self.flip!r}")

@@ -56,6 +56,6 @@ class Images:
         Bytes are taken picture by picture, channel by channel, row by row, labels as little-endian int64: the
         same for every device and memory format. CIFAR-10's 50,000 pictures take about 0.2 s, once.
         """
-        digest = hashlib.sha256(self.pixels.cpu().contiguous().numpy())
-        digest.update(self.labels.cpu().contiguous().numpy().astype("<i8"))
+        digest = hashlib.sha256(self.pixels.cpu().numpy().tobytes())
+        digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]

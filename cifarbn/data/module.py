@@ -1,5 +1,6 @@
 """What a run trains and is tested on, as Lightning wants it."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -119,12 +120,18 @@ class DataModule(pl.LightningDataModule):
             seed=self.seed,
         )
 
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """What each loader of `val_dataloader` measures: "val", unless `val_size` is 0, then "test_curve", if asked."""
+        return ("val",) * bool(self.val_size) + ("test_curve",) * self.test_curve
+
     def val_dataloader(self) -> list[InMemoryLoader]:
-        """Return the validation batches, where there are any, then with `test_curve` those of the test set."""
-        shown = [self.val_images] if self.val_size else []
-        if self.test_curve:
-            shown.append(self.test_images)
-        return [self._loader(images, self.eval_batch_size) for images in shown]
+        """Return the loaders that `val_names` names; none where it names none."""
+        if not self.val_names:
+            # Lightning takes an empty list for one loader of no batches.
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        pictures = {"val": self.val_images, "test_curve": self.test_images}
+        return [self._loader(pictures[name], self.eval_batch_size) for name in self.val_names]
 
     def test_dataloader(self) -> InMemoryLoader:
         """Return the test batches."""
@@ -137,6 +144,7 @@ class DataModule(pl.LightningDataModule):
         """
         return {
             "name": self.name,
+            "classes": list(self.classes),
             "fingerprint": self._fingerprint,
             "train_size": len(self.train_images),
             "val_size": len(self.val_images),

@@ -1,7 +1,26 @@
 """Callbacks that watch a run and never touch it: with all of them on it ends with bit-equal weights."""
 
+from cifarbn.recorders.activation_drift import ActivationDrift
+from cifarbn.recorders.covariate_shift import CovariateShift
+from cifarbn.recorders.gradient_probe import GradientProbe
+from cifarbn.recorders.held_out_accuracy import HeldOutAccuracy
 from cifarbn.recorders.last_checkpoint import LastCheckpoint
+from cifarbn.recorders.last_layer_gradients import LastLayerGradients
+from cifarbn.recorders.recorder import Recorder, RecordingsFile
+from cifarbn.recorders.step_change import StepChange
 from cifarbn.recorders.step_history import StepHistory
 from cifarbn.recorders.timing import Timing
 
-__all__ = ["LastCheckpoint", "StepHistory", "Timing"]
+__all__ = [
+    "ActivationDrift",
+    "CovariateShift",
+    "GradientProbe",
+    "HeldOutAccuracy",
+    "LastCheckpoint",
+    "LastLayerGradients",
+    "Recorder",
+    "RecordingsFile",
+    "StepChange",
+    "StepHistory",
+    "Timing",
+]

@@ -84,10 +84,11 @@ class StepHistory(pl.Callback):
         steps = len(self._sizes)
         values = trainer.strategy.reduce(self._buffer[:steps], reduce_op="mean").cpu().numpy()
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
-        pl_module.log_dict({"train/loss": float(loss), "train/acc": float(acc)})
+        means = {"train/loss": float(loss)} | ({"train/acc": float(acc)} if np.isfinite(acc) else {})
+        pl_module.log_dict(means)
         if trainer.is_global_zero:
-            epoch = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._write(values, trainer.current_epoch, epoch | {"train/loss": loss, "train/acc": acc})
+            evaluated = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._write(values, trainer.current_epoch, evaluated | means)
             self._draw(values, trainer)
         self.rows += steps
         self._sizes, self._lrs = [], []

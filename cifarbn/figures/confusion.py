@@ -1,0 +1,37 @@
+"""Which classes are taken for which."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cifarbn.figures.style import INK, bare, styled
+
+
+@styled
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
+    """How often each true class (row) was called each class (column).
+
+    Args:
+        counts: (C, C) whole numbers, rows = true class.
+        classes: C names.
+        title: of the figure; the accuracy is added.
+    """
+    counts = np.asarray(counts)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 1.25 + 0.385 * len(classes)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    bare(axes)
+    # Square root: errors of a few per cent would otherwise be as white as none at all.
+    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.tick_params(length=0)
+    axes.set(xlabel="called", ylabel="true class")
+    accuracy = f"accuracy {np.trace(counts) / max(counts.sum(), 1):.1%}"
+    figure.suptitle(f"{title}: {accuracy}" if title else accuracy, x=0.02, ha="left")
+    for (row, column), count in np.ndenumerate(counts):
+        dark = share[row, column] > 0.36
+        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    return figure

@@ -1,0 +1,130 @@
+"""The diagram of a net: its layers from top to bottom, the shortcuts beside them, and what comes out of each."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from cifarbn.figures.style import INK, MUTED, PALETTE, bare, styled
+
+# Kind of layer -> edge and fill.
+COLOURS = {
+    "convolution": (PALETTE[0], "#dcebf7"),
+    "block": (PALETTE[2], "#d9f0e8"),
+    "pool": (MUTED, "#eceef1"),
+    "linear": (PALETTE[1], "#fae5d8"),
+}
+
+
+class Layer(NamedTuple):
+    """One box of the diagram.
+
+    Attributes:
+        name: of the module, such as "layer1.0".
+        kind: "convolution", "block" (residual), "pool" or "linear"; it gives the colour.
+        what: the text in the box.
+        shape: of the output for one picture: (C, H, W) or (C,).
+        parameters: of one such box.
+        skip: what stands on the shortcut round the box: "identity", "conv 1×1", ...; empty without a shortcut.
+        pooled: whether the mean of its output goes to the head directly as well.
+        repeat: how many such boxes follow each other.
+    """
+
+    name: str
+    kind: str
+    what: str
+    shape: tuple[int, ...]
+    parameters: int
+    skip: str = ""
+    pooled: bool = False
+    repeat: int = 1
+
+
+# Inches. The boxes stand between the names and shortcuts on their left, and the pooling lines and numbers on their right.
+LEFT, RIGHT = 1.5, 4.05
+SHORTCUT, BUS, SHAPE, PARAMETERS = LEFT - 0.42, RIGHT + 0.16, 5.1, 5.85
+BOX, GAP, TOP, WIDTH = 0.28, 0.26, 0.78, 5.95
+LONG_TEXT = 34  # characters that fit into a box at the usual size
+
+
+@styled
+def structure(layers: Sequence[Layer], title: str, input_shape: tuple[int, ...]) -> Figure:
+    """A net from the picture down to the logits, with the output's shape and the parameters of every box.
+
+    Args:
+        layers: in the order in which the net applies them.
+        title: of the figure.
+        input_shape: (C, H, W) of one picture.
+    """
+    height = TOP + len(layers) * (BOX + GAP) + 0.35
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    bare(axes)
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    axes.text(0.08, 0.2, title, fontweight="bold", va="center")
+    middle = (LEFT + RIGHT) / 2
+    axes.text(middle, TOP - GAP - 0.12, f"picture {_size(input_shape)}", ha="center", va="center", fontsize=9)
+    for x, heading in ((SHAPE, "output"), (PARAMETERS, "parameters")):
+        axes.text(x, TOP - GAP - 0.12, heading, ha="right", va="center", fontsize=8, color=MUTED)
+
+    for i, layer in enumerate(layers):
+        top = TOP + i * (BOX + GAP)
+        axes.annotate("", (middle, top), (middle, top - GAP), arrowprops=_arrow(MUTED))
+        _box(axes, layer, top)
+        if layer.skip:
+            _shortcut(axes, layer, top)
+    _pooling(axes, layers)
+    total = sum(layer.parameters * layer.repeat for layer in layers)
+    axes.text(PARAMETERS, height - 0.22, f"{total:,} in all", ha="right", va="center", fontsize=9, fontweight="bold")
+    return figure
+
+
+def _box(axes: Axes, layer: Layer, top: float) -> None:
+    edge, fill = COLOURS[layer.kind]
+    box = FancyBboxPatch(
+        (LEFT, top), RIGHT - LEFT, BOX, boxstyle="round,pad=0,rounding_size=0.06", fc=fill, ec=edge, lw=1
+    )
+    axes.add_patch(box)
+    centre = top + BOX / 2
+    times = f"{layer.repeat} × ( {layer.what} )" if layer.repeat > 1 else layer.what
+    size = 9 if len(times) <= LONG_TEXT else 9 * LONG_TEXT / len(times)
+    axes.text((LEFT + RIGHT) / 2, centre, times, ha="center", va="center", fontsize=size, color=INK)
+    axes.text(0.08, centre, layer.name, ha="left", va="center", fontsize=8, color=MUTED)
+    axes.text(SHAPE, centre, _size(layer.shape), ha="right", va="center", fontsize=8)
+    count = f"{layer.parameters * layer.repeat:,}" if layer.parameters else "–"
+    axes.text(PARAMETERS, centre, count, ha="right", va="center", fontsize=8)
+
+
+def _shortcut(axes: Axes, layer: Layer, top: float) -> None:
+    """From above the box round its left side to below it, clear of the next box's."""
+    colour = COLOURS[layer.kind][0]
+    middle, above, below = (LEFT + RIGHT) / 2, top - 0.64 * GAP, top + BOX + 0.16 * GAP
+    axes.plot([middle, SHORTCUT, SHORTCUT], [above, above, below], color=colour, lw=1.1, solid_joinstyle="round")
+    axes.annotate("", (middle, below), (SHORTCUT, below), arrowprops=_arrow(colour))
+    if layer.skip != "identity":
+        box = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": colour, "lw": 0.8}
+        axes.text(SHORTCUT, top + BOX / 2, layer.skip, ha="center", va="center", fontsize=7, bbox=box)
+
+
+def _pooling(axes: Axes, layers: Sequence[Layer]) -> None:
+    """From each box whose mean goes to the head, down beside the others to the box that takes all of them."""
+    pooled = [i for i, layer in enumerate(layers) if layer.pooled]
+    if not pooled:
+        return
+    colour = PALETTE[1]
+    exits = [TOP + i * (BOX + GAP) + BOX / 2 for i in pooled]
+    end = TOP + (pooled[-1] + 1) * (BOX + GAP) + BOX / 2
+    for y in exits:
+        axes.plot([RIGHT, BUS], [y, y], color=colour, lw=1.1)
+    axes.plot([BUS, BUS], [exits[0], end], color=colour, lw=1.1)
+    axes.annotate("", (RIGHT, end), (BUS, end), arrowprops=_arrow(colour))
+
+
+def _arrow(colour: str) -> dict[str, object]:
+    return {"arrowstyle": "-|>,head_width=0.16,head_length=0.28", "color": colour, "lw": 1, "shrinkA": 0, "shrinkB": 0}
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))

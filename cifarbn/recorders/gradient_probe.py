@@ -1,0 +1,118 @@
+"""The paper's probe: loss and gradient along the gradient's direction, every so many steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifarbn.errors import UserError
+from cifarbn.recorders.recorder import Recorder, due, measuring, trained
+from cifarbn.smoothness.evaluation import LossAndGradient, loss_and_gradient, standing_at
+from cifarbn.smoothness.vectors import random_direction
+from cifarbn.smoothness.walk import Walk, dln_steps, vgg_steps, walk
+
+DIRECTIONS = ("gradient", "random", "update")
+
+
+class GradientProbe(Recorder):
+    """Walks theta_t(s) = theta_t - s d from step t's parameters, on step t's minibatch, and records what it meets.
+
+    Santurkar et al. 2018 (arXiv 1805.11604), section 3.2. For each direction the arrays are those of
+    `smoothness.walk.Walk`, named `gradient.loss`, `gradient.gradient_distance`, ...: entries (probes, S) and, per
+    parameter tensor, (probes, S, P). The parameters are saved and copied back, bit for bit.
+
+    Costs |S| + 1 forward-backward passes for the gradient's direction, |S| more for the random one, one more for the
+    update; holds two more copies of the parameters, and a third for a direction other than the gradient.
+
+    Args:
+        folder: the run folder.
+        every: steps between probes.
+        steps: "vgg" or "dln" (the paper's ranges, log-spaced), or the step sizes s themselves.
+        eta: the learning rate that the paper's ranges are multiples of: 0.1 for VGG, 1e-6 for the linear net.
+        points: how many s in those ranges; the paper gives no number.
+        directions: "gradient"; "random", uniform on the sphere of the gradient's length, drawn from a generator of
+            its own, another one at every probe; "update", the optimizer's true step, at its end: s = 1.
+
+    Raises:
+        UserError: for an unknown preset or direction, or a number out of range.
+    """
+
+    prefix = "probe"
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int = 50,
+        steps: str | Sequence[float] = "vgg",
+        eta: float = 0.1,
+        points: int = 8,
+        directions: Sequence[str] = DIRECTIONS,
+    ) -> None:
+        super().__init__()
+        if every < 1 or points < 1:
+            raise UserError("record.gradient_probe: every and points must be at least 1")
+        if unknown := set(directions) - set(DIRECTIONS):
+            raise UserError(f"record.gradient_probe.directions are {DIRECTIONS}, not {sorted(unknown)}")
+        presets = {"vgg": vgg_steps, "dln": dln_steps}
+        if isinstance(steps, str):
+            if steps not in presets:
+                raise UserError(f"record.gradient_probe.steps is vgg, dln or a list of numbers, not {steps!r}")
+            steps = presets[steps](eta, points)
+        if not steps or min(steps) <= 0:
+            raise UserError(f"record.gradient_probe.steps must be positive numbers, not {list(steps)}")
+        self.every = every
+        self.s = tuple(float(s) for s in steps)
+        self.directions = tuple(directions)
+        self._names: list[str] = []
+        self._before: list[Tensor] = []  # theta_t, until the step is taken
+        self._start: LossAndGradient | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the names of the parameter tensors."""
+        self._names = list(trained(pl_module))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Probe before the step is taken."""
+        if not due(trainer, self.every):
+            return
+        parameters = list(trained(pl_module).values())
+        with measuring(pl_module, batch) as loss_fn:
+            start = loss_and_gradient(loss_fn, parameters)
+            self.note(step=trainer.global_step)
+            for kind in self.directions:
+                if kind == "update":
+                    continue  # known only after the step
+                direction = None
+                if kind == "random":
+                    generator = torch.Generator().manual_seed(trainer.global_step)
+                    direction = random_direction(start.gradient, generator)
+                seen = walk(loss_fn, parameters, self.s, start=start, direction=direction)
+                self._note(kind, seen)
+        if "update" in self.directions:
+            self._before, self._start = [p.detach().clone() for p in parameters], start
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look along the step that the optimizer has taken, on the same minibatch."""
+        if self._start is None:
+            return
+        parameters = list(trained(pl_module).values())
+        with measuring(pl_module, batch) as loss_fn, standing_at(parameters, self._before) as after:
+            update = [old - new for old, new in zip(self._before, after, strict=True)]
+            self._note("update", walk(loss_fn, parameters, [1.0], start=self._start, direction=update))
+        self._before, self._start = [], None
+
+    def _note(self, kind: str, seen: Walk) -> None:
+        self.note(**{f"{kind}.{name}": value for name, value in vars(seen).items() if name != "s"})
+
+    def constants(self) -> dict[str, NDArray]:
+        """The step sizes and the names of the parameter tensors."""
+        return {"s": np.array(self.s), "every": np.array(self.every), "parameters": np.array(self._names)}

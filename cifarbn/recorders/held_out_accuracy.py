@@ -1,0 +1,75 @@
+"""Accuracy on pictures that are not trained on, every so many steps: the report's figure 11."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+
+from cifarbn.errors import UserError
+from cifarbn.recorders.recorder import Recorder, due, loss_of, net_of
+from cifarbn.smoothness.preserving import preserved
+
+
+class HeldOutAccuracy(Recorder):
+    """Records loss and accuracy, in eval mode, every so many steps, on the first pictures of the first validation set.
+
+    The report samples its accuracy every 40 steps and does not say on which pictures. Here they are held out from
+    training; with `data.val_size=0 data.test_curve=true` they are the test set's, which nothing may be selected by.
+    `source` in the recording says which.
+
+    Args:
+        folder: the run folder.
+        every: steps between measurements; 40 in the report.
+        pictures: how many; all of them if there are fewer.
+
+    Raises:
+        UserError: when training starts, if there are neither.
+    """
+
+    prefix = "held_out"
+
+    def __init__(self, folder: Path, every: int = 40, pictures: int = 1000) -> None:
+        super().__init__()
+        if every < 1 or pictures < 1:
+            raise UserError("record.held_out_accuracy: every and pictures must be at least 1")
+        self.every, self.pictures = every, pictures
+        self._source = ""
+        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the pictures, normalised, once."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not data.val_names:
+            raise UserError(
+                "record.held_out_accuracy needs pictures to look at: raise data.val_size above 0, or say that it may "
+                "look at the test set, by data.test_curve=true"
+            )
+        self._source = data.val_names[0]
+        wanted, self._batches = self.pictures, []
+        for pictures, labels in data.val_dataloader()[0]:
+            if wanted > 0:
+                self._batches.append((pictures[:wanted], labels[:wanted]))
+                wanted -= len(labels)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look before the step is taken."""
+        if not due(trainer, self.every):
+            return
+        net, loss = net_of(pl_module), loss_of(pl_module)
+        total, right, count = torch.zeros((), device=pl_module.device), 0, 0
+        with preserved(net, train=False), torch.no_grad(), trainer.precision_plugin.forward_context():
+            for pictures, labels in self._batches:
+                logits = net(pictures)
+                total = total + loss(logits, labels) * len(labels)
+                right = right + (logits.argmax(1) == labels).sum()
+                count += len(labels)
+        self.note(step=trainer.global_step, loss=total / count, acc=right / count)
+
+    def constants(self) -> dict[str, NDArray]:
+        """Which pictures they are: "val" or "test_curve"."""
+        return {"source": np.array(self._source)}

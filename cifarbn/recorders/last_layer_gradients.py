@@ -1,0 +1,96 @@
+"""Gradients of the last linear layer's weight at every step, and how they differ from step to step."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.lib.format import open_memmap
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cifarbn.recorders.recorder import Recorder, trained
+from cifarbn.smoothness.differences import GradientDifferences
+
+RAW_FILE = "last_layer_gradients.npy"
+LAYER = "head.weight"  # by name: found by its index it may turn out to be a normalisation's
+POINTS_PER_EPOCH = 50  # in TensorBoard
+
+
+class LastLayerGradients(Recorder):
+    """Records ||G_t||, ||G_t - G_{t-1}|| and ||2 G_{t-1} - G_t - G_{t-2}|| of every step, and on request G_t itself.
+
+    G_t, (10, in_features) float32, is the gradient of `net.head.weight` as the optimizer receives it: unscaled, not
+    yet clipped. The differences are formed on the device as a stream, so memory does not grow with the gradients.
+    `smoothness.differences` turns the arrays into the report's and the course's curves, which carry other indices.
+
+    Args:
+        folder: the run folder.
+        raw: also write every G_t into `last_layer_gradients.npy`, float32 (steps, 10, in_features), memory-mapped;
+            its size is announced before the run.
+    """
+
+    prefix = "last_layer"
+
+    def __init__(self, folder: Path, raw: bool = False) -> None:
+        super().__init__()
+        self.raw_file = Path(folder) / RAW_FILE if raw else None
+        self._stream = GradientDifferences()
+        self._raw: np.memmap | None = None
+        self._waiting: list[Tensor] = []  # raw gradients of this epoch so far
+        self._written = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make room for the raw gradients, where they are wanted."""
+        if self.raw_file is None or not trainer.is_global_zero:
+            return
+        shape = (int(trainer.estimated_stepping_batches), *trained(pl_module)[LAYER].shape)
+        gib = 4 * np.prod(shape) / 2**30
+        print(f"raw gradients of the last layer: {self.raw_file.name}, {gib:.2f} GiB for {shape[0]} steps")
+        self._raw = open_memmap(self.raw_file, "r+" if self._written else "w+", np.float32, shape)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Push G_t."""
+        gradient = trained(pl_module)[LAYER].grad
+        assert gradient is not None
+        norm, first, second = self._stream.push(gradient)
+        self.note(step=trainer.global_step, norm=norm, first_difference=first, second_difference=second)
+        if self.raw_file is not None:
+            self._waiting.append(gradient.detach().float().clone())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the epoch's raw gradients, and a thinned curve into TensorBoard."""
+        self._flush_raw()
+        arrays = self.arrays()
+        epoch = slice(len(arrays["step"]) - int(trainer.num_training_batches), None)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                steps = arrays["step"][epoch]
+                for name in ("norm", "first_difference", "second_difference"):
+                    values = arrays[name][epoch]
+                    for i in range(0, len(steps), -(-len(steps) // POINTS_PER_EPOCH)):
+                        if np.isfinite(values[i]):
+                            logger.experiment.add_scalar(f"last_layer/{name}", values[i], int(steps[i]))
+
+    def _flush_raw(self) -> None:
+        if self._raw is not None and self._waiting:
+            new = torch.stack(self._waiting).cpu().numpy()
+            self._raw[self._written : self._written + len(new)] = new
+            self._raw.flush()
+            self._written += len(new)
+        self._waiting.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arrays, and the two gradients that the next differences need."""
+        self._flush_raw()
+        return super().state_dict() | {"stream": self._stream.state_dict(), "written": self._written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint."""
+        super().load_state_dict(state_dict)
+        self._stream.load_state_dict(state_dict["stream"])
+        self._written = state_dict["written"]

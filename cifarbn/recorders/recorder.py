@@ -1,0 +1,129 @@
+"""What all recorders share: arrays that grow on the device, and the one file that holds them."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cifarbn.classifier import Batch, Classifier
+from cifarbn.smoothness.evaluation import LossFunction
+from cifarbn.smoothness.preserving import preserved
+from cifarbn.smoothness.randomness import replayed
+
+FILE = "recordings.npz"
+
+
+class Recorder(pl.Callback):
+    """A callback that watches and never touches, and keeps named arrays.
+
+    `note` appends one entry to each named array and leaves it on its device: reading it would make the host wait.
+    `arrays` brings them over. The names get the recorder's own `prefix`, and every recorder notes `step`, counted
+    from 0 as in metrics.csv: entry t belongs to theta_t, the parameters before step t.
+    """
+
+    prefix = ""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, list[Tensor]] = defaultdict(list)
+        self._kept: dict[str, NDArray] = {}
+
+    def note(self, **entries: Tensor | float | Sequence[float] | NDArray) -> None:
+        """Append an entry, of the same shape every time, to each named array."""
+        for name, entry in entries.items():
+            self._pending[name].append(torch.as_tensor(entry).detach())
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Everything noted so far, by name; first axis = entries. Waits for the device."""
+        for name, entries in self._pending.items():
+            new = torch.stack([e.to(entries[-1].device) for e in entries]).cpu().numpy()
+            self._kept[name] = np.concatenate([self._kept[name], new]) if name in self._kept else new
+        self._pending.clear()
+        return self._kept
+
+    def constants(self) -> dict[str, NDArray]:
+        """What a reader needs to know beside the arrays: settings and names."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arrays as tensors, so that a checkpoint can be loaded with `weights_only`."""
+        return {"arrays": {name: torch.from_numpy(array) for name, array in self.arrays().items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint."""
+        self._pending.clear()
+        self._kept = {name: tensor.numpy() for name, tensor in state_dict["arrays"].items()}
+
+
+class RecordingsFile(pl.Callback):
+    """Writes every recorder's arrays into `recordings.npz` at the end of each epoch and of the run.
+
+    Keys are `prefix.name`, such as `last_layer.norm`. The file is replaced whole, so a reader never meets half of one.
+    """
+
+    def __init__(self, folder: Path, recorders: Sequence[Recorder]) -> None:
+        self.file = Path(folder) / FILE
+        self.recorders = recorders
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what there is."""
+        self.write(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """A diverged or interrupted run's recordings are wanted too."""
+        self.write(trainer)
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write what there is, from the first process."""
+        found = {
+            f"{recorder.prefix}.{name}": array
+            for recorder in self.recorders
+            for name, array in {**recorder.constants(), **recorder.arrays()}.items()
+        }
+        if not found or not trainer.is_global_zero:
+            return
+        beside = self.file.with_suffix(".tmp")
+        with beside.open("wb") as file:
+            np.savez(file, **found)  # type: ignore[arg-type]
+        os.replace(beside, self.file)
+
+
+@contextmanager
+def measuring(pl_module: pl.LightningModule, batch: Batch) -> Iterator[LossFunction]:
+    """The train-mode loss L_t on one minibatch, for any number of passes that leave no trace on the run.
+
+    In fp32 whatever the run's precision, since differences of gradients drown in bf16's rounding; uncompiled, since
+    a probe is no reason to compile the net again; with the random numbers that the coming training step will draw,
+    the same at every pass. Batch normalisation uses the batch. Under DDP it is the rank's own slice of the batch.
+    """
+    net, loss, (pictures, labels) = net_of(pl_module), loss_of(pl_module), batch
+    autocast_off = torch.autocast(pictures.device.type, enabled=False)
+    with preserved(net, train=True), autocast_off, torch.compiler.set_stance("force_eager"), torch.enable_grad():
+        yield replayed(lambda: loss(net(pictures), labels), net)
+
+
+def net_of(pl_module: pl.LightningModule) -> nn.Module:
+    """The net that a Classifier trains."""
+    return cast(Classifier, pl_module).net
+
+
+def loss_of(pl_module: pl.LightningModule) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss that a Classifier trains it by."""
+    return cast(Classifier, pl_module).loss
+
+
+def trained(pl_module: pl.LightningModule) -> dict[str, nn.Parameter]:
+    """The net's parameters that are trained, by name."""
+    return {name: p for name, p in net_of(pl_module).named_parameters() if p.requires_grad}
+
+
+def due(trainer: pl.Trainer, every: int) -> bool:
+    """Whether the step that starts is one of every `every` steps, the first included."""
+    return trainer.global_step % every == 0

@@ -1,0 +1,91 @@
+"""What the optimizer's true step does to the gradient, and what the change of minibatch does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from cifarbn.classifier import Batch
+from cifarbn.errors import UserError
+from cifarbn.recorders.recorder import Recorder, due, measuring, trained
+from cifarbn.smoothness.evaluation import loss_and_gradient, standing_at
+from cifarbn.smoothness.step_change import consecutive_split, step_change
+
+
+class StepChange(Recorder):
+    """Records two controls that none of the three definitions has, every so many steps.
+
+    `change`, `moved`, `ratio`: c_t = ||grad L_t(theta_{t+1}) - grad L_t(theta_t)||, the step's length, and their
+    quotient: the same minibatch before and after the true step, so valid for Adam and momentum. `loss_before` and
+    `loss_after` are L_t at the two points.
+
+    `total`, `drift`, `noise`, `inner`: how the difference of the gradients of steps t and t + 1, the report's
+    Lipschitz_t but over all parameters, splits into the step's doing and the minibatch's; `head_...`: the same for
+    the last layer's weight alone, which is the report's.
+
+    Costs four forward-backward passes; holds one copy of the parameters and two gradients until the next step, since
+    that brings the other minibatch. A probe at an epoch's last step has no such successor within the epoch; its split
+    is taken at the next epoch's first.
+
+    Args:
+        folder: the run folder.
+        every: steps between measurements, at least 2.
+    """
+
+    prefix = "step_change"
+
+    def __init__(self, folder: Path, every: int = 50) -> None:
+        super().__init__()
+        if every < 2:
+            raise UserError("record.step_change.every must be at least 2: a measurement spans two steps")
+        self.every = every
+        self._before: tuple[Tensor, ...] = ()  # theta_t
+        self._gradient: tuple[Tensor, ...] = ()  # grad L_t(theta_t)
+        self._entry: dict[str, Any] = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Close the measurement of the step before, then begin this step's if it is due."""
+        if self._entry:
+            self._split(pl_module, batch)
+        if due(trainer, self.every):
+            parameters = list(trained(pl_module).values())
+            with measuring(pl_module, batch) as loss_fn:
+                loss, self._gradient = loss_and_gradient(loss_fn, parameters)
+            self._before = tuple(p.detach().clone() for p in parameters)
+            self._entry = {"step": trainer.global_step, "loss_before": loss}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """The same minibatch after the step."""
+        if not self._entry:
+            return
+        parameters = list(trained(pl_module).values())
+        with measuring(pl_module, batch) as loss_fn:
+            loss, gradient = loss_and_gradient(loss_fn, parameters)
+        change = step_change(self._gradient, gradient, self._before, parameters)
+        self._entry |= {"loss_after": loss, **change._asdict()}
+
+    def _split(self, pl_module: pl.LightningModule, batch: Batch) -> None:
+        parameters = list(trained(pl_module).values())
+        with measuring(pl_module, batch) as loss_fn:
+            following = loss_and_gradient(loss_fn, parameters).gradient
+            with standing_at(parameters, self._before):
+                crossed = loss_and_gradient(loss_fn, parameters).gradient
+        split = consecutive_split(self._gradient, crossed, following)
+        head = list(trained(pl_module)).index("head.weight")
+        of_head = consecutive_split(*([g[head]] for g in (self._gradient, crossed, following)))
+        self.note(**self._entry, **split._asdict(), **{f"head_{k}": v for k, v in of_head._asdict().items()})
+        self._entry, self._before, self._gradient = {}, (), ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """With a measurement that is half done, as a checkpoint within an epoch may find it."""
+        return super().state_dict() | {"before": self._before, "gradient": self._gradient, "entry": self._entry}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint."""
+        super().load_state_dict(state_dict)
+        self._before, self._gradient, self._entry = (state_dict[k] for k in ("before", "gradient", "entry"))

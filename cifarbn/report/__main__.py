@@ -1,0 +1,52 @@
+"""The command line: `python -m cifarbn.report DIR`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifarbn.command_line import plain_errors
+from cifarbn.errors import UserError
+from cifarbn.report.gather import gather
+from cifarbn.report.inside import look_inside
+from cifarbn.report.section import Options
+from cifarbn.report.write import write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Gather the runs under a folder and write their report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cifarbn.report", description="Tables, figures and one page from the run folders under DIR."
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="a sweep's folder, a run's, or multirun_outputs/ itself")
+    parser.add_argument("--out", type=Path, help="where the report goes (default: DIR/report)")
+    parser.add_argument(
+        "--picture", help="whose feature maps to draw: a class, or a test picture's number (default: ship)"
+    )
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path(os.environ.get("CIFARBN_DATA", "data")),
+        help="the folder that holds cifar-10-batches-py (default: the environment variable CIFARBN_DATA, else ./data)",
+    )
+    parser.add_argument(
+        "--nets", type=int, default=4, help="of how many groups, from the best, to look into the net (default: 4)"
+    )
+    chosen = parser.parse_args(arguments)
+    with plain_errors():
+        if not chosen.dir.is_dir():
+            raise UserError(f"there is no folder {chosen.dir}; `python -m cifarbn.train` makes multirun_outputs/")
+        out = chosen.out or chosen.dir / "report"
+        sweep = gather(chosen.dir)
+        options = Options(chosen.picture, chosen.data_root, chosen.nets)
+        write_report(sweep, out, options)
+        for run, _, reason in sweep.left_out:
+            print(f"left out: {run}: {reason}")
+        # Not on the page: it says where things are on this machine.
+        for trouble in dict.fromkeys(inside.trouble for inside in look_inside(sweep, options) if inside.trouble):
+            print(f"no look into the net: {trouble}")
+        print(out / "index.html")
+
+
+if __name__ == "__main__":
+    main()

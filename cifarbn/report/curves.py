@@ -1,0 +1,79 @@
+"""The training curves: how every group got where the table says it is."""
+
+import csv
+import io
+
+import numpy as np
+
+from cifarbn import figures
+from cifarbn.report.gather import EPOCH_COLUMNS, Group, Sweep
+from cifarbn.report.section import Drawing, Options, Section
+from cifarbn.report.wording import accuracy, data_and_n, heading, names_and_n, slugs
+
+MOST_FIGURES = 16  # of single groups; the comparison and curves.csv have all of them
+
+
+def training_curves(sweep: Sweep, options: Options) -> Section | None:
+    """Accuracy and loss of all groups against each other, then the training procedure of each."""
+    groups = [group for group in sweep.counted if np.isfinite(group.curves("train/loss")).any()]
+    if not groups:
+        return None
+    drawings = _comparisons(groups) if len(groups) > 1 else []
+    for group, name in zip(groups[:MOST_FIGURES], slugs(groups), strict=False):
+        drawings.append(_procedure(group, name))
+    text = "Each line is the mean over a group's runs, and the band about it reaches from the least to the greatest."
+    if len(groups) > MOST_FIGURES:
+        text += f" Single figures of the first {MOST_FIGURES} groups only; curves.csv has all {len(groups)}."
+    return Section("Training curves", text, drawings, {"curves.csv": _as_csv(groups)})
+
+
+def _comparisons(groups: list[Group]) -> list[Drawing]:
+    part, word = (
+        ("val", "validation") if any(np.isfinite(group.curves("val/loss")).any() for group in groups) else ("train", "training")
+    )
+    drawings = []
+    for quantity, noun in (("acc", "accuracy"), ("loss", "loss")):
+        curves = {group.label: group.curves(f"{part}/{quantity}") for group in groups}
+        if not any(np.isfinite(values).any() for values in curves.values()):
+            continue
+        figure = figures.comparison(curves, quantity, f"{word} {noun}", names_and_n(groups))
+        caption = f"{word.capitalize()} {noun} of all groups, best in the table first. {data_and_n(groups)}"
+        alt = f"Line chart of {word} {noun} against epoch for {len(groups)} groups. " + " ".join(
+            f"{label} ends at {_last(values, quantity)}." for label, values in list(curves.items())[:7]
+        )
+        drawings.append(Drawing(f"comparison-{noun}", figure, caption, alt))
+    return drawings
+
+
+def _procedure(group: Group, name: str) -> Drawing:
+    curves = {column: group.curves(column) for column in EPOCH_COLUMNS}
+    ends = {
+        word: _last(curves[column], "acc") for word, column in (("training", "train/acc"), ("validation", "val/acc"))
+    }
+    alt = f"Line charts of loss and accuracy against epoch for {group.label}; at the end " + ", ".join(
+        f"{word} accuracy {value}" for word, value in ends.items() if value
+    )
+    caption = f"Training procedure of {group.label}. {data_and_n([group])}"
+    return Drawing(f"curves-{name}", figures.training_curves(curves, heading(group)), caption, alt + ".")
+
+
+def _last(values: np.ndarray, quantity: str) -> str:
+    measured = np.isfinite(values).any(0)
+    if not measured.any():
+        return ""
+    last = float(np.nanmean(values[:, measured][:, -1]))
+    return accuracy(last) if quantity == "acc" else f"{last:.3f}"
+
+
+def _as_csv(groups: list[Group]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("group", "data", "epoch", "curve", "n", "mean", "min", "max"))
+    for group in groups:
+        for column in EPOCH_COLUMNS:
+            for epoch, values in enumerate(group.curves(column).T, 1):
+                known = values[np.isfinite(values)]
+                if len(known):
+                    numbers = (len(known), known.mean(), known.min(), known.max())
+                    writer.writerow((group.label, group.data, epoch, column, *numbers))
+    return text.getvalue()

@@ -1,0 +1,123 @@
+"""What the trained nets see: the feature maps of a test picture and the filters of the first layer."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cifarbn import figures
+from cifarbn.data.images import Images
+from cifarbn.errors import UserError
+from cifarbn.figures import FeatureMaps
+from cifarbn.report.gather import Sweep
+from cifarbn.report.inside import Inside, look_inside
+from cifarbn.report.section import Drawing, Options, Section
+from cifarbn.report.structure import is_block
+
+SHIP = "ship"  # as in the report's figure 9
+MOST_STAGES = 16
+
+
+def feature_maps(sweep: Sweep, options: Options) -> Section | None:
+    """What comes out of every residual block, or of every stage of convolutions, for one test picture.
+
+    Raises:
+        UserError: where the user asks for a picture that no group's data has.
+    """
+    drawings, refusals = [], []
+    insides = look_inside(sweep, options)
+    for inside in insides:
+        try:
+            if drawing := _feature_maps(inside, options.picture):
+                drawings.append(drawing)
+        except UserError as refusal:
+            refusals.append(refusal)
+    if refusals and not drawings:
+        raise refusals[0]
+    text = "Left the mean over all channels, beside it the first channels one by one; each map is scaled by itself."
+    return Section("Feature maps", text, drawings) if drawings else None
+
+
+def first_layer_filters(sweep: Sweep, options: Options) -> Section | None:
+    """The filters of the first convolution, where it looks at colours."""
+    drawings = []
+    for inside in look_inside(sweep, options):
+        modules = inside.trained.net.modules() if inside.trained else ()
+        first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
+        if first is None or first.in_channels != 3:
+            continue
+        weight = first.weight.detach().numpy()
+        caption = f"First-layer filters of {inside.whose}."
+        alt = f"{len(weight)} filters of {weight.shape[2]} by {weight.shape[3]} pixels, as small colour pictures."
+        figure = figures.first_layer_filters(weight, inside.heading)
+        drawings.append(Drawing(f"filters-{inside.slug}", figure, caption, alt, pictorial=True))
+    text = "Weights as colours: grey is zero, and all filters of a net are scaled alike."
+    return Section("First-layer filters", text, drawings) if drawings else None
+
+
+def choose_picture(wanted: str | None, test: Images, classes: tuple[str, ...]) -> tuple[int, str]:
+    """The number of the wanted test picture, and its class.
+
+    Args:
+        wanted: a class, for its first picture; or a number; or None for a ship, or picture 0 where there is none.
+        test: the test pictures.
+        classes: the name of each label.
+
+    Raises:
+        UserError: where there is no such class or number.
+    """
+    if wanted is None:
+        wanted = SHIP if SHIP in classes else "0"
+    if wanted in classes:
+        wanted = str(int((test.labels == classes.index(wanted)).int().argmax()))
+    if not wanted.isdecimal() or int(wanted) >= len(test):
+        raise UserError(
+            f"there is no test picture {wanted!r}: a class is one of {', '.join(classes)}, and a number is below {len(test)}"
+        )
+    return int(wanted), classes[int(test.labels[int(wanted)])]
+
+
+@torch.inference_mode()
+def stage_outputs(net: nn.Module, picture: Tensor) -> list[FeatureMaps]:
+    """What the net's stages make of one normalised picture (1, 3, H, W), in the order of the net.
+
+    Stages are the residual blocks, or where there are none the convolutions up to each max pool. A net with neither
+    has no stages.
+    """
+    found: list[FeatureMaps] = []
+
+    def keep(name: str, maps: Tensor) -> None:
+        found.append(FeatureMaps(name, maps[0].numpy().copy()))
+
+    blocks = [(name, module) for name, module in net.named_modules() if is_block(module)]
+    pools = [module for module in net.modules() if isinstance(module, nn.MaxPool2d)] if not blocks else []
+    handles = [m.register_forward_hook(lambda _, __, maps, name=name: keep(name, maps)) for name, m in blocks]
+    for i, pool in enumerate(pools, 1):
+        handles.append(pool.register_forward_pre_hook(lambda _, maps, i=i: keep(f"stage {i}", maps[0])))
+    try:
+        net(picture)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _feature_maps(inside: Inside, wanted: str | None) -> Drawing | None:
+    if inside.trained is None or inside.test is None:
+        return None
+    index, truth = choose_picture(wanted, inside.test, inside.trained.classes)
+    pixels = inside.test.pixels[index]
+    stages = stage_outputs(inside.trained.net, inside.trained.normalised(pixels[None]))
+    if not stages:
+        return None
+    sure, label = inside.trained.probabilities(pixels[None])[0].max(0)
+    called = f"called {inside.trained.classes[int(label)]} ({float(sure):.0%})"
+    shown = [stages[i] for i in np.unique(np.linspace(0, len(stages) - 1, MOST_STAGES).round().astype(int))]
+    subtitle = f"test picture {index}: {truth},\n{called}"
+    figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), inside.heading, subtitle, shown)
+    caption = f"Feature maps of {inside.whose}"
+    caption += f"; {len(shown)} of its {len(stages)} blocks." if len(shown) < len(stages) else "."
+    alt = (
+        f"Test picture {index}, {truth}, {called}; below it, row by row, the maps that come out of "
+        f"{', '.join(stage.name for stage in shown)}."
+    )
+    return Drawing(f"features-{inside.slug}", figure, caption, alt, pictorial=True)

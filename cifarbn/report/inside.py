@@ -1,0 +1,90 @@
+"""The trained nets of the best groups, opened once for all sections that look into them."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class, instantiate
+
+from cifarbn.data.images import Images
+from cifarbn.errors import UserError
+from cifarbn.predict import TrainedNet, load_run
+from cifarbn.report.gather import Group, RunRecord, Sweep
+from cifarbn.report.section import Options
+from cifarbn.report.wording import slugs
+
+# Options of the data that do not change which pictures there are.
+OF_TRAINING = ("augmentation", "seed", "batch_size", "eval_batch_size", "drop_last", "test_curve")
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """The net of a group's first run.
+
+    Attributes:
+        group: the group.
+        slug: its name for files.
+        trained: the net; None where it cannot be had, and `trouble` says why.
+        test: the test pictures; None likewise.
+        trouble: what is missing and what to do about it.
+    """
+
+    group: Group
+    slug: str
+    trained: TrainedNet | None = None
+    test: Images | None = None
+    trouble: str = ""
+
+    @property
+    def run(self) -> RunRecord:
+        """The run that is looked into: of those that count, the one of the lowest seed."""
+        return self.group.runs[0]
+
+    @property
+    def heading(self) -> str:
+        """The title of its figures."""
+        return f"{self.group.label} ({self.group.data}, one of n = {len(self.group.runs)})"
+
+    @property
+    def whose(self) -> str:
+        """Whose net it is, for a caption."""
+        return f"{self.group.label} on {self.group.data}, one run (seed {self.run.seed}) of n = {len(self.group.runs)}"
+
+
+@lru_cache(maxsize=1)
+def look_inside(sweep: Sweep, options: Options) -> list[Inside]:
+    """The nets of the first `options.nets` groups that count, and the test pictures of their data."""
+    return [_open(group, slug, options.data_root) for group, slug in best(sweep, options)]
+
+
+def best(sweep: Sweep, options: Options) -> list[tuple[Group, str]]:
+    """The first `options.nets` groups that count, each with its name for files."""
+    return list(zip(sweep.counted, slugs(sweep.counted), strict=True))[: options.nets]
+
+
+def _open(group: Group, slug: str, data_root: Path) -> Inside:
+    trained = test = None
+    try:
+        trained = load_run(group.runs[0].folder)
+        test = _test_pictures(group.config["data"], data_root)
+    except UserError as error:
+        return Inside(group, slug, trained, test, f"{group.label}: {error}")
+    return Inside(group, slug, trained, test)
+
+
+def _test_pictures(data: Mapping[str, Any], root: Path) -> Images:
+    kept = {key: value for key, value in data.items() if key not in OF_TRAINING}
+    return _read(json.dumps(kept), root)
+
+
+@lru_cache(maxsize=4)
+def _read(data: str, root: Path) -> Images:
+    config = json.loads(data)
+    # result.json leaves out where the files lie, for that is the machine's; and a report downloads nothing.
+    here = {"root": root, "download": False}
+    takes = inspect.signature(get_class(config["_target_"])).parameters
+    return instantiate(config, **{key: value for key, value in here.items() if key in takes}).read()[1]

@@ -1,0 +1,145 @@
+"""The table of groups, for reading (HTML, Markdown, LaTeX) and for computing (CSV)."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from cifarbn.report.gather import Group, RunRecord, Sweep
+from cifarbn.report.interval import estimate
+
+METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
+
+
+def rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """One row a group that counts, best first, with everything there is to tell; accuracies are fractions."""
+    return [_row(group) for group in sweep.counted]
+
+
+def run_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """One row a run, also of those that count in no mean; `left_out` says why."""
+    runs = [(group, run) for group in sweep.groups for run in group.runs + group.left_out]
+    found = [_run_row(group, run) for group, run in runs]
+    return found + [{"run": name, "left_out": reason} for name, reason in sweep.unreadable.items()]
+
+
+def columns(sweep: Sweep) -> dict[str, list[str]]:
+    """The table for people: heading -> a cell a group, without the columns that nobody has anything in."""
+    table = rows(sweep)
+    shown: dict[str, list[str]] = {"runs": [row["group"] for row in table], "data": [row["data"] for row in table]}
+    shown["n"] = [str(row["n"]) for row in table]
+    for metric, heading in (("test/acc", "test accuracy, %"), ("val/acc", "validation accuracy, %")):
+        shown[heading] = [_plus_minus(row, metric, 100) for row in table]
+        if metric == "test/acc":
+            shown["95 % interval"] = [_interval(row, metric, 100) for row in table]
+            shown["target, %"] = [_number(row["target"], 100) for row in table]
+            shown["gap"] = [_signed(row["gap"], 100) for row in table]
+    if not any(_has(shown[heading]) for heading in ("test accuracy, %", "validation accuracy, %")):
+        shown["training loss"] = [_plus_minus(row, "train/loss", 1, 4) for row in table]
+        shown["95 % interval"] = [_interval(row, "train/loss", 1, 4) for row in table]
+    shown["epochs"] = [str(row["epochs"]) for row in table]
+    shown["parameters"] = [f"{row['parameters']:,}" if row["parameters"] else "" for row in table]
+    shown["training, s"] = [f"{row['seconds']:,.0f}" if row["seconds"] is not None else "" for row in table]
+    shown["images/s"] = [f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "" for row in table]
+    shown["device"] = [row["device"] for row in table]
+    return {heading: cells for heading, cells in shown.items() if _has(cells)}
+
+
+def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV; a key that a row lacks, or a value of None, is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in table for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def as_markdown(shown: Mapping[str, Sequence[str]]) -> str:
+    """The columns as a GitHub table."""
+    lines = [list(shown), ["---"] * len(shown), *zip(*shown.values(), strict=True)]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def as_latex(sweep: Sweep) -> str:
+    r"""The columns as a LaTeX tabular; needs \usepackage{booktabs}."""
+    shown = columns(sweep)
+    head, *body = [[_latex(cell) for cell in line] for line in [list(shown), *zip(*shown.values(), strict=True)]]
+    lines = [
+        r"% \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{ll{'r' * (len(shown) - 3)}l}}",
+        *(r"\toprule", f"{' & '.join(head)} {chr(92) * 2}", r"\midrule"),
+        *(f"{' & '.join(line)} {chr(92) * 2}" for line in body),
+        *(r"\bottomrule", r"\end{tabular}"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(group: Group) -> dict[str, Any]:
+    row: dict[str, Any] = {"group": group.label, "data": group.data, "n": len(group.runs)}
+    for metric in METRICS:
+        values = group.metric(metric)
+        numbers = estimate(values) if values else None
+        row[metric] = numbers.mean if numbers else None
+        row[f"{metric} std"] = numbers.std if numbers else None
+        row[f"{metric} 95% half width"] = numbers.half_width if numbers else None
+    measured, target = row["test/acc"], group.target
+    row |= {"target": target, "gap": None if None in (measured, target) else measured - target}
+    results = [run.result for run in group.runs]
+    row["epochs"] = group.config.get("epochs")
+    row["parameters"] = results[0].get("parameters")
+    row["seconds"] = _mean(result.get("seconds", {}).get("train") for result in results)
+    row["images_per_second"] = _mean(result.get("images_per_second") for result in results)
+    row["device"] = "; ".join(dict.fromkeys(_device(run) for run in group.runs))
+    return row
+
+
+def _run_row(group: Group, run: RunRecord) -> dict[str, Any]:
+    result = run.result
+    row: dict[str, Any] = {"run": run.name, "group": group.label, "status": result.get("status")}
+    row |= {"left_out": run.trouble, "seed": run.seed, "data": run.data}
+    row |= {name: result.get("metrics", {}).get(name) for name in METRICS}
+    row |= {"target": group.target, "steps": result.get("steps"), "parameters": result.get("parameters")}
+    row |= {f"seconds {part}": seconds for part, seconds in result.get("seconds", {}).items()}
+    row |= {key: result.get(key) for key in ("images_per_second", "device", "precision", "compile", "git_commit")}
+    return row | {"overrides": " ".join(result.get("overrides", []))}
+
+
+def _device(run: RunRecord) -> str:
+    facts = (run.result.get("device"), run.result.get("precision"))
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def _has(cells: Sequence[str]) -> bool:
+    return any(cell not in ("", "None") for cell in cells)
+
+
+def _number(value: float | None, scale: float, digits: int = 2) -> str:
+    return "" if value is None else f"{scale * value:.{digits}f}"
+
+
+def _signed(value: float | None, scale: float) -> str:
+    return "" if value is None else f"{scale * value:+.2f}".replace("-", "−")
+
+
+def _plus_minus(row: Mapping[str, Any], metric: str, scale: float, digits: int = 2) -> str:
+    std = row[f"{metric} std"]
+    return _number(row[metric], scale, digits) + ("" if std is None else f" ± {scale * std:.{digits}f}")
+
+
+def _interval(row: Mapping[str, Any], metric: str, scale: float, digits: int = 2) -> str:
+    middle, half = row[metric], row[f"{metric} 95% half width"]
+    if half is None:
+        return ""
+    return f"{scale * (middle - half):.{digits}f} to {scale * (middle + half):.{digits}f}"
+
+
+def _latex(cell: str) -> str:
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", cell.replace("\\", r"\textbackslash "))
+    return escaped.replace("±", r"$\pm$").replace("−", "$-$").replace("~", r"\textasciitilde ")

@@ -1,0 +1,63 @@
+"""The loss and its gradient at any point of parameter space, with the parameters back in place afterwards."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LossFunction = Callable[[], Tensor]
+
+
+class LossAndGradient(NamedTuple):
+    """A scalar loss and its gradient, one tensor for each parameter; detached."""
+
+    loss: Tensor
+    gradient: tuple[Tensor, ...]
+
+
+def loss_and_gradient(loss_fn: LossFunction, parameters: Iterable[Tensor]) -> LossAndGradient:
+    """One forward and one backward pass at the parameters as they stand; no `.grad` is read or written.
+
+    Raises:
+        RuntimeError: a parameter has no part in the loss (leave frozen and unused ones out).
+    """
+    with torch.enable_grad():
+        loss = loss_fn()
+    return LossAndGradient(loss.detach(), torch.autograd.grad(loss, list(parameters)))
+
+
+@contextmanager
+def restored(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Lets the block move the parameters and puts them back bit for bit; yields the saved copies.
+
+    Copies back, for in floating point theta - v + v is not theta. Holds one copy of the parameters.
+    Trap: moving parameters in place invalidates a graph that still waits for its backward pass.
+    """
+    saved = tuple(p.detach().clone() for p in parameters)
+    try:
+        yield saved
+    finally:
+        place(parameters, saved)
+
+
+@contextmanager
+def standing_at(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """`restored`, with the parameters at `values` inside the block."""
+    with restored(parameters) as saved:
+        place(parameters, values)
+        yield saved
+
+
+def place(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies the values into the parameters.
+
+    Raises:
+        ValueError: the shapes differ (a copy would broadcast without a word).
+    """
+    shapes, given = [p.shape for p in parameters], [v.shape for v in values]
+    if shapes != given:
+        raise ValueError(f"parameters of shapes {shapes} cannot take values of shapes {given}")
+    with torch.no_grad():
+        torch._foreach_copy_(list(parameters), list(values))

@@ -1,0 +1,62 @@
+"""What the paper reads off recorded walks (Santurkar et al. 2018, section 3.2, figures 4, 10, 11), as arrays.
+
+In every function the points s of a walk lie on the axis named S; axes before it (one entry per probed step) pass
+through. The bands are taken over S, never over the steps.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def loss_band(loss: ArrayLike) -> tuple[Array, Array]:
+    """[min_s, max_s] of L_t(theta_t(s)), from (..., S); NaN at a step whose walk met a NaN."""
+    return _band(loss)
+
+
+def predictiveness_band(gradient_distance: ArrayLike) -> tuple[Array, Array]:
+    """[min_s, max_s] of d_t(s) = ||grad L_t(theta_t(s)) - g_t||, from (..., S).
+
+    Trap: the distance of two gradients. A gradient's norm, or its mean |g|, predicts nothing.
+    """
+    return _band(gradient_distance)
+
+
+def effective_beta(gradient_distance: ArrayLike, distance_moved: ArrayLike) -> Array:
+    """beta_t = max_s d_t(s) / (s ||g_t||), from two (..., S); units of curvature; NaN where nothing moved.
+
+    Trap: divides by the distance each point was moved, whatever the learning rate of the training was. Not
+    invariant to reparametrisation: a conv weight before batch normalisation times c leaves the loss alone and
+    divides the curvature by c^2, see `scale_invariant_beta`. Say so beside every plot of BN against none.
+    """
+    return np.max(_slope(gradient_distance, distance_moved), axis=-1)
+
+
+def relative_distance(gradient_distance: ArrayLike, gradient_norm: ArrayLike) -> Array:
+    """d_t(s) / ||g_t||, shape (..., S), from distances (..., S) and norms (...); NaN where the gradient is 0."""
+    return _slope(gradient_distance, np.asarray(gradient_norm)[..., None])
+
+
+def scale_invariant_beta(parameter_distance: ArrayLike, parameter_moved: ArrayLike, parameter_norm: ArrayLike) -> Array:
+    """The beta ||w||^2 of each parameter tensor, shape (..., P): what a weight's mere scale cannot change.
+
+    Here beta is max_s of the tensor's own gradient distance over its own move, from (..., S, P) twice;
+    `parameter_norm` is ||w||, (..., P). NaN where a tensor was not moved.
+
+    Trap: w -> c w leaves it exactly alone only where that tensor is walked by itself, and by c^2 s. In a walk of all
+    tensors at once the others' moves enter its distance. And a conv's bias before batch normalisation has gradient
+    0, so its entry is rounding over rounding.
+    """
+    slope = _slope(parameter_distance, parameter_moved)
+    return np.max(slope, axis=-2) * np.square(np.asarray(parameter_norm, dtype=np.float64))
+
+
+def _band(values: ArrayLike) -> tuple[Array, Array]:
+    values = np.asarray(values, dtype=np.float64)
+    return values.min(axis=-1), values.max(axis=-1)
+
+
+def _slope(rise: ArrayLike, run: ArrayLike) -> Array:
+    rise, run = np.broadcast_arrays(np.asarray(rise, dtype=np.float64), np.asarray(run, dtype=np.float64))
+    return np.divide(rise, run, out=np.full(rise.shape, np.nan), where=run != 0)

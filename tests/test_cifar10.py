@@ -1,0 +1,197 @@
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from cifarbn.data import cifar10, read_cifar10
+from cifarbn.errors import UserError
+
+BASE = "cifar-10-batches-py"
+
+
+def assert_names_a_remedy(error: pytest.ExceptionInfo) -> None:
+    message = str(error.value)
+    assert "data=shapes" in message and "data.root=PATH" in message and "CIFARBN_DATA" in message
+    assert "\n" not in message
+
+
+# The real one
+
+
+@pytest.mark.cifar10
+def test_the_real_pictures_are_torchvisions(cifar10_root):
+    for train, images in zip((True, False), read_cifar10(cifar10_root), strict=True):
+        theirs = torchvision.datasets.CIFAR10(cifar10_root, train=train)
+        assert len(images) == (50_000 if train else 10_000)
+        assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), theirs.data)
+        assert images.labels.tolist() == theirs.targets
+        assert torch.bincount(images.labels).tolist() == 10 * [len(images) // 10]
+        assert tuple(theirs.classes) == cifar10.CLASSES
+
+
+@pytest.mark.cifar10
+def test_mean_and_std_are_those_of_the_real_training_pixels(cifar10_root):
+    pixels = read_cifar10(cifar10_root)[0].pixels.permute(1, 0, 2, 3).reshape(3, -1)
+    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).double()
+    values, total = torch.arange(256).double() / 255, counts.sum(1)
+    mean = counts @ values / total
+    std = (counts @ values**2 / total - mean**2).sqrt()
+    assert mean.numpy().round(4) == pytest.approx(cifar10.MEAN, abs=1e-9)
+    assert std.numpy().round(4) == pytest.approx(cifar10.STD, abs=1e-9)
+
+
+# A tiny one: what reading means
+
+
+def test_pictures_come_in_the_order_of_the_files(tiny_cifar10):
+    train, test = read_cifar10(tiny_cifar10)
+    batch = pickle.loads((tiny_cifar10 / BASE / "data_batch_3").read_bytes())
+    assert (len(train), len(test)) == (50, 10)
+    assert train.labels[20:30].tolist() == batch["labels"]
+    # A row is the red plane, then the green, then the blue, each row by row.
+    assert train.pixels[23, 1, 2, 5] == batch["data"][3, 1024 + 2 * 32 + 5]
+
+
+def test_the_root_may_be_the_folder_itself(tiny_cifar10):
+    assert read_cifar10(tiny_cifar10 / BASE)[0].fingerprint == read_cifar10(tiny_cifar10)[0].fingerprint
+
+
+def test_a_relative_root_counts_from_the_working_directory(tiny_cifar10, monkeypatch):
+    monkeypatch.chdir(tiny_cifar10.parent)
+    assert cifar10.find_cifar10("data") == tiny_cifar10 / BASE
+
+
+# Files that are there and wrong
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def alter(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm, said", [(truncate, "truncated or altered"), (alter, "truncated or altered"), (os.remove, "missing")]
+)
+def test_every_file_that_is_wrong_is_named_and_none_is_replaced(tiny_cifar10, tiny_archive, harm, said):
+    harmed = ["data_batch_2", "batches.meta"]
+    for name in harmed:
+        harm(tiny_cifar10 / BASE / name)
+    before = {file: file.read_bytes() for file in (tiny_cifar10 / BASE).iterdir()}
+    with pytest.raises(UserError) as error:
+        read_cifar10(tiny_cifar10)
+    assert_names_a_remedy(error)
+    assert all(f"{name} is {said}" in str(error.value) for name in harmed)
+    assert "test_batch" not in str(error.value) and "Delete that folder" in str(error.value)
+    assert {file: file.read_bytes() for file in (tiny_cifar10 / BASE).iterdir()} == before
+
+
+def test_a_folder_in_place_of_a_file_is_named(tiny_cifar10):
+    (tiny_cifar10 / BASE / "test_batch").unlink()
+    (tiny_cifar10 / BASE / "test_batch").mkdir()
+    with pytest.raises(UserError, match="test_batch cannot be read"):
+        read_cifar10(tiny_cifar10)
+
+
+def test_an_altered_file_is_never_unpickled(tiny_cifar10, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "harm"),))
+
+    (tiny_cifar10 / BASE / "test_batch").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(UserError, match="test_batch is truncated or altered"):
+        read_cifar10(tiny_cifar10)
+    assert not (tmp_path / "harm").exists()
+
+
+# Nothing there
+
+
+def test_what_is_missing_is_downloaded_whole(tiny_cifar10, tiny_archive, tmp_path, capfd):
+    root = tmp_path / "new" / "root"
+    assert read_cifar10(root)[0].fingerprint == read_cifar10(tiny_cifar10)[0].fingerprint
+    assert [path.name for path in root.iterdir()] == [BASE]
+    assert not list(tmp_path.glob(".cifar*"))
+    assert "CIFAR-10: 100%" in capfd.readouterr().err
+
+
+def test_nothing_is_downloaded_unless_wanted(tiny_archive, tmp_path):
+    with pytest.raises(UserError, match="data.download is false") as error:
+        read_cifar10(tmp_path / "new", download=False)
+    assert_names_a_remedy(error)
+
+
+def test_without_a_network_one_message_says_where_it_looked(no_network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="refused") as error:
+        read_cifar10("new/root")
+    assert str(tmp_path / "new" / "root" / BASE) in str(error.value)
+    assert_names_a_remedy(error)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("harm", [truncate, alter])
+def test_an_archive_that_arrives_wrong_leaves_nothing(tiny_archive, tmp_path, harm):
+    harm(tiny_archive)
+    with pytest.raises(UserError, match="incomplete or altered") as error:
+        read_cifar10(tmp_path / "new")
+    assert_names_a_remedy(error)
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".cifar*"))
+
+
+def test_an_archive_that_holds_a_wrong_file_leaves_nothing(tiny_archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", "0" * 32]])
+    with pytest.raises(UserError, match="test_batch in the archive is incomplete or altered"):
+        read_cifar10(tmp_path / "new")
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".cifar*"))
+
+
+@pytest.mark.parametrize("step", ["_fetch", "_unpack", "_publish"])
+def test_an_interrupted_download_leaves_nothing(tiny_archive, tmp_path, monkeypatch, step):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cifar10, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        read_cifar10(tmp_path / "new")
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".cifar*"))
+
+
+def test_a_root_in_which_nothing_can_be_written_is_named(tiny_archive, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError) as error:
+        read_cifar10(tmp_path / "file" / "data")
+    assert str(tmp_path / "file") in str(error.value)
+    assert_names_a_remedy(error)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_root_is_named(tiny_archive, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="Permission denied") as error:
+        read_cifar10(tmp_path / "locked")
+    assert_names_a_remedy(error)
+
+
+def test_several_that_download_at_once_all_read_the_same(tiny_cifar10, tiny_archive, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        sets = list(pool.map(lambda _: read_cifar10(tmp_path / "new")[0].fingerprint, range(4)))
+    assert set(sets) == {read_cifar10(tiny_cifar10)[0].fingerprint}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [BASE]
+
+
+def test_whoever_comes_second_uses_what_the_first_one_brought(tiny_cifar10, tmp_path):
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "half").touch()
+    cifar10._publish(second, tiny_cifar10 / BASE)
+    assert len(read_cifar10(tiny_cifar10)[0]) == 50

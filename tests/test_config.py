@@ -1,0 +1,107 @@
+"""Every config composes, instantiates, and adds no key that the defaults do not have."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from cifarbn import command_line  # noqa: F401  (registers the resolver that train.yaml uses)
+from cifarbn.classifier import Classifier
+
+CONF = Path(command_line.CONF)
+GROUPS = ("data", "augment", "norm", "activation", "model", "loss", "optim", "schedule", "trainer", "record")
+
+
+def options(group):
+    return sorted(str(file.relative_to(CONF / group).with_suffix("")) for file in (CONF / group).rglob("*.yaml"))
+
+
+def config(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options(group)])
+def test_every_option_of_every_group_resolves(choice):
+    OmegaConf.to_container(config(choice), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_no_experiment_adds_a_key(experiment):
+    # Hydra takes a misspelt top-level key of an experiment without a word.
+    plain, chosen = config(), config(f"experiment={experiment}")
+    assert set(chosen) == set(plain)
+    assert chosen.name != plain.name, "an experiment has a folder of its own"
+
+
+def parameters():
+    return [torch.nn.Parameter(torch.zeros(4, 3, 3, 3)), torch.nn.Parameter(torch.zeros(10, 4))]
+
+
+@pytest.mark.parametrize("optim", options("optim"))
+@pytest.mark.parametrize("schedule", options("schedule"))
+def test_every_optimizer_runs_under_every_schedule(optim, schedule):
+    cfg = config(f"optim={optim}", f"schedule={schedule}", "epochs=4")
+    optimizer = instantiate(cfg.optim)(parameters())
+    factory = instantiate(cfg.schedule)
+    needs_steps = "total_steps" in inspect.signature(factory).parameters
+    scheduler = factory(optimizer, total_steps=8) if needs_steps else factory(optimizer)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+
+
+def learning_rates(epochs, *overrides, steps_per_epoch=2):
+    cfg = config(*overrides, f"epochs={epochs}", "optim.lr=1.0")
+    optimizer = instantiate(cfg.optim)(parameters())
+    factory = instantiate(cfg.schedule)
+    needs_steps = "total_steps" in inspect.signature(factory).parameters
+    scheduler = factory(optimizer, total_steps=epochs * steps_per_epoch) if needs_steps else factory(optimizer)
+    rates = []
+    for _ in range(epochs * (steps_per_epoch if needs_steps else 1)):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_schedules_against_written_out_numbers():
+    assert learning_rates(3, "schedule=constant") == [1, 1, 1]
+    assert learning_rates(4, "schedule=step", "schedule.milestones=[2]") == pytest.approx([1, 1, 0.1, 0.1])
+    assert learning_rates(4, "schedule=cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    onecycle = learning_rates(4, "schedule=onecycle", "schedule.pct_start=0.5")
+    assert onecycle[0] == pytest.approx(0.1)
+    assert max(onecycle) == pytest.approx(1.0) and onecycle.index(max(onecycle)) == 3
+    assert onecycle[-1] == pytest.approx(1e-5)
+
+
+def test_the_report_s_preset():
+    cfg = config()
+    assert cfg.optim._target_ == "torch.optim.Adam" and cfg.optim.betas == [0.5, 0.9] and cfg.optim.lr == 1e-3
+    step = config("schedule=step").schedule
+    assert step.milestones == [100] and step.gamma == 0.1
+
+
+@pytest.mark.parametrize("name", options("activation"))
+def test_every_layer_has_an_activation_of_its_own(name):
+    cfg = config(f"activation={name}", "model=vgg_a", "model.width=4")
+    net = instantiate(cfg.model)
+    kind = type(instantiate(cfg.activation)())
+    assert sum(isinstance(module, kind) for module in net.modules()) == 8 + 2
+
+
+@pytest.mark.parametrize("loss", options("loss"))
+def test_every_loss_is_a_scalar_of_logits_and_labels(loss):
+    labels = torch.randn(5, 10) if loss == "sum_of_squares" else torch.arange(5)
+    value = instantiate(config(f"loss={loss}").loss)(torch.randn(5, 10), labels)
+    assert value.shape == () and value > 0
+
+
+def test_classifier_takes_what_the_configs_make():
+    cfg = config("model.width=4", "schedule=onecycle")
+    classifier = Classifier(*map(instantiate, (cfg.model, cfg.loss, cfg.optim, cfg.schedule)))
+    assert classifier(torch.randn(2, 3, 32, 32)).shape == (2, 10)

@@ -1,0 +1,264 @@
+"""Recorders change nothing, survive a resume, and record what they say."""
+
+import csv
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from cifarbn.classifier import Classifier
+from cifarbn.data import Augmentation, Shapes
+from cifarbn.errors import Interrupted, UserError
+from cifarbn.models import VGG, ResNet
+from cifarbn.models.normalization import NoisyBatchNorm2d
+from cifarbn.recorders import (
+    ActivationDrift,
+    CovariateShift,
+    GradientProbe,
+    HeldOutAccuracy,
+    LastCheckpoint,
+    LastLayerGradients,
+    RecordingsFile,
+    StepChange,
+    StepHistory,
+    Timing,
+)
+
+STEPS = 6
+
+
+def everything(folder):
+    return [
+        LastLayerGradients(folder, raw=True),
+        GradientProbe(folder, every=2, points=3),
+        StepChange(folder, every=2),
+        CovariateShift(folder, every=2),
+        ActivationDrift(folder, every=2),
+        HeldOutAccuracy(folder, every=2, pictures=30),
+    ]
+
+
+def plain_vgg():
+    return VGG("A", width=4)
+
+
+def bn_vgg():
+    return VGG("A", norm=nn.BatchNorm2d, width=4)
+
+
+def noisy_vgg():
+    return VGG("A", norm=NoisyBatchNorm2d, width=4, dropout=0.3)
+
+
+def resnet():
+    return ResNet(18, width=4, dropout=0.1)
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def train(net, folder, recorders, optimizer=adam, precision="32-true", extra=(), checkpoint=None, epochs=2):
+    """Train for two epochs of three steps; everything that could differ comes back."""
+    torch.manual_seed(1)
+    classifier = Classifier(net(), nn.CrossEntropyLoss(), optimizer)
+    data = Shapes(train_size=130, test_size=20, val_size=40, batch_size=32, augmentation=Augmentation())
+    file = RecordingsFile(folder, recorders)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        precision=precision,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+        callbacks=[StepHistory(folder), *recorders, file, LastCheckpoint(folder, 1e9, Timing()), *extra],
+    )
+    trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
+    return {
+        "state": {k: v.clone() for k, v in classifier.net.state_dict().items()},
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "rng": torch.get_rng_state(),
+        "modes": [m.training for m in classifier.net.modules()],
+    }
+
+
+def assert_same(a, b):
+    leaves_a, spec_a = torch.utils._pytree.tree_flatten(a)
+    leaves_b, spec_b = torch.utils._pytree.tree_flatten(b)
+    assert spec_a == spec_b
+    for x, y in zip(leaves_a, leaves_b, strict=True):
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+
+@pytest.mark.parametrize("net", [plain_vgg, bn_vgg, noisy_vgg, resnet])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_recorders_change_nothing(net, precision, tmp_path):
+    alone, watched = tmp_path / "alone", tmp_path / "watched"
+    alone.mkdir(), watched.mkdir()
+    assert_same(
+        train(net, watched, everything(watched), precision=precision), train(net, alone, [], precision=precision)
+    )
+    assert (watched / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of a BN net under plain SGD with everything on: its folder, recordings and metrics."""
+    folder = tmp_path_factory.mktemp("recorded")
+    train(bn_vgg, folder, everything(folder), optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+    with open(folder / "metrics.csv", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    return folder, dict(np.load(folder / "recordings.npz")), metrics
+
+
+def test_the_probe_starts_from_the_step_s_own_loss_and_gradient(recorded):
+    _, arrays, metrics = recorded
+    assert arrays["probe.step"].tolist() == [0, 2, 4]
+    losses = [float(metrics[t]["step/loss"]) for t in (0, 2, 4)]
+    norms = [float(metrics[t]["step/grad_norm"]) for t in (0, 2, 4)]
+    np.testing.assert_allclose(arrays["probe.gradient.loss_at_start"], losses, rtol=1e-6)
+    np.testing.assert_allclose(arrays["probe.gradient.gradient_norm"], norms, rtol=1e-5)
+
+
+def test_the_probe_walks_the_paper_s_range_in_both_directions(recorded):
+    _, arrays, _ = recorded
+    np.testing.assert_allclose(arrays["probe.s"], [0.05, np.sqrt(0.05 * 0.4), 0.4], rtol=1e-6)
+    moved = arrays["probe.s"] * arrays["probe.gradient.gradient_norm"][:, None]
+    np.testing.assert_allclose(arrays["probe.gradient.distance_moved"], moved, rtol=1e-6)
+    np.testing.assert_allclose(arrays["probe.random.distance_moved"], moved, rtol=1e-5)
+    assert arrays["probe.gradient.parameter_distance"].shape == (3, 3, len(arrays["probe.parameters"]))
+
+
+def test_the_update_s_direction_ends_where_the_step_change_looked(recorded):
+    _, arrays, _ = recorded
+    np.testing.assert_allclose(arrays["probe.update.loss"][:, 0], arrays["step_change.loss_after"], rtol=1e-6)
+    distance = arrays["probe.update.gradient_distance"][:, 0]
+    np.testing.assert_allclose(distance, arrays["step_change.change"], rtol=1e-5)
+
+
+def test_the_step_under_sgd_is_lr_times_the_gradient(recorded):
+    _, arrays, metrics = recorded
+    assert arrays["step_change.step"].tolist() == [0, 2, 4], "the split of step 2 crosses an epoch's end"
+    norms = np.array([float(metrics[t]["step/grad_norm"]) for t in (0, 2, 4)])
+    np.testing.assert_allclose(arrays["step_change.moved"], 0.01 * norms, rtol=1e-4)
+    np.testing.assert_allclose(
+        arrays["step_change.ratio"], arrays["step_change.change"] / arrays["step_change.moved"], rtol=1e-6
+    )
+
+
+def test_the_split_adds_up_and_its_head_is_the_report_s_lipschitz(recorded):
+    _, arrays, _ = recorded
+    for prefix in ("", "head_"):
+        total, drift, noise, inner = (arrays[f"step_change.{prefix}{k}"] for k in ("total", "drift", "noise", "inner"))
+        np.testing.assert_allclose(total**2, drift**2 + noise**2 + 2 * inner, rtol=1e-4)
+    # ||G_{t+1} - G_t|| is what the stream has at t + 1.
+    np.testing.assert_allclose(
+        arrays["step_change.head_total"], arrays["last_layer.first_difference"][[1, 3, 5]], rtol=1e-3
+    )
+
+
+def test_last_layer_gradients_against_the_raw_file(recorded):
+    folder, arrays, metrics = recorded
+    raw = np.load(folder / "last_layer_gradients.npy").astype(np.float64)
+    assert raw.shape == (STEPS, 10, 32)
+    np.testing.assert_allclose(arrays["last_layer.norm"], np.linalg.norm(raw, axis=(1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(
+        arrays["last_layer.first_difference"][1:], np.linalg.norm(np.diff(raw, axis=0), axis=(1, 2)), rtol=1e-5
+    )
+    second = 2 * raw[1:-1] - raw[:-2] - raw[2:]
+    np.testing.assert_allclose(
+        arrays["last_layer.second_difference"][2:], np.linalg.norm(second, axis=(1, 2)), rtol=1e-5
+    )
+    norms = [float(row["step/grad_norm"]) for row in metrics]
+    assert (arrays["last_layer.norm"] < norms).all(), "a part of the whole gradient"
+
+
+def test_the_layer_is_the_head_and_not_one_found_by_its_index(tmp_path):
+    # A BatchNorm after the head's predecessor, or a head that is not the last module, must not matter.
+    recorder = LastLayerGradients(tmp_path)
+    train(lambda: VGG("A", norm=nn.BatchNorm2d, classifier_norm=True, width=4), tmp_path, [recorder], epochs=1)
+    assert recorder._stream.state_dict()["previous"].shape == (10, 32)
+
+
+def test_covariate_shift_of_the_first_layer_is_exactly_zero(recorded):
+    _, arrays, _ = recorded
+    assert len(arrays["covariate_shift.layers"]) == 8 + 3
+    assert (arrays["covariate_shift.distance"][:, 0] == 0).all()
+    assert (arrays["covariate_shift.distance"][:, 1:] > 0).all()
+    np.testing.assert_allclose(arrays["covariate_shift.cosine"][:, 0], 1, rtol=1e-6)
+    assert (np.abs(arrays["covariate_shift.cosine"]) <= 1 + 1e-6).all()
+
+
+def test_activations_are_those_after_normalisation(recorded):
+    _, arrays, _ = recorded
+    convolutions = slice(0, 8)
+    # BN at its initial scale and shift: mean 0 and deviation 1, whatever comes in.
+    np.testing.assert_allclose(arrays["activation_drift.mean"][0, convolutions], 0, atol=1e-5)
+    np.testing.assert_allclose(arrays["activation_drift.std"][0, convolutions], 1, atol=2e-2)
+    np.testing.assert_allclose(arrays["activation_drift.histogram"].sum(-1), 1, rtol=1e-5)
+
+
+def test_held_out_accuracy_at_the_sampled_steps(recorded):
+    _, arrays, _ = recorded
+    assert arrays["held_out.step"].tolist() == [0, 2, 4]
+    thirtieths = arrays["held_out.acc"] * 30
+    np.testing.assert_allclose(thirtieths, thirtieths.round(), atol=1e-4)
+
+
+def test_held_out_accuracy_needs_held_out_pictures(tmp_path):
+    class NoValidation:
+        val_names = ()
+
+    recorder = HeldOutAccuracy(tmp_path)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.datamodule = NoValidation()
+    with pytest.raises(UserError, match=r"raise data\.val_size"):
+        recorder.on_train_start(trainer, None)
+
+
+class StopWithin(pl.Callback):
+    """Save and stop within an epoch, as after a signal; at its end the checkpoint is that of the epoch."""
+
+    def __init__(self, last, after):
+        self.last, self.after = last, after
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.after:
+            self.last._save(trainer)
+            raise Interrupted
+
+
+@pytest.mark.parametrize("after", [1, 4, 5])
+def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, after):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    expected = train(noisy_vgg, whole, everything(whole))
+    with pytest.raises(Interrupted):
+        stop = StopWithin(LastCheckpoint(cut, 1e9, Timing()), after)
+        train(noisy_vgg, cut, everything(cut), extra=[stop])
+    got = train(noisy_vgg, cut, everything(cut), checkpoint=cut / "last.ckpt")
+    assert_same(got, expected)
+    a, b = (np.load(folder / "recordings.npz") for folder in (whole, cut))
+    assert set(a.files) == set(b.files)
+    for name in a.files:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    np.testing.assert_array_equal(*(np.load(f / "last_layer_gradients.npy") for f in (whole, cut)))
+    assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "at least 1"),
+        ({"steps": "resnet"}, "vgg, dln or a list"),
+        ({"steps": [0.1, -1]}, "positive"),
+        ({"directions": ["sideways"]}, "sideways"),
+    ],
+)
+def test_the_probe_refuses_what_it_cannot_do(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        GradientProbe(tmp_path, **options)

@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from cifarbn.views import SHIFTS, check_views, mean_over_views
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -19,16 +21,20 @@ class Classifier(pl.LightningModule):
     """Trains a net to classify; watches validation and, once at the end, the test set.
 
     Args:
-        net: maps (N, 3, H, W) float pictures to (N, C) logits; its last linear layer is `net.head`.
+        net: maps (N, 3, H, W) float pictures to (N, C) logits; its last linear layer is `net.head`. If it has
+            `initialize_from(pictures)`, that is called with a training batch before the first step, but not on a
+            resume; if it has `start_epoch(epoch)`, with every epoch, counted from 0.
         loss: `(logits, labels) -> scalar`.
         optimizer: `parameters -> Optimizer`. Called once here too, so that a bad argument fails before any data is
             read.
         schedule: `optimizer -> LRScheduler`. One that has a `total_steps` argument (OneCycleLR) gets it and moves
             every step, any other moves once an epoch. None keeps the learning rate.
         num_classes: C.
+        test_views: "plain", or what to average test logits over besides, see `mean_over_views`.
 
     Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`; the training curve is the step-history recorder's. Accuracies
-    are fractions. `confusion`, (C, C) int64 with rows = true class, holds the last test's counts.
+    are fractions. They are of the plain pictures; that over other views has their name, such as `test/acc_flip_shift`.
+    `confusion`, (C, C) int64 with rows = true class, holds the last test's counts.
     """
 
     def __init__(
@@ -38,14 +44,17 @@ class Classifier(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Callable[..., LRScheduler] | None = None,
         num_classes: int = 10,
+        test_views: str = "plain",
     ) -> None:
         super().__init__()
+        check_views(test_views)
         self.net = net
         self.loss = loss
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
+        self.test_views = test_views
         optimizer(net.parameters())
-        names = ("val", "test_curve", "test")
+        names = ("val", "test_curve", "test", *SHIFTS)
         # nan_strategy and validate_args: torchmetrics' checks would make the host wait for the device at every batch.
         self.losses = nn.ModuleDict({n: MeanMetric(nan_strategy="disable") for n in names})
         self.accuracies = nn.ModuleDict(
@@ -73,8 +82,12 @@ class Classifier(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss, accuracy and confusion counts on the test set."""
         logits = self._evaluate("test", batch)
-        if are_classes(batch[1]):
-            self.confusion_metric.update(logits, batch[1])
+        pictures, labels = batch
+        if are_classes(labels):
+            self.confusion_metric.update(logits, labels)
+        if self.test_views != "plain":
+            logits = mean_over_views(self.net, pictures, logits, self.test_views)
+            self._log_accuracy(self.test_views, f"test/acc_{self.test_views}", logits, labels)
 
     def on_test_epoch_end(self) -> None:
         """Keep the confusion counts for whoever draws them."""
@@ -89,10 +102,13 @@ class Classifier(pl.LightningModule):
         loss.update(self.loss(logits, labels), weight=len(labels))
         self.log(f"{name}/loss", loss, on_step=False, on_epoch=True, add_dataloader_idx=False)
         if are_classes(labels):
-            right: Metric = self.accuracies[name]  # type: ignore[assignment]
-            right.update(logits, labels)
-            self.log(f"{name}/acc", right, on_step=False, on_epoch=True, add_dataloader_idx=False)
+            self._log_accuracy(name, f"{name}/acc", logits, labels)
         return logits
+
+    def _log_accuracy(self, name: str, column: str, logits: Tensor, labels: Tensor) -> None:
+        right: Metric = self.accuracies[name]  # type: ignore[assignment]
+        right.update(logits, labels)
+        self.log(column, right, on_step=False, on_epoch=True, add_dataloader_idx=False)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, where there is one, its schedule in the form Lightning asks for."""
@@ -119,13 +135,22 @@ class Classifier(pl.LightningModule):
         self._rng = checkpoint["rng"]
 
     def on_train_start(self) -> None:
-        """Put the generators where the checkpoint had them."""
+        """Show the net a batch before its first step; on a resume put the generators where the checkpoint had them."""
+        self.on_train_epoch_start()  # which a resume in the middle of an epoch would go without
         if self._rng is None:
+            if hasattr(self.net, "initialize_from"):
+                pictures, _ = next(iter(self.trainer.train_dataloader))  # type: ignore[arg-type]
+                self.net.initialize_from(pictures.to(self.device))
             return
         torch.set_rng_state(self._rng["cpu"].cpu())
         if len(self._rng["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
         self._rng = None
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the net which epoch begins."""
+        if hasattr(self.net, "start_epoch"):
+            self.net.start_epoch(self.current_epoch)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Hardware:
             raise UserError(f"trainer.compile is auto, true or false, not {compile!r}")
         cuda = torch.cuda.is_available() and accelerator != "cpu"
         if precision == "auto":
-            precision = "bf16-mixed" if _multiplies_bf16(cuda) else "32-true"
+            precision = "bf16-mixed" if multiplies_bf16(cuda) else "32-true"
         return cls(
             accelerator="gpu" if cuda else "cpu",
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
@@ -111,7 +111,8 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
         raise UserError(f"trainer: {error}") from error
 
 
-def _multiplies_bf16(cuda: bool) -> bool:
+def multiplies_bf16(cuda: bool) -> bool:
+    """Whether the GPU, or else the CPU, multiplies bf16 natively."""
     if cuda:
         return torch.cuda.get_device_capability() >= (8, 0)
     return any(_cpu_facts().get(unit) for unit in ("amx_bf16", "avx512_bf16"))

@@ -1,35 +1,81 @@
+"""What the benchmarks run and say; never how fast, which only means something side by side on a quiet machine."""
+
 import json
 
 import pytest
 
-from cifarbn import benchmark
+from cifarbn.benchmark.__main__ import main
+from cifarbn.benchmark.sides import as_text, in_turn
+from cifarbn.benchmark.step import training_flops
+from cifarbn.models import ResNet
+
+# Of few cores, and of forking beside threads; both are the usual way's.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*fork:DeprecationWarning")
+
+
+def report(tmp_path, command):
+    file = tmp_path / "report.json"
+    main([*command.split(), "--json", str(file)])
+    return json.loads(file.read_text())
 
 
 def test_sides_run_in_turn_after_one_uncounted_round_each():
     ran = []
-    seconds = benchmark.in_turn(2, {"a": lambda: ran.append("a"), "b": lambda: ran.append("b")})
+    seconds = in_turn(2, {"a": lambda: ran.append("a"), "b": lambda: ran.append("b") or 7.0})
     assert ran == ["a", "b"] * 3
-    assert [len(times) for times in seconds.values()] == [2, 2]
+    assert len(seconds["a"]) == 2 and seconds["b"] == [7.0, 7.0]
 
 
-# torch and Python warn of few cores and of forking beside threads; both are torchvision's side.
-@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*fork:DeprecationWarning")
+def test_the_table_gives_rates_and_ratios_to_the_first_line():
+    text = as_text({"what": "w", "device": "d", "unit": "u/s", "amount": 12, "seconds": {"a": [4.0, 2.0], "b": [1, 1]}})
+    assert "x1.00" in text and "x3.00" in text and "12 u/s" in text
+
+
 @pytest.mark.parametrize("real", [pytest.param(True, marks=pytest.mark.cifar10), False])
-def test_our_loader_is_at_least_5_times_as_fast_as_torchvisions_transforms(tmp_path, capsys, request, real):
+def test_data_names_the_pictures_that_it_used(tmp_path, capsys, request, real):
     root = request.getfixturevalue("cifar10_root") if real else tmp_path
-    file = tmp_path / "report.json"
-    benchmark.main(f"data --rounds 3 --pictures 4000 --root {root} --json {file}".split())
-    shown, report = capsys.readouterr().out, json.loads(file.read_text())
-    assert ("4,000 pictures of cifar10" if real else f"4,000 pictures of shapes (no CIFAR-10 in {root})") in shown
-    usual, ours = report["seconds"].values()
-    assert len(usual) == len(ours) == 3
-    assert min(usual) > 5 * min(ours)
-    assert report["device"] and report["versions"]["torch"]
+    found = report(tmp_path, f"data --rounds 1 --pictures 500 --root {root}")
+    shown = capsys.readouterr().out
+    assert ("500 pictures of cifar10" if real else f"500 pictures of shapes (no CIFAR-10 in {root})") in shown
+    assert [len(seconds) for seconds in found["seconds"].values()] == [1, 1]
+    assert found["device"] and found["versions"]["torch"]
 
 
-def test_a_file_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        benchmark, "measure_data", lambda _: {"what": "", "unit": "", "amount": 1, "seconds": {"a": [1.0]}}
-    )
+def test_step_measures_every_mode_against_the_peak(tmp_path, capsys):
+    found = report(tmp_path, "step --net resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
+    assert len(found["seconds"]) == 3
+    assert all(rate > 0 for rate in found["peak_flops"].values())
+    assert "of a 4096x4096 matrix product in bfloat16" in capsys.readouterr().out
+
+
+def test_loop_measures_the_three_ways(tmp_path, capsys):
+    found = report(tmp_path, f"loop --net resnet18_narrow --rounds 1 --steps 2 --batch-size 8 --root {tmp_path}")
+    assert list(found["seconds"]) == ["the usual way", "a bare loop", "cifarbn.train"]
+    assert {"first_step", "evaluate", "checkpoint", "start and end"} == set(found["outside_training_seconds"])
+    assert "of the bare loop's images/s" in capsys.readouterr().out
+
+
+def test_probe_measures_every_recorder(tmp_path, capsys):
+    found = report(tmp_path, "probe --net resnet18_narrow --rounds 1 --steps 3 --batch-size 8")
+    assert len(found["seconds"]) == 7 and min(s[0] for s in found["seconds"].values()) > 0
+    assert "last-layer gradients:" in capsys.readouterr().out
+
+
+def test_flops_of_a_resnet18_by_hand():
+    # 0.5556 G multiply-adds forward (convolutions and head); backward does each once for the weights and once for
+    # the inputs, but for the first convolution, whose input needs no gradient (1.77 M).
+    forward = 2 * 555_422_720
+    first = 2 * 3 * 9 * 64 * 32 * 32
+    assert training_flops(ResNet(18), 1) == 3 * forward - first
+
+
+def test_a_file_that_cannot_be_written_is_one_message(tmp_path):
+    file = tmp_path / "no such" / "file"
     with pytest.raises(SystemExit, match="error: .*no such"):
-        benchmark.main(["data", "--json", str(tmp_path / "no such" / "file")])
+        main(["data", "--rounds", "1", "--pictures", "130", "--root", str(tmp_path), "--json", str(file)])
+
+
+def test_a_number_below_1_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["step", "--steps", "0"])
+    assert "must be at least 1" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from cifarbn.figures.style import INK, bare, styled
+from cifarbn.figures.style import INK, bare, styled, wrapped
 
 
 @styled
@@ -30,7 +30,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = ""
     axes.tick_params(length=0)
     axes.set(xlabel="called", ylabel="true class")
     accuracy = f"accuracy {np.trace(counts) / max(counts.sum(), 1):.1%}"
-    figure.suptitle(f"{title}: {accuracy}" if title else accuracy, x=0.02, ha="left")
+    figure.suptitle(wrapped(f"{title}: {accuracy}" if title else accuracy, size - 0.2), x=0.02, ha="left")
     for (row, column), count in np.ndenumerate(counts):
         dark = share[row, column] > 0.36
         axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color="white" if dark else INK)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cifarbn.figures.style import FAINT, MUTED, PALETTE, styled
+from cifarbn.figures.style import MUTED, PALETTE, styled, wrapped
 
 # Validation and test curves lie on each other more often than not, hence the dashes.
 PARTS = {
@@ -16,6 +16,8 @@ PARTS = {
     "val": ("validation", PALETTE[0], "-"),
     "test_curve": ("test", PALETTE[1], (0, (3, 1.5))),
 }
+WIDTH = 3.9  # inches: on a phone's screen as well, and three beside each other on a desk's
+OTHERS = "#c3c9d1"
 ORDERS_OF_MAGNITUDE = 50  # from which ratio of greatest to least a loss is drawn on a logarithmic axis
 QUANTITIES = {"loss": "loss", "acc": "accuracy"}
 
@@ -32,8 +34,7 @@ def training_curves(curves: Mapping[str, np.ndarray], title: str) -> Figure:
         title: of the figure.
     """
     measured = [q for q in QUANTITIES if any(np.isfinite(v).any() for name, v in curves.items() if name.endswith(q))]
-    figure = Figure(figsize=(4.6, 0.9 + 1.85 * len(measured)), layout="constrained")
-    figure.suptitle(title, x=0.02, ha="left")
+    figure = _figure(1.7 * len(measured) + 0.4, title)
     panels = figure.subplots(len(measured), 1, sharex=True, squeeze=False)[:, 0]
     for axes, quantity in zip(panels, measured, strict=True):
         for part, (label, colour, dashes) in PARTS.items():
@@ -42,7 +43,8 @@ def training_curves(curves: Mapping[str, np.ndarray], title: str) -> Figure:
         _finish(axes, quantity, QUANTITIES[quantity])
         axes.label_outer()
     figure.align_ylabels()
-    _legend(figure, *panels[0].get_legend_handles_labels(), ncols=3)
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    _legend(figure, list(shown.values()), list(shown), ncols=3)
     return figure
 
 
@@ -60,17 +62,27 @@ def comparison(curves: Mapping[str, np.ndarray], quantity: str, what: str, title
     """
     coloured = dict(zip(curves, PALETTE, strict=False))
     grey = len(curves) - len(coloured)
-    figure = Figure(figsize=(4.6, 3.1 + 0.19 * (len(coloured) + bool(grey))), layout="constrained")
-    figure.suptitle(title, x=0.02, ha="left")
+    names = {label: wrapped(label, WIDTH - 0.6, 9) for label in coloured}
+    lines = sum(name.count("\n") + 1 for name in names.values()) + bool(grey)
+    figure = _figure(2.3 + 0.19 * lines, title)
     axes = figure.subplots()
     for label in reversed(list(curves)):  # the first on top
-        _line_and_band(axes, curves[label], coloured.get(label, FAINT), label, band=label in coloured)
+        _line_and_band(axes, curves[label], coloured.get(label, OTHERS), label, band=label in coloured)
     _finish(axes, quantity, what)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    shown = {label: handle for label in coloured if (handle := handles.get(label))}
+    shown = {names[label]: handle for label in coloured if (handle := handles.get(label))}
     if grey:
         shown[f"{grey} others"] = handles[list(curves)[-1]]
     _legend(figure, list(shown.values()), list(shown))
+    return figure
+
+
+def _figure(height: float, title: str) -> Figure:
+    """A figure with room for its title, and so many inches besides."""
+    title = wrapped(title, WIDTH - 0.2)
+    height += 0.17 * (title.count("\n") + 1)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left")
     return figure
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cifarbn.figures.style import MUTED, bare, styled
+from cifarbn.figures.style import MUTED, bare, styled, wrapped
 
 CHANNELS = 6
 
@@ -40,8 +40,8 @@ def feature_maps(picture: np.ndarray, title: str, subtitle: str, stages: Sequenc
     cell, left, top = 0.6, 1.05, 1.3
     sheet = _Sheet(left + (1 + CHANNELS) * cell + 0.1, top + len(stages) * cell + 0.1)
     sheet.show(0.1, 0.1, 0.87, picture)
-    sheet.write(left, 0.1, title, va="top", fontweight="bold")
-    sheet.write(left, 0.34, subtitle, va="top", fontsize=9)
+    down = sheet.title(left, 0.1, title)
+    sheet.write(left, down + 0.05, subtitle, va="top", fontsize=9)
     sheet.write(left + 0.47 * cell, top - 0.06, "mean", ha="center", fontsize=8, color=MUTED)
     sheet.write(left + cell, top - 0.06, f"channels 1 to {CHANNELS}", fontsize=8, color=MUTED)
     for row, (name, maps) in enumerate(stages):
@@ -77,13 +77,14 @@ def misclassified(
 
     Args:
         pictures: (N, H, W, 3), uint8.
-        true, called: N names of classes.
+        true: N names of classes.
+        called: N names of classes.
         sure: N probabilities of what each was called.
         title: of the figure.
     """
     sheet = _grid(pictures, title, across=5, cell=0.98, below=0.5)
-    for axes, *words in zip(sheet.figure.axes, true, called, sure, strict=True):
-        axes.set_xlabel("{}\n→ {}\n{:.0%}".format(*words), fontsize=8, labelpad=2)
+    for axes, is_, taken_for, p in zip(sheet.figure.axes, true, called, sure, strict=True):
+        axes.set_xlabel(f"{is_}\n→ {taken_for}\n{p:.0%}", fontsize=8, labelpad=2)
     return sheet.figure
 
 
@@ -97,6 +98,12 @@ class _Sheet:
     def write(self, right: float, down: float, text: str, **style: Any) -> None:
         self.figure.text(right / self.width, 1 - down / self.height, text, **style)
 
+    def title(self, right: float, down: float, text: str) -> float:
+        """Write in bold as wide as there is room; returns where it ends."""
+        text = wrapped(text, self.width - right - 0.1)
+        self.write(right, down, text, va="top", fontweight="bold")
+        return down + 0.19 * (text.count("\n") + 1)
+
     def show(self, right: float, down: float, side: float, picture: np.ndarray, **style: Any) -> Axes:
         bottom = 1 - (down + side) / self.height
         axes = self.figure.add_axes((right / self.width, bottom, side / self.width, side / self.height))
@@ -107,10 +114,12 @@ class _Sheet:
 
 def _grid(pictures: np.ndarray, title: str, across: int, cell: float, below: float = 0.06) -> _Sheet:
     """Pictures in rows under a title, with room below each."""
-    edge, gap, top = 0.1, 0.06, 0.42
+    edge, gap = 0.1, 0.06
+    width = 2 * edge + across * (cell + gap) - gap
+    top = 0.22 + 0.19 * (wrapped(title, width - 2 * edge).count("\n") + 1)
     rows = math.ceil(len(pictures) / across)
-    sheet = _Sheet(2 * edge + across * (cell + gap) - gap, top + rows * (cell + below))
-    sheet.write(edge, edge, title, va="top", fontweight="bold")
+    sheet = _Sheet(width, top + rows * (cell + below))
+    sheet.title(edge, edge, title)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, across)
         sheet.show(edge + column * (cell + gap), top + row * (cell + below), cell, picture)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from cifarbn.figures.style import INK, MUTED, PALETTE, bare, styled
+from cifarbn.figures.style import INK, MUTED, PALETTE, bare, styled, wrapped
 
 # Kind of layer -> edge and fill.
 COLOURS = {
@@ -42,10 +42,10 @@ class Layer(NamedTuple):
     repeat: int = 1
 
 
-# Inches. The boxes stand between the names and shortcuts on their left, and the pooling lines and numbers on their right.
+# Inches. The boxes stand between names and shortcuts on their left, and pooling lines and numbers on their right.
 LEFT, RIGHT = 1.5, 4.05
-SHORTCUT, BUS, SHAPE, PARAMETERS = LEFT - 0.42, RIGHT + 0.16, 5.1, 5.85
-BOX, GAP, TOP, WIDTH = 0.28, 0.26, 0.78, 5.95
+SHORTCUT, BUS, SHAPE, PARAMETERS = LEFT - 0.42, RIGHT + 0.16, 5.15, 5.9
+BOX, GAP, TOP, WIDTH = 0.28, 0.26, 0.78, 6.0
 LONG_TEXT = 34  # characters that fit into a box at the usual size
 
 
@@ -58,24 +58,28 @@ def structure(layers: Sequence[Layer], title: str, input_shape: tuple[int, ...])
         title: of the figure.
         input_shape: (C, H, W) of one picture.
     """
-    height = TOP + len(layers) * (BOX + GAP) + 0.35
+    title = wrapped(title, WIDTH - 0.2)
+    top = TOP + 0.19 * title.count("\n")
+    height = top + len(layers) * (BOX + GAP) + 0.35
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0, 0, 1, 1))
     bare(axes)
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-    axes.text(0.08, 0.2, title, fontweight="bold", va="center")
+    axes.text(0.08, 0.1, title, fontweight="bold", va="top")
     middle = (LEFT + RIGHT) / 2
-    axes.text(middle, TOP - GAP - 0.12, f"picture {_size(input_shape)}", ha="center", va="center", fontsize=9)
+    axes.text(middle, top - GAP - 0.12, f"input {_size(input_shape)}", ha="center", va="center", fontsize=9)
     for x, heading in ((SHAPE, "output"), (PARAMETERS, "parameters")):
-        axes.text(x, TOP - GAP - 0.12, heading, ha="right", va="center", fontsize=8, color=MUTED)
+        axes.text(x, top - GAP - 0.12, heading, ha="right", va="center", fontsize=8, color=MUTED)
 
-    for i, layer in enumerate(layers):
-        top = TOP + i * (BOX + GAP)
-        axes.annotate("", (middle, top), (middle, top - GAP), arrowprops=_arrow(MUTED))
-        _box(axes, layer, top)
+    tops = [top + i * (BOX + GAP) for i in range(len(layers))]
+    for layer, down in zip(layers, tops, strict=True):
+        axes.annotate("", (middle, down), (middle, down - GAP), arrowprops=_arrow(MUTED))
+        _box(axes, layer, down)
         if layer.skip:
-            _shortcut(axes, layer, top)
-    _pooling(axes, layers)
+            _shortcut(axes, layer, down)
+    pooled = [down for layer, down in zip(layers, tops, strict=True) if layer.pooled]
+    if pooled:
+        _pooling(axes, pooled)
     total = sum(layer.parameters * layer.repeat for layer in layers)
     axes.text(PARAMETERS, height - 0.22, f"{total:,} in all", ha="right", va="center", fontsize=9, fontweight="bold")
     return figure
@@ -108,14 +112,11 @@ def _shortcut(axes: Axes, layer: Layer, top: float) -> None:
         axes.text(SHORTCUT, top + BOX / 2, layer.skip, ha="center", va="center", fontsize=7, bbox=box)
 
 
-def _pooling(axes: Axes, layers: Sequence[Layer]) -> None:
+def _pooling(axes: Axes, pooled: Sequence[float]) -> None:
     """From each box whose mean goes to the head, down beside the others to the box that takes all of them."""
-    pooled = [i for i, layer in enumerate(layers) if layer.pooled]
-    if not pooled:
-        return
     colour = PALETTE[1]
-    exits = [TOP + i * (BOX + GAP) + BOX / 2 for i in pooled]
-    end = TOP + (pooled[-1] + 1) * (BOX + GAP) + BOX / 2
+    exits = [top + BOX / 2 for top in pooled]
+    end = exits[-1] + BOX + GAP
     for y in exits:
         axes.plot([RIGHT, BUS], [y, y], color=colour, lw=1.1)
     axes.plot([BUS, BUS], [exits[0], end], color=colour, lw=1.1)

@@ -1,6 +1,7 @@
 """How all figures look: one palette, one type size, quiet axes."""
 
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4a9e")
 INK, MUTED, FAINT = "#24292f", "#6b7280", "#e3e6ea"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -60,6 +61,12 @@ def styled(draw: Draw) -> Draw:
             return draw(*args, **kwargs)
 
     return drawn  # type: ignore[return-value]
+
+
+def wrapped(text: str, inches: float, size: float = 10) -> str:
+    """The text with line breaks, so that it fits in so many inches at a size in points, bold or not."""
+    # DejaVu Sans Bold takes about 0.67 of its size per character, and 72 points are an inch.
+    return textwrap.fill(text, max(int(inches * 72 / (0.67 * size)), 8))
 
 
 def bare(axes: Axes) -> None:

@@ -2,6 +2,7 @@
 
 from cifarbn.models.linear import DeepLinear
 from cifarbn.models.resnet import ResNet
+from cifarbn.models.speednet import SpeedNet
 from cifarbn.models.vgg import VGG
 
-__all__ = ["VGG", "DeepLinear", "ResNet"]
+__all__ = ["VGG", "DeepLinear", "ResNet", "SpeedNet"]

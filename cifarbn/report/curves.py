@@ -15,10 +15,12 @@ MOST_FIGURES = 16  # of single groups; the comparison and curves.csv have all of
 
 def training_curves(sweep: Sweep, options: Options) -> Section | None:
     """Accuracy and loss of all groups against each other, then the training procedure of each."""
-    groups = [group for group in sweep.counted if np.isfinite(group.curves("train/loss")).any()]
+    groups = [group for group in sweep.counted if _measured(group.curves("train/loss"))]
     if not groups:
         return None
-    drawings = _comparisons(groups) if len(groups) > 1 else []
+    drawings = []
+    for data in dict.fromkeys(group.data for group in groups):
+        drawings += _comparisons(data, [group for group in groups if group.data == data])
     for group, name in zip(groups[:MOST_FIGURES], slugs(groups), strict=False):
         drawings.append(_procedure(group, name))
     text = "Each line is the mean over a group's runs, and the band about it reaches from the least to the greatest."
@@ -27,42 +29,41 @@ def training_curves(sweep: Sweep, options: Options) -> Section | None:
     return Section("Training curves", text, drawings, {"curves.csv": _as_csv(groups)})
 
 
-def _comparisons(groups: list[Group]) -> list[Drawing]:
-    part, word = (
-        ("val", "validation") if any(np.isfinite(group.curves("val/loss")).any() for group in groups) else ("train", "training")
-    )
-    drawings = []
+def _comparisons(data: str, groups: list[Group]) -> list[Drawing]:
+    drawings: list[Drawing] = []
+    if len(groups) == 1:
+        return drawings
+    validated = any(_measured(group.curves("val/loss")) for group in groups)
+    part, word = ("val", "validation") if validated else ("train", "training")
     for quantity, noun in (("acc", "accuracy"), ("loss", "loss")):
         curves = {group.label: group.curves(f"{part}/{quantity}") for group in groups}
-        if not any(np.isfinite(values).any() for values in curves.values()):
+        if not any(map(_measured, curves.values())):
             continue
         figure = figures.comparison(curves, quantity, f"{word} {noun}", names_and_n(groups))
         caption = f"{word.capitalize()} {noun} of all groups, best in the table first. {data_and_n(groups)}"
-        alt = f"Line chart of {word} {noun} against epoch for {len(groups)} groups. " + " ".join(
-            f"{label} ends at {_last(values, quantity)}." for label, values in list(curves.items())[:7]
-        )
-        drawings.append(Drawing(f"comparison-{noun}", figure, caption, alt))
+        ends = [f"{label} ends at {_last(values, quantity)}" for label, values in curves.items()]
+        alt = f"Line chart of {word} {noun} against epoch for {len(groups)} groups. {'; '.join(ends[:10])}."
+        drawings.append(Drawing(f"comparison-{data}-{noun}", figure, caption, alt))
     return drawings
 
 
 def _procedure(group: Group, name: str) -> Drawing:
     curves = {column: group.curves(column) for column in EPOCH_COLUMNS}
-    ends = {
-        word: _last(curves[column], "acc") for word, column in (("training", "train/acc"), ("validation", "val/acc"))
-    }
-    alt = f"Line charts of loss and accuracy against epoch for {group.label}; at the end " + ", ".join(
-        f"{word} accuracy {value}" for word, value in ends.items() if value
-    )
+    ends = [f"{column} ends at {_last(v, column.partition('/')[2])}" for column, v in curves.items() if _measured(v)]
+    alt = f"Line charts against epoch for {group.label}: {', '.join(ends)}."
     caption = f"Training procedure of {group.label}. {data_and_n([group])}"
-    return Drawing(f"curves-{name}", figures.training_curves(curves, heading(group)), caption, alt + ".")
+    return Drawing(f"curves-{name}", figures.training_curves(curves, heading(group)), caption, alt)
+
+
+def _measured(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).any())
 
 
 def _last(values: np.ndarray, quantity: str) -> str:
-    measured = np.isfinite(values).any(0)
-    if not measured.any():
-        return ""
-    last = float(np.nanmean(values[:, measured][:, -1]))
-    return accuracy(last) if quantity == "acc" else f"{last:.3f}"
+    if not _measured(values):
+        return "nothing"
+    last = values[:, np.flatnonzero(np.isfinite(values).any(0))[-1]]
+    return accuracy(float(np.nanmean(last))) if quantity == "acc" else f"{np.nanmean(last):.3f}"
 
 
 def _as_csv(groups: list[Group]) -> str:

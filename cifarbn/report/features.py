@@ -71,7 +71,8 @@ def choose_picture(wanted: str | None, test: Images, classes: tuple[str, ...]) -
         wanted = str(int((test.labels == classes.index(wanted)).int().argmax()))
     if not wanted.isdecimal() or int(wanted) >= len(test):
         raise UserError(
-            f"there is no test picture {wanted!r}: a class is one of {', '.join(classes)}, and a number is below {len(test)}"
+            f"there is no test picture {wanted!r}: a class is one of {', '.join(classes)}; "
+            f"a number is below {len(test)}"
         )
     return int(wanted), classes[int(test.labels[int(wanted)])]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,13 +184,15 @@ def gather(root: Path) -> Sweep:
         UserError: if there is none.
     """
     root = Path(root)
-    unreadable, by_config = {}, {}
+    unreadable: dict[str, str] = {}
+    by_config: dict[str, list[RunRecord]] = {}
     for folder in find_runs(root):
         name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
         try:
             result = read_result(folder)
         except (UserError, OSError) as error:
-            unreadable[name] = f"unreadable: {error}"
+            # Without the path, for that is the machine's.
+            unreadable[name] = f"unreadable: {error}".replace(f"{folder}{os.sep}", "")
             continue
         if result:
             key = json.dumps(without_seed(result.get("config", {})), sort_keys=True)

@@ -15,7 +15,7 @@ from cifarbn.errors import UserError
 from cifarbn.predict import TrainedNet, load_run
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.section import Options
-from cifarbn.report.wording import slugs
+from cifarbn.report.wording import how_many, slugs
 
 # Options of the data that do not change which pictures there are.
 OF_TRAINING = ("augmentation", "seed", "batch_size", "eval_batch_size", "drop_last", "test_curve")
@@ -47,12 +47,12 @@ class Inside:
     @property
     def heading(self) -> str:
         """The title of its figures."""
-        return f"{self.group.label} ({self.group.data}, one of n = {len(self.group.runs)})"
+        return f"{self.group.label} ({self.group.data}, one of {how_many([self.group])})"
 
     @property
     def whose(self) -> str:
         """Whose net it is, for a caption."""
-        return f"{self.group.label} on {self.group.data}, one run (seed {self.run.seed}) of n = {len(self.group.runs)}"
+        return f"{self.group.label} on {self.group.data}, one run (seed {self.run.seed}) of {how_many([self.group])}"
 
 
 @lru_cache(maxsize=1)

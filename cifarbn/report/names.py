@@ -8,7 +8,8 @@ from typing import Any
 from cifarbn.runs import NOT_THE_EXPERIMENT, Result
 
 UNNAMED = (*NOT_THE_EXPERIMENT, "seed", "target")
-CHOICES_THAT_NAME_THEMSELVES = ("model", "experiment")  # `vgg_a` says more than `augment=none` would by `none`
+# Their values say what they are: `vgg_a` does, the `none` of `augment=none` does not.
+CHOICES_THAT_NAME_THEMSELVES = ("experiment", "data", "model", "activation", "loss", "optim")
 
 
 def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:

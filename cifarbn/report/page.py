@@ -38,7 +38,7 @@ def html_page(sweep: Sweep, sections: Sequence[Section], images: Mapping[str, Im
     body = [
         f"<h1>{escape(title(sweep))}</h1>",
         f"<p>{escape(summary(sweep))}</p>",
-        _html_table(table.columns(sweep), sweep) if sweep.counted else "",
+        _html_table(table.columns(sweep)) if sweep.counted else "",
         _paragraphs(notes(sweep)),
         _html_left_out(sweep),
         _html_same(sweep),
@@ -78,7 +78,11 @@ def summary(sweep: Sweep) -> str:
     text = f"{_count(runs, 'run')} in {_count(len(sweep.counted), 'group')} that differ in more than the seed."
     if left_out := len(sweep.left_out):
         text += f" {_count(left_out, 'run')} left out, see below."
-    return f"{text} {data_and_n(sweep.counted)}" if sweep.counted else text
+    if not sweep.counted:
+        return text
+    hardware = table.devices(sweep)
+    trained_on = f" Trained on {hardware[0]}." if len(hardware) == 1 and hardware[0] else ""
+    return f"{text} {data_and_n(sweep.counted)}{trained_on}"
 
 
 def notes(sweep: Sweep) -> list[str]:
@@ -95,7 +99,7 @@ def notes(sweep: Sweep) -> list[str]:
         found.append("The gap is measured minus target, in percentage points.")
     if len({group.data for group in sweep.counted}) > 1:
         found.append("Groups on different data do not compare with each other.")
-    return [" ".join(found)]
+    return [" ".join(found), "The same numbers are in table.csv and table.tex, those of every run in runs.csv."]
 
 
 def provenance(sweep: Sweep) -> str:
@@ -106,18 +110,16 @@ def provenance(sweep: Sweep) -> str:
     return f"Made by {', '.join(sorted(versions)) or 'unknown versions'}; code: {', '.join(sorted(commits))}."
 
 
-def _html_table(columns: Mapping[str, Sequence[str]], sweep: Sweep) -> str:
-    words = {"runs", "data", "device"}
-    kinds = ["word" if heading in words else "number" for heading in columns]
+def _html_table(columns: Mapping[str, Sequence[str]]) -> str:
+    kinds = ["word" if heading in table.WORDS else "number" for heading in columns]
     head = "".join(f'<th scope="col" class="{k}">{escape(h)}</th>' for h, k in zip(columns, kinds, strict=True))
     body = []
     for cells in zip(*columns.values(), strict=True):
         first, *others = [escape(cell) for cell in cells]
         row = "".join(f'<td class="{k}">{cell}</td>' for cell, k in zip(others, kinds[1:], strict=True))
         body.append(f'<tr><th scope="row" class="word">{first}</th>{row}</tr>')
-    caption = "Groups of runs, best first; table.csv, table.tex and runs.csv beside this page have the same numbers."
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of groups"><table><caption>{caption}</caption>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Groups of runs, best first"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -206,12 +208,15 @@ code { font-size: .85em; background: var(--card); border: 1px solid var(--line);
 nav { margin: 1.5rem 0; }
 section { border-top: 1px solid var(--line); padding-top: 1.25rem; margin-top: 1.75rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin-bottom: 1rem; }
-caption { caption-side: bottom; text-align: left; color: var(--muted); padding-top: .4rem; font-size: .85rem; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; margin-bottom: 1rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; border-bottom: 2px solid var(--line); }
+thead th { white-space: normal; font-weight: 600; line-height: 1.3; color: var(--muted); vertical-align: bottom;
+  border-bottom: 2px solid var(--line); }
 .word { text-align: left; } .number { text-align: right; }
-tbody th { font-weight: 600; position: sticky; left: 0; background: var(--page); white-space: normal; min-width: 9rem; }
+tbody th { font-weight: 600; position: sticky; left: 0; background: var(--page); }
+td.word:last-child { white-space: normal; min-width: 9rem; }
+@media (max-width: 45rem) { tbody th { white-space: normal; min-width: 7.5rem; } th, td { padding: .35rem .45rem; } }
 .warning { background: var(--warn-page); border-left: .25rem solid var(--warn); padding: .8rem 1rem; margin: 1rem 0;
   border-radius: .25rem; }
 .warning h2 { font-size: 1rem; color: var(--warn); } .warning ul { margin: 0; padding-left: 1.1rem; }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,24 @@ from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.wording import slugs
 
 LONG = 24  # boxes; in a longer net equal neighbours share one
-KINDS = {"convolution": nn.Conv2d, "linear": nn.Linear, "pool": (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)}
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "convolution": (nn.Conv2d,),
+    "linear": (nn.Linear,),
+    "pool": (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+}
 
 
 def structures(sweep: Sweep, options: Options) -> Section | None:
     """A diagram of each net whose modules are not those of one before it."""
     drawings: list[Drawing] = []
+    seen: list[Any] = []
     drawn: set[tuple[Layer, ...]] = set()
     for group, name in zip(sweep.counted, slugs(sweep.counted), strict=True):
         if len(drawings) == options.nets:
             break
+        if (model := group.config.get("model")) in seen:
+            continue
+        seen.append(model)
         try:
             net = build_net(group.config)
         except UserError:
@@ -43,8 +52,8 @@ def trace(net: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """The boxes of a net's diagram, in the order in which it applies its modules.
 
     A residual block is one box; layers that have neither convolution nor matrix (norms, activations, dropout) belong to
-    the box before them. Where a linear layer takes fewer numbers than the box before it gives, a box for the mean over
-    positions stands between them; where it takes as many as the channels of all blocks together, all are `pooled`.
+    the box before them. Where a vector is taken after maps were given, a box for the mean over positions stands
+    between; where it is as long as the channels of all blocks together, it is the mean of all, which are `pooled`.
 
     Args:
         net: maps (N, *shape) to (N, C) logits. It is put into eval mode, and its buffers stay as they are.
@@ -53,14 +62,14 @@ def trace(net: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     layers: list[Layer] = []
     for name, module, taken, given in _calls(net.eval(), shape):
         kind = next((kind for kind, types in KINDS.items() if isinstance(module, types)), None)
+        if layers and len(taken) < len(layers[-1].shape):
+            layers = _pooled(layers, taken)
+            what = "mean of every block" if any(layer.pooled for layer in layers) else "mean over positions"
+            layers.append(Layer("", "pool", what, taken, 0))
         if is_block(module):
             block = Layer(name, "block", _convolutions(module), given, _parameters(module), skip=_shortcut(module))
             layers.append(block)
         elif kind:
-            if kind == "linear" and layers and taken != layers[-1].shape:
-                layers = _pooled(layers, taken)
-                what = "mean of every block" if any(layer.pooled for layer in layers) else "mean over positions"
-                layers.append(Layer("", "pool", what, taken, 0))
             layers.append(Layer(name, kind, _operation(module), given, _parameters(module)))
         elif layers and not _does_nothing(module):
             last = layers[-1]

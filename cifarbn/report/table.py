@@ -11,6 +11,7 @@ from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
 
 METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
+WORDS = ("runs", "data", "device")  # columns that hold no numbers
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
@@ -28,8 +29,7 @@ def run_rows(sweep: Sweep) -> list[dict[str, Any]]:
 def columns(sweep: Sweep) -> dict[str, list[str]]:
     """The table for people: heading -> a cell a group, without the columns that nobody has anything in."""
     table = rows(sweep)
-    shown: dict[str, list[str]] = {"runs": [row["group"] for row in table], "data": [row["data"] for row in table]}
-    shown["n"] = [str(row["n"]) for row in table]
+    shown: dict[str, list[str]] = {"runs": [row["group"] for row in table], "n": [str(row["n"]) for row in table]}
     for metric, heading in (("test/acc", "test accuracy, %"), ("val/acc", "validation accuracy, %")):
         shown[heading] = [_plus_minus(row, metric, 100) for row in table]
         if metric == "test/acc":
@@ -39,12 +39,19 @@ def columns(sweep: Sweep) -> dict[str, list[str]]:
     if not any(_has(shown[heading]) for heading in ("test accuracy, %", "validation accuracy, %")):
         shown["training loss"] = [_plus_minus(row, "train/loss", 1, 4) for row in table]
         shown["95 % interval"] = [_interval(row, "train/loss", 1, 4) for row in table]
+    shown["data"] = [row["data"] for row in table]
     shown["epochs"] = [str(row["epochs"]) for row in table]
     shown["parameters"] = [f"{row['parameters']:,}" if row["parameters"] else "" for row in table]
     shown["training, s"] = [f"{row['seconds']:,.0f}" if row["seconds"] is not None else "" for row in table]
     shown["images/s"] = [f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "" for row in table]
-    shown["device"] = [row["device"] for row in table]
+    if len(devices(sweep)) > 1:
+        shown["device"] = [row["device"] for row in table]
     return {heading: cells for heading, cells in shown.items() if _has(cells)}
+
+
+def devices(sweep: Sweep) -> list[str]:
+    """What the runs that count were trained on; the table has a column for it where there are several."""
+    return list(dict.fromkeys(_device(run) for group in sweep.counted for run in group.runs))
 
 
 def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
@@ -68,7 +75,7 @@ def as_latex(sweep: Sweep) -> str:
     head, *body = [[_latex(cell) for cell in line] for line in [list(shown), *zip(*shown.values(), strict=True)]]
     lines = [
         r"% \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{ll{'r' * (len(shown) - 3)}l}}",
+        rf"\begin{{tabular}}{{{''.join('l' if heading in WORDS else 'r' for heading in shown)}}}",
         *(r"\toprule", f"{' & '.join(head)} {chr(92) * 2}", r"\midrule"),
         *(f"{' & '.join(line)} {chr(92) * 2}" for line in body),
         *(r"\bottomrule", r"\end{tabular}"),

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from cifarbn.report.gather import Group
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
 
 def data_and_n(groups: Sequence[Group]) -> str:
     """Which data the groups' runs used, and how many runs there are of each group.
@@ -13,17 +15,17 @@ def data_and_n(groups: Sequence[Group]) -> str:
     'Data: cifar10 (45,000 training, 5,000 validation and 10,000 test pictures). n = 3.'
     """
     data = dict.fromkeys(_data(group) for group in groups)
-    return f"Data: {'; '.join(data)}. {_n(groups)}."
+    return f"Data: {'; '.join(data)}. {how_many(groups)}."
 
 
 def names_and_n(groups: Sequence[Group]) -> str:
     """The same, short enough for a figure's title: 'cifar10, n = 3 per group'."""
-    return f"{', '.join(dict.fromkeys(group.data for group in groups))}, {_n(groups)}"
+    return f"{', '.join(dict.fromkeys(group.data for group in groups))}, {how_many(groups)}"
 
 
 def heading(group: Group) -> str:
     """The title of a group's figure: short enough to stand on one, it says data and n."""
-    return f"{group.label} ({group.data}, n = {len(group.runs)})"
+    return f"{group.label} ({group.data}, {how_many([group])})"
 
 
 def accuracy(fraction: float) -> str:
@@ -42,10 +44,11 @@ def slugs(groups: Sequence[Group]) -> list[str]:
     return found
 
 
-def _n(groups: Sequence[Group]) -> str:
+def how_many(groups: Sequence[Group]) -> str:
+    """How many runs count: 'n = 3', or 'n = 2 to 3 per group', in one piece."""
     counts = sorted({len(group.runs) for group in groups})
-    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-    return n + (" per group" if len(groups) > 1 else "")
+    text = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    return text.replace(" ", NO_BREAK) + (" per group" if len(groups) > 1 else "")
 
 
 def _data(group: Group) -> str:

@@ -1,0 +1,136 @@
+"""`step`: a training step of one net in each precision, layout and compilation, and how far it is from the peak."""
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from cifarbn.benchmark.sides import Report, in_turn, wait_for
+from cifarbn.models import VGG, ResNet
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: ResNet(18),
+    "resnet18_narrow": lambda: ResNet(18, width=16),
+    "vgg_a": lambda: VGG("A"),
+    "vgg_a_bn": lambda: VGG("A", norm=nn.BatchNorm2d),
+}
+PEAK_SIZE = 4096  # of the square matrix product that stands for the device's peak
+
+
+def measure_step(chosen: argparse.Namespace) -> Report:
+    """Forward, backward and SGD step on one batch in memory, in each mode of this device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    modes = {
+        "fp32, contiguous": (torch.float32, torch.contiguous_format, False),
+        "fp32, channels_last": (torch.float32, torch.channels_last, False),
+        "bf16, channels_last": (torch.bfloat16, torch.channels_last, False),
+    }
+    if chosen.compile:
+        modes["fp32, channels_last, compiled"] = (torch.float32, torch.channels_last, True)
+        modes["bf16, channels_last, compiled"] = (torch.bfloat16, torch.channels_last, True)
+    notes, sides = [], {}
+    for name, (dtype, layout, compiled) in modes.items():
+        step = TrainingStep(NETS[chosen.net](), chosen.batch_size, device, dtype, layout, compiled)
+        if compiled:
+            start = time.perf_counter()
+            step()
+            wait_for(device)
+            notes.append(f"{name}: compiling took {time.perf_counter() - start:.1f} s")
+        sides[name] = _repeated(step, chosen.steps, device)
+    seconds = in_turn(chosen.rounds, sides)
+    flops = training_flops(NETS[chosen.net](), chosen.batch_size)
+    peaks = {dtype: peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    notes.append(f"{flops / chosen.batch_size / 1e9:.3f} GFLOP an image, forward and backward")
+    for name, (dtype, _, _) in modes.items():
+        rate = chosen.steps * flops / statistics.median(seconds[name])
+        notes.append(
+            f"{name}: {rate / 1e9:,.0f} GFLOP/s, {rate / peaks[dtype]:.0%} of the {peaks[dtype] / 1e9:,.0f} of a "
+            f"{PEAK_SIZE}x{PEAK_SIZE} matrix product in {str(dtype).removeprefix('torch.')}"
+        )
+    return {
+        "what": f"training steps of {chosen.net}, batch {chosen.batch_size}, {torch.get_num_threads()} threads",
+        "unit": "images/s",
+        "amount": chosen.steps * chosen.batch_size,
+        "seconds": seconds,
+        "flops_per_image": flops / chosen.batch_size,
+        "peak_flops": {str(dtype).removeprefix("torch."): value for dtype, value in peaks.items()},
+        "notes": notes,
+    }
+
+
+class TrainingStep:
+    """One step of SGD with momentum on a fixed random batch."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.contiguous_format,
+        compiled: bool = False,
+    ) -> None:
+        self.net = net.to(device, memory_format=layout)
+        if compiled:
+            self.net.compile()
+        self.pictures = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=layout)
+        self.labels = torch.randint(10, (batch_size,), device=device)
+        self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+
+    def __call__(self) -> Tensor:
+        """Take the step; returns the loss."""
+        return training_step(self.net, self.optimizer, self.autocast, self.pictures, self.labels)
+
+
+def training_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    autocast: contextlib.AbstractContextManager[object],
+    pictures: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """Forward, backward and optimizer step, as anybody would write them."""
+    with autocast:
+        loss = functional.cross_entropy(net(pictures), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def training_flops(net: nn.Module, batch_size: int) -> int:
+    """Floating-point operations of a forward and backward pass, counted by torch; a multiply-add counts two."""
+    step = TrainingStep(net, batch_size, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """FLOP/s of a large square matrix product: what this device reaches at its best, through torch."""
+    a = torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).to(dtype)
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(rates) < 3 or time.perf_counter() < end:
+        wait_for(device)
+        start = time.perf_counter()
+        a @ a
+        wait_for(device)
+        rates.append(2 * PEAK_SIZE**3 / (time.perf_counter() - start))
+    return max(rates)
+
+
+def _repeated(step: TrainingStep, times: int, device: torch.device) -> Callable[[], None]:
+    def side() -> None:
+        for _ in range(times):
+            step()
+        wait_for(device)
+
+    return side

@@ -138,9 +138,9 @@ class Classifier(pl.LightningModule):
         """Show the net a batch before its first step; on a resume put the generators where the checkpoint had them."""
         self.on_train_epoch_start()  # which a resume in the middle of an epoch would go without
         if self._rng is None:
-            if hasattr(self.net, "initialize_from"):
+            if initialize_from := getattr(self.net, "initialize_from", None):
                 pictures, _ = next(iter(self.trainer.train_dataloader))  # type: ignore[arg-type]
-                self.net.initialize_from(pictures.to(self.device))
+                initialize_from(pictures.to(self.device))
             return
         torch.set_rng_state(self._rng["cpu"].cpu())
         if len(self._rng["cuda"]) == torch.cuda.device_count():
@@ -149,8 +149,8 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Tell the net which epoch begins."""
-        if hasattr(self.net, "start_epoch"):
-            self.net.start_epoch(self.current_epoch)
+        if start_epoch := getattr(self.net, "start_epoch", None):
+            start_epoch(self.current_epoch)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from cifarbn.hardware import multiplies_bf16
 
 
 class Muon(Optimizer):
-    """Orthogonalised momentum for filter banks (Jordan et al. 2024, kellerjordan.github.io/posts/muon), SGD for the rest.
+    """Orthogonalised momentum for filter banks, SGD with Nesterov momentum for everything else.
 
-    A filter bank, a parameter of more than two dimensions, is read as a matrix M with a row per filter. With gradient G
+    Jordan et al. 2024, kellerjordan.github.io/posts/muon. A filter bank, a parameter of more than two dimensions, is
+    read as a matrix M with a row per filter. With its gradient G
 
         B <- momentum B + (1 - momentum) G
         M <- M sqrt(rows) / |M|                                                    where `normalize`
@@ -75,7 +76,7 @@ class Muon(Optimizer):
         super().__init__([group for group in groups if group["params"]], {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; parameters without a gradient stay as they are. Returns what `closure` does."""
         loss = None
         if closure is not None:
@@ -93,8 +94,10 @@ class Muon(Optimizer):
     def _step_filter_bank(self, bank: Tensor, group: dict[str, Any]) -> None:
         gradient, momentum = bank.grad, group["momentum"]
         assert gradient is not None
-        buffer = self.state[bank].setdefault("momentum_buffer", torch.zeros_like(bank))
-        buffer.lerp_(gradient, 1 - momentum)
+        state = self.state[bank]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(bank)
+        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         update = orthogonalize(gradient.lerp(buffer, momentum).flatten(1), group["iterations"])
         rows, columns = update.shape
         if group["normalize"]:

@@ -29,7 +29,8 @@ class ProgressBar(TQDMProgressBar):
         if elapsed < 1 and batch_idx + 1 < trainer.num_training_batches:
             return
         bar = self.train_progress_bar
-        bar.n = batch_idx + 1
+        # The total as well: a run resumed in the middle of an epoch has no epoch's start, which would set it.
+        bar.n, bar.total = batch_idx + 1, trainer.num_training_batches
         # Reading the loss waits for the device, so it comes before the time is taken.
         loss = float(outputs["loss"])
         elapsed = time.monotonic() - self._last_drawn

@@ -25,6 +25,7 @@ from cifarbn.errors import Diverged, Interrupted, UserError
 
 RESULT = "result.json"
 CHECKPOINT = "last.ckpt"
+RECORDINGS = "recordings.npz"
 LONGEST_NAME = 120
 PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
 
@@ -155,7 +156,7 @@ class Run:
 
     def _clear(self) -> None:
         """A run without a checkpoint starts from nothing, whatever an earlier start left."""
-        for pattern in ("metrics.csv", "recordings.npz", "events.out.tfevents.*", "*.tmp"):
+        for pattern in ("metrics.csv", RECORDINGS, "events.out.tfevents.*", "*.tmp"):
             for file in self.folder.glob(pattern):
                 file.unlink()
         self.result.pop("seconds", None)

@@ -37,8 +37,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     with building("model"):
         net = hardware.prepare(instantiate(cfg.model))
     with building("loss, optim or schedule"):
-        parts = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
-        classifier = Classifier(net, *parts, test_views=cfg.test_views)
+        loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
+        classifier = Classifier(net, loss, optimizer, schedule, test_views=cfg.test_views)
     with building("record"):
         recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 

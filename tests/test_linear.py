@@ -21,6 +21,12 @@ def test_it_is_the_product_of_its_weights(depth):
     torch.testing.assert_close(net(x), x @ product.T)
 
 
+def test_a_normalisation_stands_after_every_layer_but_the_last():
+    net = DeepLinear(4, norm=nn.BatchNorm1d)
+    kinds = [type(module) for module in net.modules() if not list(module.children())]
+    assert kinds == 3 * [nn.Linear, nn.BatchNorm1d] + [nn.Linear]
+
+
 def test_the_head_is_the_last_layer():
     for depth in (1, 25):
         net = DeepLinear(depth)

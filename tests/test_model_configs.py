@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from cifarbn.models import VGG, DeepLinear, ResNet
+from cifarbn.models import VGG, DeepLinear, ResNet, SpeedNet
 from cifarbn.models.normalization import GroupNorm2d, LayerNorm2d, LpNorm2d, NoisyBatchNorm2d
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -40,6 +40,7 @@ COUNTS = {
     "vgg_e": 20_554_826,
     "vgg_e_bn": 20_565_834,
     "dln": 2_500,
+    "speednet": 1_972_504,
 }
 
 
@@ -66,7 +67,7 @@ def test_every_model_has_a_count():
 def test_a_models_yaml_builds_it_and_states_its_parameter_count(build, name):
     with torch.device("meta"):
         net = build(f"model={name}")
-    assert isinstance(net, (ResNet, VGG, DeepLinear))
+    assert isinstance(net, (ResNet, VGG, DeepLinear, SpeedNet))
     assert sum(p.numel() for p in net.parameters()) == COUNTS[name]
     header = (CONF / "model" / f"{name}.yaml").read_text().splitlines()[0]
     assert header.startswith("# ") and header.endswith(f": {COUNTS[name]:,} parameters.")

@@ -76,7 +76,7 @@ class TrainingStep:
         layout: torch.memory_format = torch.contiguous_format,
         compiled: bool = False,
     ) -> None:
-        self.net = net.to(device, memory_format=layout)
+        self.net = net.to(device).to(memory_format=layout)
         if compiled:
             self.net.compile()
         self.pictures = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=layout)

@@ -3,16 +3,22 @@
 from cifarbn.figures.confusion import confusion_matrix
 from cifarbn.figures.curves import comparison, training_curves
 from cifarbn.figures.pictures import FeatureMaps, feature_maps, first_layer_filters, misclassified
+from cifarbn.figures.smoothness import bands, distance_curves, factors, lines, walks
 from cifarbn.figures.structure import Layer, structure
 
 __all__ = [
     "FeatureMaps",
     "Layer",
+    "bands",
     "comparison",
     "confusion_matrix",
+    "distance_curves",
+    "factors",
     "feature_maps",
     "first_layer_filters",
+    "lines",
     "misclassified",
     "structure",
     "training_curves",
+    "walks",
 ]

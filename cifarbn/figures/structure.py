@@ -14,6 +14,7 @@ COLOURS = {
     "convolution": (PALETTE[0], "#dcebf7"),
     "block": (PALETTE[2], "#d9f0e8"),
     "pool": (MUTED, "#eceef1"),
+    "other": (MUTED, "#eceef1"),
     "linear": (PALETTE[1], "#fae5d8"),
 }
 
@@ -23,12 +24,12 @@ class Layer(NamedTuple):
 
     Attributes:
         name: of the module, such as "layer1.0".
-        kind: "convolution", "block" (residual), "pool" or "linear"; it gives the colour.
+        kind: "convolution", "block" (residual), "linear", "pool" or "other"; it gives the colour.
         what: the text in the box.
         shape: of the output for one picture: (C, H, W) or (C,).
         parameters: of one such box.
         skip: what stands on the shortcut round the box: "identity", "conv 1×1", ...; empty without a shortcut.
-        pooled: whether the mean of its output goes to the head directly as well.
+        pooled: whether its output, pooled, goes to the head directly as well.
         repeat: how many such boxes follow each other.
     """
 
@@ -113,7 +114,7 @@ def _shortcut(axes: Axes, layer: Layer, top: float) -> None:
 
 
 def _pooling(axes: Axes, pooled: Sequence[float]) -> None:
-    """From each box whose mean goes to the head, down beside the others to the box that takes all of them."""
+    """From each box whose output goes to the head, down beside the others to the box that takes all of them."""
     colour = PALETTE[1]
     exits = [top + BOX / 2 for top in pooled]
     end = exits[-1] + BOX + GAP

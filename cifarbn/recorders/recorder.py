@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifarbn.classifier import Batch, Classifier
+from cifarbn.runs import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.preserving import preserved
 from cifarbn.smoothness.randomness import replayed
-
-FILE = "recordings.npz"
 
 
 class Recorder(pl.Callback):
@@ -69,7 +68,7 @@ class RecordingsFile(pl.Callback):
     """
 
     def __init__(self, folder: Path, recorders: Sequence[Recorder]) -> None:
-        self.file = Path(folder) / FILE
+        self.file = Path(folder) / RECORDINGS
         self.recorders = recorders
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

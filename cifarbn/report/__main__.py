@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with plain_errors():
         if not chosen.dir.is_dir():
             raise UserError(f"there is no folder {chosen.dir}; `python -m cifarbn.train` makes multirun_outputs/")
+        if chosen.nets < 0:
+            raise UserError(f"--nets must be at least 0, not {chosen.nets}")
         out = chosen.out or chosen.dir / "report"
         sweep = gather(chosen.dir)
         options = Options(chosen.picture, chosen.data_root, chosen.nets)

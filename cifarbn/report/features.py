@@ -42,8 +42,8 @@ def first_layer_filters(sweep: Sweep, options: Options) -> Section | None:
     drawings = []
     for inside in look_inside(sweep, options):
         modules = inside.trained.net.modules() if inside.trained else ()
-        first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
-        if first is None or first.in_channels != 3:
+        first = next((m for m in modules if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
+        if first is None:
             continue
         weight = first.weight.detach().numpy()
         caption = f"First-layer filters of {inside.whose}."
@@ -81,19 +81,25 @@ def choose_picture(wanted: str | None, test: Images, classes: tuple[str, ...]) -
 def stage_outputs(net: nn.Module, picture: Tensor) -> list[FeatureMaps]:
     """What the net's stages make of one normalised picture (1, 3, H, W), in the order of the net.
 
-    Stages are the residual blocks, or where there are none the convolutions up to each max pool. A net with neither
-    has no stages.
+    Stages are the residual blocks; where there are none, what goes into each max pool; where there is neither, what
+    comes out of each convolution.
     """
     found: list[FeatureMaps] = []
 
     def keep(name: str, maps: Tensor) -> None:
         found.append(FeatureMaps(name, maps[0].numpy().copy()))
 
-    blocks = [(name, module) for name, module in net.named_modules() if is_block(module)]
-    pools = [module for module in net.modules() if isinstance(module, nn.MaxPool2d)] if not blocks else []
-    handles = [m.register_forward_hook(lambda _, __, maps, name=name: keep(name, maps)) for name, m in blocks]
-    for i, pool in enumerate(pools, 1):
-        handles.append(pool.register_forward_pre_hook(lambda _, maps, i=i: keep(f"stage {i}", maps[0])))
+    modules = list(net.named_modules())
+    blocks = [(name, module) for name, module in modules if is_block(module)]
+    pools = [module for _, module in modules if isinstance(module, nn.MaxPool2d)]
+    convolutions = [(name, module) for name, module in modules if isinstance(module, nn.Conv2d)]
+    handles = []
+    if pools and not blocks:
+        for i, pool in enumerate(pools, 1):
+            handles.append(pool.register_forward_pre_hook(lambda _, maps, i=i: keep(f"stage {i}", maps[0])))
+    else:
+        for name, module in blocks or convolutions:
+            handles.append(module.register_forward_hook(lambda _, __, maps, name=name: keep(name, maps)))
     try:
         net(picture)
     finally:

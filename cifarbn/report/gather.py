@@ -15,7 +15,7 @@ import numpy as np
 from cifarbn.errors import UserError
 from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.names import leaves, name_groups
-from cifarbn.runs import Result, find_runs, read_result
+from cifarbn.runs import RECORDINGS, Result, find_runs, read_result
 from cifarbn.smoothness.dead_runs import dead_since
 
 STEP_COLUMNS = [name for name in COLUMNS if name in ("step", "epoch", "lr") or name.startswith("step/")]
@@ -47,6 +47,8 @@ class RunRecord:
             return "interrupted; the same command continues it"
         if status != "done":
             return f"{status}: {self.result.get('error') or 'without a message'}"
+        if bad := [name for name, value in self.result.get("metrics", {}).items() if not math.isfinite(value)]:
+            return f"its {', '.join(bad)} is not a finite number"
         if self._died(self._epochs_and_last_steps[1]) is not None:
             return f"dead since step {self._died(self.steps)}: its loss stays at that of a guess, or it has no gradient"
         return None
@@ -76,6 +78,15 @@ class RunRecord:
     def steps(self) -> dict[str, np.ndarray]:
         """Column of metrics.csv -> (T,) float64: `step` (from 0), `lr`, `step/loss`, `step/acc`, `step/grad_norm`."""
         return _columns(self._lines(), STEP_COLUMNS)
+
+    @cached_property
+    def recordings(self) -> dict[str, np.ndarray]:
+        """Array of recordings.npz by name; empty where the run recorded nothing."""
+        try:
+            with np.load(self.folder / RECORDINGS) as file:
+                return dict(file)
+        except FileNotFoundError:
+            return {}
 
     @cached_property
     def _epochs_and_last_steps(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -136,7 +147,7 @@ class Group:
     def metric(self, name: str) -> list[float]:
         """The final values of a metric such as `test/acc`, of the runs that have it."""
         values = (run.result.get("metrics", {}).get(name) for run in self.runs)
-        return [value for value in values if value is not None and math.isfinite(value)]
+        return [value for value in values if value is not None]
 
     def curves(self, name: str) -> np.ndarray:
         """(runs, epochs) of a column such as `val/acc`, NaN where a run has no value."""

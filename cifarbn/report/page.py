@@ -226,7 +226,7 @@ pre { overflow-x: auto; font-size: .8rem; background: var(--card); border: 1px s
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .75rem;
   width: calc(var(--width) + 1.5rem + 2px); max-width: 100%; }
-img { display: block; width: 100%; min-width: calc(.64 * var(--width)); height: auto; }
+img { display: block; width: 100%; min-width: calc(.57 * var(--width)); height: auto; }
 figcaption { color: var(--muted); font-size: .85rem; line-height: 1.4; margin-top: .5rem; }
 footer { margin-top: 2.5rem; color: var(--muted); font-size: .8rem; }
 @media (prefers-color-scheme: dark) { .chart { filter: invert(.9) hue-rotate(180deg); }

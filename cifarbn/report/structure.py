@@ -51,9 +51,9 @@ def structures(sweep: Sweep, options: Options) -> Section | None:
 def trace(net: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """The boxes of a net's diagram, in the order in which it applies its modules.
 
-    A residual block is one box; layers that have neither convolution nor matrix (norms, activations, dropout) belong to
-    the box before them. Where a vector is taken after maps were given, a box for the mean over positions stands
-    between; where it is as long as the channels of all blocks together, it is the mean of all, which are `pooled`.
+    A residual block is one box; layers that keep the shape (norms, activations, dropout) belong to the box before them.
+    Where a vector is taken after maps were given, a box for the pool over positions stands between; where it is as
+    long as the channels of all blocks together, it is the pool of all, which are `pooled`.
 
     Args:
         net: maps (N, *shape) to (N, C) logits. It is put into eval mode, and its buffers stay as they are.
@@ -64,14 +64,16 @@ def trace(net: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
         kind = next((kind for kind, types in KINDS.items() if isinstance(module, types)), None)
         if layers and len(taken) < len(layers[-1].shape):
             layers = _pooled(layers, taken)
-            what = "mean of every block" if any(layer.pooled for layer in layers) else "mean over positions"
+            what = "pool of every block" if any(layer.pooled for layer in layers) else "pool over positions"
             layers.append(Layer("", "pool", what, taken, 0))
         if is_block(module):
             block = Layer(name, "block", _convolutions(module), given, _parameters(module), skip=_shortcut(module))
             layers.append(block)
         elif kind:
             layers.append(Layer(name, kind, _operation(module), given, _parameters(module)))
-        elif layers and not _does_nothing(module):
+        elif not layers or taken != given:
+            layers.append(Layer(name, "other", type(module).__name__, given, _parameters(module)))
+        elif not _does_nothing(module):
             last = layers[-1]
             what, parameters = f"{last.what} · {type(module).__name__}", last.parameters + _parameters(module)
             layers[-1] = last._replace(what=what, shape=given, parameters=parameters)
@@ -84,9 +86,10 @@ def is_block(module: nn.Module) -> bool:
 
 
 def input_shape(net: nn.Module) -> tuple[int, ...]:
-    """What the net's first layer takes: (C, 32, 32) for a convolution, (features,) for a matrix."""
-    first = next(m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
-    return (first.in_channels, SIDE, SIDE) if isinstance(first, nn.Conv2d) else (first.in_features,)
+    """What a net takes: a picture (3, 32, 32) if it has convolutions, else as many numbers as its first matrix."""
+    if any(isinstance(module, nn.Conv2d) for module in net.modules()):
+        return 3, SIDE, SIDE
+    return (next(module.in_features for module in net.modules() if isinstance(module, nn.Linear)),)
 
 
 def _drawing(group: Group, name: str, net: nn.Module, shape: tuple[int, ...], layers: list[Layer]) -> Drawing:
@@ -98,7 +101,7 @@ def _drawing(group: Group, name: str, net: nn.Module, shape: tuple[int, ...], la
     if any(layer.skip for layer in layers):
         caption += f" A line round a block is its shortcut; its convolutions come with {' and '.join(others)}."
     if any(layer.pooled for layer in layers):
-        caption += " The line on the right takes the mean of every block's output to the head."
+        caption += " The line on the right takes every block's output, pooled, to the head."
     boxes = "; ".join(f"{layer.name} {layer.what}" for layer in shown)
     alt = f"Diagram of a net of {len(layers)} layers and {total:,} parameters, from the picture down: {boxes}."
     return Drawing(f"structure-{name}", figures.structure(shown, group.label, shape), caption, alt)

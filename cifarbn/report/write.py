@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from cifarbn.report import curves, features, mistakes, structure, table
+from cifarbn.report import curves, features, mistakes, smoothness, structure, table
 from cifarbn.report.gather import Sweep
 from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.section import Drawing, MakeSection, Options, Section
 
 SECTIONS: tuple[MakeSection, ...] = (
     curves.training_curves,
+    smoothness.smoothness,
     features.feature_maps,
     features.first_layer_filters,
     mistakes.confusion_matrices,

@@ -1,0 +1,68 @@
+"""Two processes over gloo take the same steps as one."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+RUN = [
+    *("data=shapes", "data.train_size=330", "data.test_size=90", "data.val_size=70", "data.batch_size=64"),
+    *("model=vgg_a", "model.width=4", "optim=sgd", "optim.lr=0.05", "epochs=2", "trainer.precision=32-true"),
+    *("trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
+]
+
+
+def run(cwd, *overrides):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-m", "cifarbn.train", *RUN, *overrides],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr
+    (result,) = (cwd / "multirun_outputs").glob("*/*/result.json")
+    with open(result.parent / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return (
+        json.loads(result.read_text()),
+        rows,
+        torch.load(result.parent / "last.ckpt", weights_only=True)["state_dict"],
+        finished.stdout,
+    )
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("two"), "trainer=ddp", "trainer.devices=2")
+
+
+def test_two_processes_end_with_the_weights_of_one(one, two):
+    assert set(one[2]) == set(two[2])
+    for name, weights in one[2].items():
+        torch.testing.assert_close(two[2][name], weights, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_two_processes_record_what_one_records(one, two):
+    assert [row["step"] for row in one[1]] == [row["step"] for row in two[1]]
+    # The last batch of an epoch, 260 - 4 * 64 = 4 pictures, is shared too.
+    for a, b in zip(one[1], two[1], strict=True):
+        for column in ("step/loss", "step/acc", "step/grad_norm"):
+            assert float(b[column]) == pytest.approx(float(a[column]), rel=1e-3, abs=1e-4)
+    for name, value in one[0]["metrics"].items():
+        assert two[0]["metrics"][name] == pytest.approx(value, rel=1e-2, abs=1e-3)
+
+
+def test_only_one_process_speaks(two):
+    assert two[3].count("done: ") == 1

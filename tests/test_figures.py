@@ -1,0 +1,138 @@
+"""Figures are looked at by people; what a machine can see of them is tested here: numbers, words, nothing cut off."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.testing import assert_allclose
+
+from cifarbn import figures
+from cifarbn.figures import FeatureMaps, Layer
+from cifarbn.figures.style import PALETTE, styled, wrapped
+
+LONG = "resnet18_pool, batch_size 256, weight_decay 1e-5, label_smoothing 0.1 (cifar10, n = 3)"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+RNG = np.random.default_rng(0)
+PICTURES = RNG.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+ACCURACIES = np.array([[0.1, 0.4, 0.5], [0.3, 0.2, 0.9]])
+LAYERS = [
+    Layer("conv1", "convolution", "conv 3×3 · BatchNorm2d · ReLU", (64, 32, 32), 1856),
+    Layer("layer1.0", "block", "conv 3×3, conv 3×3", (64, 32, 32), 73984, "identity", pooled=True),
+    Layer("layer2.0", "block", "conv 3×3 /2, conv 3×3", (128, 16, 16), 230144, "conv 1×1 /2", pooled=True, repeat=2),
+    Layer("", "pool", "pool of every block", (192,), 0),
+    Layer("head", "linear", "linear", (10,), 1930),
+]
+
+DRAWN = {
+    "confusion": lambda: figures.confusion_matrix(RNG.integers(0, 2000, (10, 10)), CLASSES, LONG),
+    "curves": lambda: figures.training_curves({"train/loss": 2 - ACCURACIES, "val/acc": ACCURACIES}, LONG),
+    "one epoch": lambda: figures.training_curves({"train/loss": np.array([[2.0]])}, "short"),
+    "comparison": lambda: figures.comparison({f"{LONG} {i}": ACCURACIES for i in range(9)}, "acc", "accuracy", LONG),
+    "features": lambda: figures.feature_maps(PICTURES[0], LONG, "a\nship", [FeatureMaps("1", np.ones((9, 4, 4)))]),
+    "filters": lambda: figures.first_layer_filters(RNG.normal(size=(64, 3, 7, 7)), LONG),
+    "mistakes": lambda: figures.misclassified(PICTURES, ["automobile"] * 7, ["automobile"] * 7, [1.0] * 7, LONG),
+    "structure": lambda: figures.structure(LAYERS, LONG, (3, 32, 32)),
+}
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_nothing_is_cut_off(draw):
+    figure = draw()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = figure.get_tightbbox(canvas.get_renderer())  # in inches
+    assert drawn.x0 >= 0 and drawn.y0 >= 0
+    assert drawn.x1 <= figure.get_figwidth() and drawn.y1 <= figure.get_figheight()
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_a_phone_shows_it_without_much_scrolling(draw):
+    assert draw().get_figwidth() <= 6
+
+
+def test_training_curves_are_mean_and_least_to_greatest():
+    loss, accuracy = figures.training_curves({"train/loss": 2 - ACCURACIES, "val/acc": ACCURACIES}, "").axes
+    (line,), (band,) = accuracy.lines, accuracy.collections
+    assert_allclose(line.get_xdata(), [1, 2, 3])
+    assert_allclose(line.get_ydata(), [0.2, 0.3, 0.7])
+    corners = {tuple(np.round(corner, 6)) for corner in band.get_paths()[0].vertices}
+    assert corners >= {(1, 0.1), (1, 0.3), (2, 0.2), (2, 0.4), (3, 0.5), (3, 0.9)}
+    assert_allclose(loss.lines[0].get_ydata(), [1.8, 1.7, 1.3])
+
+
+def test_training_curves_leave_out_epochs_without_a_measurement():
+    sparse = np.array([[np.nan, 0.4, np.nan, 0.8]])
+    (axes,) = figures.training_curves({"val/acc": sparse, "train/acc": np.full((1, 4), np.nan)}, "").axes
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [2, 4] and list(line.get_ydata()) == [0.4, 0.8]
+
+
+def test_a_loss_over_orders_of_magnitude_is_logarithmic():
+    falling = {"train/loss": np.array([[1.0, 1e-2, 1e-4]])}
+    assert figures.training_curves(falling, "").axes[0].get_yscale() == "log"
+    assert figures.training_curves({"train/loss": np.array([[2.0, 1.0]])}, "").axes[0].get_yscale() == "linear"
+
+
+def test_comparison_colours_the_first_groups_and_counts_the_others():
+    figure = figures.comparison({f"group {i}": ACCURACIES for i in range(9)}, "acc", "accuracy", "title")
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [f"group {i}" for i in range(len(PALETTE))] + ["2 others"]
+    assert figure.axes[0].lines[-1].get_color() == PALETTE[0]  # the best, on top
+
+
+def test_confusion_matrix_shows_every_count_and_the_accuracy():
+    figure = figures.confusion_matrix(np.array([[3, 1], [0, 4]]), ("cat", "dog"))
+    assert {"3", "1", "0", "4", "accuracy 87.5%"} <= set(words(figure))
+
+
+def test_confusion_matrix_of_a_class_without_pictures():
+    assert "accuracy 0.0%" in words(figures.confusion_matrix(np.zeros((2, 2), int), ("cat", "dog")))
+
+
+def test_feature_maps_show_the_mean_before_the_channels():
+    maps = np.stack([np.full((2, 2), 1.0), np.full((2, 2), 3.0)])
+    picture, mean, *channels = figures.feature_maps(PICTURES[0], "", "", [FeatureMaps("block", maps)]).axes
+    assert_allclose(picture.images[0].get_array(), PICTURES[0])
+    assert_allclose(mean.images[0].get_array(), 2)
+    assert [float(axes.images[0].get_array()[0, 0]) for axes in channels] == [1, 3]
+
+
+def test_a_filter_of_zeros_is_grey_and_the_largest_weight_is_full():
+    weight = np.zeros((2, 3, 3, 3))
+    weight[1, 0, 0, 0] = -5
+    zero, other = (axes.images[0].get_array() for axes in figures.first_layer_filters(weight, "").axes)
+    assert_allclose(zero, 0.5)
+    assert_allclose(other[0, 0], [0, 0.5, 0.5])
+
+
+def test_misclassified_says_what_each_is_and_was_called():
+    figure = figures.misclassified(PICTURES[:1], ["cat"], ["dog"], [0.876], "")
+    assert "cat\n→ dog\n88%" in words(figure)
+
+
+def test_structure_multiplies_repeated_boxes_and_adds_up():
+    shown = words(figures.structure(LAYERS, "", (3, 32, 32)))
+    assert "460,288" in shown and "2 × ( conv 3×3 /2, conv 3×3 )" in shown
+    assert f"{1856 + 73984 + 2 * 230144 + 1930:,} in all" in shown
+
+
+def test_the_users_matplotlib_settings_neither_matter_nor_change():
+    with mpl.rc_context({"font.size": 40, "axes.grid": False}):
+        figure = DRAWN["curves"]()
+        assert mpl.rcParams["font.size"] == 40
+    assert figure.axes[0].xaxis.label.get_fontsize() == 10
+
+
+def test_styled_keeps_the_docstring():
+    assert styled(figures.structure).__doc__ == figures.structure.__doc__
+
+
+def test_wrapped_breaks_lines():
+    assert wrapped("short", 4) == "short"
+    assert wrapped("one two three four five six", 1).count("\n") > 1

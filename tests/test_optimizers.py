@@ -1,0 +1,182 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cifarbn import optimizers
+from cifarbn.optimizers import Muon, orthogonalize
+
+
+@pytest.fixture(params=[False, True], ids=["fp32", "bf16"])
+def in_bf16(request, monkeypatch):
+    """The iteration in either precision, whatever this machine multiplies natively."""
+    monkeypatch.setattr(optimizers, "multiplies_bf16", lambda cuda: request.param)
+    return request.param
+
+
+def steps(optimizer, params, count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
+def test_singular_values_become_about_one_and_singular_vectors_stay(shape, in_bf16):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    matrix = u @ torch.diag(torch.linspace(0.2, 3.0, len(v))) @ v
+    update = orthogonalize(matrix, iterations=5)
+    assert update.dtype == torch.float32
+    values = torch.linalg.svdvals(update)
+    assert 0.65 < values.min() and values.max() < 1.25
+    rotated = u.T @ update @ v.T
+    off_diagonal = rotated - torch.diag(rotated.diagonal())
+    assert off_diagonal.abs().max() < (0.03 if in_bf16 else 1e-4)
+
+
+def test_one_iteration_is_the_polynomial():
+    update = orthogonalize(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), iterations=1)  # over its length: 0.6 and 0.8
+    expected = [3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5 for s in (0.6, 0.8)]
+    torch.testing.assert_close(update, torch.diag(torch.tensor(expected)), atol=0.02, rtol=0)
+
+
+def test_a_matrix_of_zeros_stays():
+    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_a_filter_bank_of_1x1_convolutions_moves_as_torchs_muon_moves_the_matrix(shape, monkeypatch):
+    monkeypatch.setattr(optimizers, "multiplies_bf16", lambda cuda: True)  # torch's always computes in bf16
+    matrix = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    bank = nn.Parameter(matrix.detach().clone()[:, :, None, None])
+    theirs = torch.optim.Muon([matrix], lr=0.1, momentum=0.8, weight_decay=0.0, ns_steps=3)
+    ours = Muon([bank], lr=0.1, momentum=0.8, iterations=3, normalize=False)
+    steps(theirs, [matrix], 3)
+    steps(ours, [bank], 3)
+    # Nearly: each of the two rounds to bf16 at other places. Each step moved a weight by about 0.03.
+    torch.testing.assert_close(bank[:, :, 0, 0], matrix, atol=0.01, rtol=0)
+
+
+def test_filter_banks_keep_their_length_up_to_the_step():
+    bank = nn.Parameter(torch.randn(16, 3, 3, 3))
+    optimizer = Muon([bank], lr=1e-6)
+    steps(optimizer, [bank], 1)
+    assert bank.norm().item() == pytest.approx(16**0.5, rel=1e-4)
+
+
+def test_the_relative_change_of_a_tall_and_of_a_wide_bank_is_about_the_learning_rate():
+    for shape in [(64, 3, 3, 3), (16, 16, 3, 3)]:
+        bank = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        optimizer = Muon([bank], lr=0.01)
+        steps(optimizer, [bank], 1)
+        before = bank.detach().clone()
+        before *= shape[0] ** 0.5 / before.norm()
+        steps(optimizer, [bank], 1, seed=1)
+        assert 0.007 < (bank - before).norm() / before.norm() < 0.012
+
+
+def test_everything_else_is_trained_as_by_sgd():
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in [(10, 4), (4,), ()]]
+    theirs = copy.deepcopy(ours)
+    muon = Muon(
+        ours,
+        lr=0.3,
+        matrix_lr=0.6,
+        matrix_weight_decay=0.1,
+        vector_lr=0.15,
+        vector_weight_decay=0.01,
+        sgd_momentum=0.85,
+    )
+    sgd = torch.optim.SGD(
+        [
+            {"params": theirs[:1], "lr": 0.6, "weight_decay": 0.1},
+            {"params": theirs[1:], "lr": 0.15, "weight_decay": 0.01},
+        ],
+        momentum=0.85,
+        nesterov=True,
+    )
+    steps(muon, ours, 5)
+    steps(sgd, theirs, 5)
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their)
+
+
+def test_a_schedule_moves_all_learning_rates_in_proportion():
+    params = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
+    optimizer = Muon(params, lr=0.2, matrix_lr=0.4, vector_lr=1.0, sgd_momentum=0.0)
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.2
+        group["lr"] = 0.1  # as OneCycleLR(max_lr=0.1) does
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    torch.testing.assert_close(params[0], nn.Parameter(torch.full((2, 2), -0.2)))
+    torch.testing.assert_close(params[1], nn.Parameter(torch.full((2,), -0.5)))
+
+
+def test_parameters_without_a_gradient_stay():
+    params = [nn.Parameter(torch.ones(shape)) for shape in [(2, 2, 3, 3), (2, 2), (2,)]]
+    optimizer = Muon(params)
+    optimizer.step()
+    assert all(torch.equal(p, torch.ones_like(p)) for p in params)
+    params[2].grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(params[1], torch.ones(2, 2)) and not torch.equal(params[2], torch.ones(2))
+
+
+def test_the_memory_format_changes_nothing():
+    contiguous = nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)))
+    channels_last = nn.Parameter(contiguous.detach().clone().to(memory_format=torch.channels_last))
+    for param in (contiguous, channels_last):
+        steps(Muon([param]), [param], 3)
+    torch.testing.assert_close(channels_last, contiguous)
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_goes_on_from_its_state():
+    def fresh():
+        return [nn.Parameter(torch.ones(shape)) for shape in [(4, 2, 3, 3), (4, 2), (4,)]]
+
+    through, first, second = fresh(), fresh(), fresh()
+    whole = Muon(through)
+    steps(whole, through, 2)
+    steps(whole, through, 2, seed=1)
+    before, after = Muon(first), Muon(second)
+    steps(before, first, 2)
+    after.load_state_dict(before.state_dict())
+    with torch.no_grad():
+        for old, new in zip(first, second, strict=True):
+            new.copy_(old)
+    steps(after, second, 2, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(through, second, strict=True))
+
+
+def test_the_closure_is_called_with_gradients_and_its_loss_returned():
+    param = nn.Parameter(torch.tensor([2.0]))
+    optimizer = Muon([param], vector_lr=0.5, sgd_momentum=0.0)
+
+    def closure():
+        loss = (param**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 4.0
+    assert param.item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": 0.0}, "lr must be above 0, not 0.0"),
+        ({"vector_lr": -1.0}, "vector_lr must be above 0, not -1.0"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
+    ],
+)
+def test_what_no_argument_takes_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Muon([nn.Parameter(torch.ones(1))], **arguments)

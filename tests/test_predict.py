@@ -1,0 +1,198 @@
+import copy
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cifarbn.classifier import Classifier
+from cifarbn.errors import UserError
+from cifarbn.models import ResNet
+from cifarbn.predict import build_net, load_run, main, read_picture
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
+RESULT = {
+    "status": "done",
+    "config": {
+        "model": {
+            "_target_": "cifarbn.models.ResNet",
+            "depth": 18,
+            "width": 2,
+            "norm": {"_target_": "torch.nn.BatchNorm2d", "_partial_": True},
+            "num_classes": 3,
+        }
+    },
+    "data": {"name": "shapes", "mean": MEAN, "std": STD, "classes": ["circle", "ring", "square"]},
+}
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return ResNet(18, width=2, num_classes=3)
+
+
+@pytest.fixture
+def run(tmp_path, net):
+    """A finished run as train.py leaves it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(RESULT))
+    classifier = Classifier(net, nn.CrossEntropyLoss(), torch.optim.SGD, num_classes=3)
+    torch.save({"state_dict": classifier.state_dict(), "global_step": 1}, folder / "last.ckpt")
+    return folder
+
+
+@pytest.fixture
+def red(tmp_path):
+    file = tmp_path / "red.png"
+    Image.new("RGB", (64, 48), (255, 0, 0)).save(file)
+    return file
+
+
+def rewrite(run, **facts):
+    (run / "result.json").write_text(json.dumps(copy.deepcopy(RESULT) | facts))
+
+
+def test_a_loaded_net_gives_the_logits_of_the_trained_one(run, net):
+    pixels = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    trained = load_run(run)
+    with torch.no_grad():
+        expected = net.eval()((pixels / 255 - mean) / std).softmax(1)
+    assert not trained.net.training
+    torch.testing.assert_close(trained.probabilities(pixels), expected)
+    assert trained.classes == ("circle", "ring", "square")
+
+
+def test_building_a_net_draws_nothing_from_the_users_generator():
+    before = torch.get_rng_state()
+    build_net(RESULT["config"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_picture_is_scaled_and_cropped_to_its_centre(tmp_path):
+    # Blue margins left and right of a red square: what the crop must cut off.
+    image = Image.new("RGB", (256, 128), (0, 0, 255))
+    image.paste((255, 0, 0), (64, 0, 192, 128))
+    image.save(tmp_path / "wide.png")
+    pixels = read_picture(tmp_path / "wide.png")
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.uint8
+    assert (pixels[:, :, 1:-1] == torch.tensor([255, 0, 0])[:, None, None]).all()  # bicubic mixes at the very edge
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
+def test_pictures_of_any_mode(tmp_path, mode):
+    Image.new(mode, (40, 40)).save(tmp_path / f"{mode[0]}.{'tiff' if mode == 'CMYK' else 'png'}")
+    (file,) = tmp_path.iterdir()
+    assert read_picture(file).shape == (3, 32, 32)
+
+
+def test_transparent_is_white(tmp_path):
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "glass.png")
+    assert (read_picture(tmp_path / "glass.png") == 255).all()
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste((255, 255, 255), (0, 0, 32, 16))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the camera was upside down
+    image.save(tmp_path / "photo.png", exif=exif)
+    pixels = read_picture(tmp_path / "photo.png")
+    assert (pixels[:, :16] == 0).all() and (pixels[:, 16:] == 255).all()
+
+
+def test_the_command_prints_the_most_probable_classes(run, red, capsys):
+    main([str(run), str(red), str(red), "--top", "2"])
+    said, head, *lines = capsys.readouterr().out.splitlines()
+    assert "32x32" in said and head.split() == ["picture", "class", "probability"]
+    assert len(lines) == 4 and lines[0].startswith(str(red)) and lines[1].startswith(" ")
+    first, second = (float(line.split()[-1].rstrip("%")) for line in lines[:2])
+    assert 100 >= first >= second >= 0
+
+
+def no_run(run):
+    (run / "result.json").unlink()
+
+
+def damaged_result(run):
+    (run / "result.json").write_text("{")
+
+
+def no_checkpoint(run):
+    (run / "last.ckpt").unlink()
+
+
+def truncated(run):
+    content = (run / "last.ckpt").read_bytes()
+    (run / "last.ckpt").write_bytes(content[: len(content) // 2])
+
+
+def not_a_checkpoint(run):
+    (run / "last.ckpt").write_text("weights")
+
+
+def code_in_the_checkpoint(run):
+    torch.save({"state_dict": {"net.x": print}}, run / "last.ckpt")
+
+
+def other_net(run):
+    model = RESULT["config"]["model"] | {"width": 3}
+    rewrite(run, config={"model": model})
+
+
+def unknown_net(run):
+    rewrite(run, config={"model": {"_target_": "cifarbn.models.Gone"}})
+
+
+def unfinished(run):
+    rewrite(run, status="interrupted")
+
+
+def regression(run):
+    rewrite(run, data={"name": "gaussian", "classes": []})
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message", "remedy"),
+    [
+        (no_run, "not a run folder", "multirun_outputs"),
+        (damaged_result, "not a result", "delete"),
+        (no_checkpoint, "missing", "resume=false"),
+        (truncated, "damaged", "resume=false"),
+        (not_a_checkpoint, "damaged", "resume=false"),
+        (code_in_the_checkpoint, "damaged", "resume=false"),
+        (other_net, "of another net", "resume=false"),
+        (unknown_net, "cannot build", "git_commit"),
+        (unfinished, "not finished (interrupted)", "command"),
+        (regression, "does not classify", "gaussian"),
+    ],
+)
+def test_a_bad_run_ends_with_one_message(run, red, capsys, break_it, message, remedy):
+    break_it(run)
+    with pytest.raises(SystemExit) as exit_:
+        main([str(run), str(red)])
+    assert message in exit_.value.code and remedy in exit_.value.code
+    assert "\n" not in exit_.value.code and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"\x89PNG\r\n\x1a\n broken"])
+def test_a_bad_picture_is_named(tmp_path, content):
+    file = tmp_path / "bad.png"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match="cannot read .*bad.png"):
+        read_picture(file)
+
+
+def test_a_truncated_picture_is_named(tmp_path, red):
+    content = red.read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot read .*cut.png"):
+        read_picture(tmp_path / "cut.png")
+
+
+def test_top_must_be_positive(run, red):
+    with pytest.raises(SystemExit, match="--top must be at least 1"):
+        main([str(run), str(red), "--top", "0"])

@@ -1,0 +1,525 @@
+import copy
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import nn
+
+from cifarbn.classifier import Classifier
+from cifarbn.data import draw_shapes
+from cifarbn.errors import UserError
+from cifarbn.models import VGG, DeepLinear, ResNet
+from cifarbn.recorders.step_history import COLUMNS
+from cifarbn.report import Options, gather, table, write_report
+from cifarbn.report.__main__ import main
+from cifarbn.report.features import choose_picture, stage_outputs
+from cifarbn.report.interval import estimate, student_t
+from cifarbn.report.names import name_groups, short
+from cifarbn.report.structure import input_shape, trace
+from cifarbn.report.wording import slugs
+
+CONFIG = {
+    "model": {"_target_": "cifarbn.models.VGG", "letter": "A", "width": 1, "num_classes": 10},
+    "data": {"_target_": "cifarbn.data.Shapes", "train_size": 1, "test_size": 300, "val_size": 0, "seed": 0},
+    "optim": {"_target_": "torch.optim.SGD", "lr": 0.1},
+    "epochs": 2,
+    "seed": 0,
+}
+DATA = {"name": "shapes", "train_size": 100, "val_size": 20, "test_size": 300, "mean": [0.5] * 3, "std": [0.3] * 3}
+DATA["classes"] = ["circle", "ring", "square", "frame", "triangle", "cross", "star", "heart", "moon", "arrow"]
+
+
+def make_run(root, *overrides, status="done", accuracy=0.5, config=None, losses=(2.0, 1.5), **facts):
+    """A run folder as train.py leaves one: two epochs of as many steps each as there are `losses`."""
+    config = copy.deepcopy(CONFIG) | (config or {})
+    for override in overrides:
+        key, _, value = override.partition("=")
+        *groups, last = key.split(".")
+        node = config
+        for group in groups:
+            node = node[group]
+        if not isinstance(node.get(last), dict):
+            node[last] = json.loads(value) if re.match(r"[\d.e-]+$|null|true|false", value) else value
+    config["data"]["seed"] = config["seed"]
+    folder = root / (",".join(overrides) or "defaults").replace("/", "_")
+    folder.mkdir(parents=True)
+    result = {
+        "status": status,
+        "error": None,
+        "overrides": list(overrides),
+        "config": config,
+        "metrics": {"test/acc": accuracy, "test/loss": 1.0, "val/acc": accuracy + 0.01, "val/loss": 1.1},
+        "parameters": 1234,
+        "seconds": {"train": 10.0, "total": 12.0},
+        "images_per_second": 100.0,
+        "device": "some CPU",
+        "precision": "32-true",
+        "data": DATA,
+        "versions": {"torch": "2.9"},
+        "git_commit": None,
+    }
+    (folder / "result.json").write_text(json.dumps(result | facts))
+    lines = [",".join(COLUMNS)]
+    for epoch in (0, 1):
+        for i, loss in enumerate(losses):
+            row = [len(losses) * epoch + i, epoch, 0.1, loss, 0.25, 1.0]
+            ends = i == len(losses) - 1
+            row += [loss, 0.3 + epoch / 10, loss + 0.5, accuracy + 0.01 * epoch, "", ""] if ends else [""] * 6
+            lines.append(",".join(map(str, row)))
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def add_checkpoint(folder, net):
+    classifier = Classifier(net, nn.CrossEntropyLoss(), torch.optim.SGD)
+    torch.save({"state_dict": classifier.state_dict()}, folder / "last.ckpt")
+
+
+def rows(file):
+    with open(file, newline="") as text:
+        return list(csv.DictReader(text))
+
+
+# Student's t: values of printed tables, such as Abramowitz and Stegun 1964, table 26.10.
+
+
+@pytest.mark.parametrize(
+    ("confidence", "degrees", "t"),
+    [
+        *((0.95, 1, 12.706), (0.95, 2, 4.303), (0.95, 3, 3.182), (0.95, 4, 2.776), (0.95, 9, 2.262)),
+        *((0.95, 30, 2.042), (0.95, 120, 1.980), (0.99, 1, 63.657), (0.99, 7, 3.499), (0.50, 2, 0.816)),
+    ],
+)
+def test_student_t(confidence, degrees, t):
+    assert student_t(confidence, degrees) == pytest.approx(t, abs=6e-4)
+
+
+def test_student_t_in_closed_form():
+    assert student_t(0.95, 1) == pytest.approx(math.tan(0.95 * math.pi / 2), rel=1e-9)
+    assert student_t(0.95, 2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-9)
+
+
+def test_estimate_of_three_runs():
+    n, mean, std, half_width = estimate([0.90, 0.92, 0.94])
+    assert (n, mean) == (3, pytest.approx(0.92))
+    assert std == pytest.approx(0.02)
+    assert half_width == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-6)
+
+
+def test_one_run_has_no_spread():
+    assert estimate([0.9]) == (1, 0.9, None, None)
+    with pytest.raises(ValueError, match="at least one"):
+        estimate([])
+
+
+# Names.
+
+
+def named(*overrides, configs=None):
+    configs = configs or [{}] * len(overrides)
+    return name_groups([{"overrides": o, "config": c} for o, c in zip(overrides, configs, strict=True)])
+
+
+def test_a_group_is_named_by_what_varies():
+    labels, same = named(["model=vgg_a", "optim.lr=1e-3", "epochs=2"], ["model=vgg_a_bn", "optim.lr=2e-3", "epochs=2"])
+    assert labels == ["vgg_a, lr 0.001", "vgg_a_bn, lr 0.002"]
+    assert same == {"epochs": "2"}
+
+
+def test_a_choice_that_does_not_speak_for_itself_keeps_its_key():
+    assert named(["augment=none"], ["augment=flip_crop"])[0] == ["augment none", "augment flip_crop"]
+
+
+def test_keys_with_the_same_last_part_keep_their_whole_name():
+    labels, _ = named(["optim.lr=1", "probe.lr=1"], ["optim.lr=2", "probe.lr=2"])
+    assert labels == ["optim.lr 1, probe.lr 1", "optim.lr 2, probe.lr 2"]
+
+
+def test_a_default_has_the_configs_value():
+    labels, _ = named(["optim.lr=0.01"], [], configs=[{"optim": {"lr": 0.01}}, {"optim": {"lr": 0.1}}])
+    assert labels == ["lr 0.01", "lr 0.1"]
+
+
+def test_two_spellings_of_a_number_are_one_value():
+    assert named(["optim.lr=1e-3", "seed=0"], ["optim.lr=0.001", "epochs=3"])[1] == {"optim.lr": "0.001"}
+
+
+def test_groups_that_the_overrides_do_not_tell_apart_are_told_apart_by_the_config():
+    labels, _ = named(["model=a"], ["model=a"], configs=[{"data": {"val_size": 0}}, {"data": {"val_size": 5000}}])
+    assert labels == ["val_size 0", "val_size 5000"]
+
+
+def test_labels_always_differ():
+    labels, _ = named(["model=a"], ["model=b"], [], [], configs=[{}, {}, {}, {}])
+    assert len(set(labels)) == 4 and all(labels)
+
+
+def test_a_single_group():
+    assert named(["model=a", "seed=0"]) == (["all runs"], {"model": "a"})
+
+
+def test_short_values():
+    assert [short(v) for v in ("1e-3", 1e-05, "3", True, None, "[0.5,0.9]", 0.1 + 0.2, "inf")] == [
+        *("0.001", "1e-5", "3", "true", "None", "[0.5,0.9]", "0.3", "inf")
+    ]
+
+
+# Gathering.
+
+
+def test_runs_are_grouped_by_everything_but_the_seed(tmp_path):
+    for seed in (1, 0):
+        make_run(tmp_path, "optim.lr=0.1", f"seed={seed}", accuracy=0.6 + seed / 10)
+        make_run(tmp_path, "optim.lr=0.2", f"seed={seed}", accuracy=0.4)
+    sweep = gather(tmp_path)
+    assert [group.label for group in sweep.groups] == ["lr 0.1", "lr 0.2"]  # best first
+    assert [run.seed for run in sweep.groups[0].runs] == [0, 1]
+    assert sweep.groups[0].metric("test/acc") == [0.6, 0.7]
+    assert "optim.lr" not in sweep.constant and sweep.constant["epochs"] == "2"
+
+
+def test_runs_that_did_not_end_well_count_in_no_mean_and_are_named(tmp_path):
+    make_run(tmp_path, "seed=0", accuracy=0.8)
+    make_run(tmp_path, "seed=1", accuracy=0.1, status="failed", error="RuntimeError: out of memory")
+    make_run(tmp_path, "seed=2", accuracy=0.1, status="diverged", error="the loss of step 7 is not finite")
+    make_run(tmp_path, "seed=3", accuracy=0.1, status="interrupted")
+    make_run(tmp_path, "seed=4", accuracy=0.1, status="running")
+    make_run(tmp_path, "seed=5", accuracy=0.1, losses=[math.log(10)] * 60)
+    make_run(tmp_path, "seed=6", accuracy=0.1, metrics={"test/acc": 0.1, "test/loss": math.nan})
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "result.json").write_text("{")
+    sweep = gather(tmp_path)
+    assert sweep.groups[0].metric("test/acc") == [0.8]
+    reasons = {run: reason for run, _, reason in sweep.left_out}
+    assert list(reasons) == ["seed=1", "seed=2", "seed=3", "seed=4", "seed=5", "seed=6", "broken"]
+    for said, reason in zip(
+        (
+            "out of memory",
+            "diverged: the loss",
+            "interrupted",
+            "unfinished",
+            "dead since step 0",
+            "test/loss is not",
+            "unreadable",
+        ),
+        reasons.values(),
+        strict=True,
+    ):
+        assert said in reason
+    assert str(tmp_path) not in " ".join(reasons.values())
+
+
+def test_a_run_that_has_learnt_little_is_not_dead(tmp_path):
+    make_run(tmp_path, losses=[2.29, 2.35] * 30)
+    assert not gather(tmp_path).left_out
+
+
+def test_epochs_and_steps_of_a_run(tmp_path):
+    folder = make_run(tmp_path, losses=(2.0, 1.5, 1.0))
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("6,2,0.1,0.")  # killed while writing
+    (run,) = gather(tmp_path).groups[0].runs
+    assert_allclose(run.steps["step"], range(6))
+    assert_allclose(run.steps["step/loss"], [2.0, 1.5, 1.0] * 2)
+    assert_allclose(run.epochs["step"], [2, 5])
+    assert_allclose(run.epochs["train/acc"], [0.3, 0.4])
+    assert np.isnan(run.epochs["test_curve/acc"]).all()
+
+
+def test_curves_of_runs_of_unequal_length(tmp_path):
+    make_run(tmp_path, "seed=0")
+    shorter = make_run(tmp_path, "seed=1") / "metrics.csv"
+    shorter.write_text("\n".join(shorter.read_text().splitlines()[:3]) + "\n")
+    curves = gather(tmp_path).groups[0].curves("train/acc")
+    assert_allclose(curves, [[0.3, 0.4], [0.3, np.nan]])
+
+
+def test_a_run_folder_itself_and_a_run_without_metrics(tmp_path):
+    folder = make_run(tmp_path, "seed=0")
+    (folder / "metrics.csv").unlink()
+    (run,) = gather(folder).groups[0].runs
+    assert run.name == "seed=0" and len(run.epochs["epoch"]) == 0
+
+
+def test_nothing_to_gather(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        gather(tmp_path)
+
+
+# The table.
+
+
+def test_table_of_means_targets_and_gaps(tmp_path):
+    for seed, accuracy in enumerate((0.90, 0.92, 0.94)):
+        make_run(tmp_path, "optim=adam", f"seed={seed}", accuracy=accuracy, config={"target": 0.928, "optim": {"a": 1}})
+    make_run(tmp_path, "optim=sgd", "seed=0", accuracy=0.5)
+    sweep = gather(tmp_path)
+    shown = table.columns(sweep)
+    assert shown["runs"] == ["adam", "sgd"] and shown["n"] == ["3", "1"]
+    assert shown["test accuracy, %"] == ["92.00 ± 2.00", "50.00"]
+    assert shown["95 % interval"] == ["87.03 to 96.97", ""]
+    assert shown["target, %"] == ["92.80", ""] and shown["gap"] == ["−0.80", ""]
+    assert shown["data"] == ["shapes", "shapes"]
+    assert "device" not in shown  # the same for all, so the page says it once
+    first, second = table.rows(sweep)
+    assert first["test/acc"] == pytest.approx(0.92) and first["gap"] == pytest.approx(-0.008)
+    assert second["test/acc std"] is None
+
+
+def test_a_regression_is_judged_by_its_loss(tmp_path):
+    make_run(tmp_path, metrics={"train/loss": 0.125})
+    assert table.columns(gather(tmp_path))["training loss"] == ["0.1250"]
+
+
+def test_latex_and_markdown_are_escaped(tmp_path):
+    make_run(tmp_path, "model=vgg_a", accuracy=0.5)
+    make_run(tmp_path, "model=a|b&c", accuracy=0.4, config={"x": 1})
+    sweep = gather(tmp_path)
+    assert r"vgg\_a" in table.as_latex(sweep) and r"a|b\&c" in table.as_latex(sweep)
+    assert r"test accuracy, \%" in table.as_latex(sweep)
+    lines = table.as_markdown(table.columns(sweep)).splitlines()
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_slugs_differ_where_case_does_not(tmp_path):
+    make_run(tmp_path, "name_=A/b")
+    make_run(tmp_path, "name_=a b")
+    first, second = slugs(gather(tmp_path).groups)
+    assert first != second and re.fullmatch(r"[\w.+-]+", first + second)
+
+
+# The structure of nets. Parameter counts are torchvision's, with ten classes, or MEASURES.md's.
+
+
+def test_trace_of_resnet18():
+    net = ResNet(18, width=64)
+    layers = trace(net, (3, 32, 32))
+    assert sum(layer.parameters for layer in layers) == 11_173_962
+    assert [layer.shape for layer in layers if layer.kind == "block"] == [
+        *[(64, 32, 32)] * 2,
+        *[(128, 16, 16)] * 2,
+        *[(256, 8, 8)] * 2,
+        *[(512, 4, 4)] * 2,  # fmt: skip
+    ]
+    assert [layer.skip for layer in layers if layer.skip] == ["identity"] * 2 + ["conv 1×1 /2", "identity"] * 3
+    assert layers[0].what == "conv 3×3 · BatchNorm2d · ReLU" and layers[0].parameters == 64 * 27 + 2 * 64
+    assert not any(layer.pooled for layer in layers)
+    assert layers[-2:] == [("", "pool", "pool over positions", (512,), 0, "", False, 1), layers[-1]]
+
+
+def test_trace_finds_the_pooling_of_every_block():
+    layers = trace(ResNet(18, width=2, pool_blocks=True, dropout=0.1), (3, 32, 32))
+    assert [layer.pooled for layer in layers] == [False] + [True] * 8 + [False] * 2
+    assert layers[-2].what == "pool of every block · Dropout" and layers[-2].shape == (2 * (2 + 4 + 8 + 16),)
+
+
+def test_trace_of_vgg_and_of_the_deep_linear_net():
+    layers = trace(VGG("A"), (3, 32, 32))
+    assert sum(layer.parameters for layer in layers) == 9_750_922
+    assert [layer.kind for layer in layers].count("convolution") == 8
+    assert [layer.shape for layer in trace(DeepLinear(depth=3), (10,))] == [(10,)] * 3
+
+
+class Odd(nn.Module):
+    """A layer with weights that is neither convolution nor matrix comes first; a function pools."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.first = nn.ZeroPad2d(1)
+
+    def forward(self, x):
+        return self.head(self.conv(self.first(x)).amax((2, 3)))
+
+
+def test_trace_and_stages_of_any_other_net():
+    layers = trace(Odd(), input_shape(Odd()))
+    assert [(layer.name, layer.kind, layer.shape) for layer in layers] == [
+        ("first", "other", (3, 34, 34)),
+        ("conv", "convolution", (3, 34, 34)),
+        ("", "pool", (3,)),
+        ("head", "linear", (2,)),
+    ]
+    assert [stage.name for stage in stage_outputs(Odd(), torch.zeros(1, 3, 32, 32))] == ["conv"]
+
+
+def test_trace_leaves_the_buffers_alone():
+    net = ResNet(18, width=2)
+    before = copy.deepcopy(net.state_dict())
+    trace(net, (3, 32, 32))
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+# What the nets see.
+
+
+def test_stage_outputs_are_what_the_net_computes():
+    net = ResNet(18, width=2).eval()
+    picture = torch.randn(1, 3, 32, 32)
+    stages = stage_outputs(net, picture)
+    assert [stage.name for stage in stages] == [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
+    with torch.no_grad():
+        logits = net.head(torch.from_numpy(stages[-1].maps).mean((1, 2)))
+        torch.testing.assert_close(logits, net(picture)[0])
+
+
+def test_stages_of_a_vgg_are_taken_before_each_pool():
+    stages = stage_outputs(VGG("A", width=1).eval(), torch.randn(1, 3, 32, 32))
+    assert [stage.maps.shape for stage in stages] == [(1, 32, 32), (2, 16, 16), (4, 8, 8), (8, 4, 4), (8, 2, 2)]
+    assert all((stage.maps >= 0).all() for stage in stages)  # after the activation
+
+
+def test_choosing_a_picture(make_images):
+    test = make_images(10)
+    classes = tuple("abcdefgh") + ("ship", "truck")
+    assert choose_picture(None, test, classes) == (8, "ship")
+    assert choose_picture(None, test, tuple("abcdefghij")) == (0, "a")
+    assert choose_picture("truck", test, classes) == (9, "truck")
+    assert choose_picture("3", test, classes) == (3, "d")
+    for wanted in ("10", "-1", "whale"):
+        with pytest.raises(UserError, match="there is no test picture"):
+            choose_picture(wanted, test, classes)
+
+
+# The whole report.
+
+
+class Page(HTMLParser):
+    """What matters of the page: its tags, and its words outside of style and title."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of two groups, one with a checkpoint, and a run that failed."""
+    root = tmp_path_factory.mktemp("sweep")
+    torch.manual_seed(0)
+    net = VGG("A", width=1)
+    counts = (np.eye(10, dtype=int) * 25 + 5).tolist()
+    for seed in (0, 1):
+        folder = make_run(root, "model=vgg_a", f"seed={seed}", accuracy=0.7, confusion=counts)
+        add_checkpoint(folder, net)
+    resnet = {"model": {"_target_": "cifarbn.models.ResNet", "depth": 18, "width": 1, "num_classes": 10}}
+    make_run(root, "model=resnet18", "seed=0", accuracy=0.6, config=resnet, confusion=counts)
+    make_run(root, "model=resnet18", "seed=1", status="failed", error="<b>bad & worse</b>", config=resnet)
+    main([str(root), "--picture", "moon"])
+    return root / "report"
+
+
+def test_the_report_has_every_file(report):
+    assert {file.name for file in report.iterdir()} == {
+        *("index.html", "report.md", "table.csv", "table.tex", "runs.csv", "curves.csv", "figures")
+    }
+    pngs = {file.stem for file in (report / "figures").glob("*.png")}
+    assert pngs == {file.stem for file in (report / "figures").glob("*.pdf")}
+    assert pngs == {
+        *("comparison-shapes-accuracy", "comparison-shapes-loss", "curves-vgg_a", "curves-resnet18"),
+        *("features-vgg_a", "filters-vgg_a", "mistakes-vgg_a", "confusion-vgg_a", "confusion-resnet18"),
+        *("structure-vgg_a", "structure-resnet18"),
+    }
+
+
+def test_the_page_needs_nothing_beside_it(report):
+    page = Page((report / "index.html").read_text())
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
+    assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in page.tags if tag == "img")
+    assert all(attrs["href"].startswith("#") for tag, attrs in page.tags if tag == "a")
+    assert not re.search(r"url\(|@import|https?:", (report / "index.html").read_text())
+
+
+def test_the_page_is_for_all_eyes_and_screens(report):
+    page = Page((report / "index.html").read_text())
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 11 and all(len(image["alt"]) > 20 for image in images)
+    assert ("html", {"lang": "en"}) in page.tags
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in [a for _, a in page.tags]
+    assert "prefers-color-scheme: dark" in (report / "index.html").read_text()
+
+
+def test_the_table_comes_first_and_what_was_left_out_is_named(report):
+    page = Page((report / "index.html").read_text())
+    order = [tag for tag, _ in page.tags]
+    assert order.index("table") < order.index("aside") < order.index("img")
+    assert "failed: <b>bad & worse</b>" in "".join(page.words)  # escaped in the source
+
+
+def test_every_figure_names_data_and_n(report):
+    text = (report / "report.md").read_text()
+    captions = re.findall(r"^\*(.+)\*$", text, flags=re.MULTILINE)
+    assert len(captions) == 11
+    for caption in captions:
+        assert caption.startswith("Structure of") or ("shapes" in caption and re.search(r"n\s=\s\d", caption))
+
+
+def test_the_report_does_not_say_where_it_was_made(report):
+    for file in ("index.html", "report.md", "runs.csv", "table.csv", "table.tex"):
+        assert str(report.parent.parent) not in (report / file).read_text()
+
+
+def test_runs_csv_has_every_run(report):
+    found = {row["run"]: row for row in rows(report / "runs.csv")}
+    assert len(found) == 4
+    assert found["model=resnet18,seed=1"]["left_out"] == "failed: <b>bad & worse</b>"
+    assert found["model=vgg_a,seed=1"]["group"] == "vgg_a" and found["model=vgg_a,seed=1"]["left_out"] == ""
+
+
+def test_curves_csv_has_mean_least_and_greatest(report):
+    (row,) = [
+        r for r in rows(report / "curves.csv") if (r["group"], r["curve"], r["epoch"]) == ("vgg_a", "val/acc", "2")
+    ]
+    assert (row["n"], float(row["mean"])) == ("2", pytest.approx(0.71))
+
+
+def test_feature_maps_are_of_the_picture_asked_for(report):
+    moons = (draw_shapes(300, 1).labels == 8).nonzero()
+    assert f"Test picture {int(moons[0])}, moon" in (report / "report.md").read_text()
+
+
+def test_a_picture_that_nobody_has(report, capsys):
+    with pytest.raises(SystemExit, match="there is no test picture 'whale'"):
+        main([str(report.parent), "--out", str(report.parent / "other"), "--picture", "whale"])
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(SystemExit, match="there is no folder"):
+        main([str(tmp_path / "nowhere")])
+
+
+def test_a_sweep_without_a_finished_run_still_has_a_page(tmp_path):
+    make_run(tmp_path, "seed=0", status="running")
+    write_report(gather(tmp_path), tmp_path / "out", Options())
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "No run has finished yet" in text and "unfinished" in text
+
+
+def test_the_report_of_a_real_run(tmp_path):
+    data = ("data=shapes", "data.train_size=300", "data.test_size=100", "data.val_size=50", "data.test_curve=true")
+    overrides = (*data, "model=resnet18_pool", "model.width=2", "epochs=1", "trainer=smoke")
+    command, environment = [sys.executable, "-m", "cifarbn.train"], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *overrides], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    main([str(tmp_path / "multirun_outputs")])
+    figures = tmp_path / "multirun_outputs" / "report" / "figures"
+    drawn = {file.stem.partition("-")[0] for file in figures.glob("*.png")}
+    assert drawn >= {"curves", "features", "filters", "confusion", "mistakes", "structure"}

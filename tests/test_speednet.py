@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cifarbn.models import SpeedNet
+from cifarbn.models.speednet import Group, Whitening
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_parameter_counts():
+    # Convolutions 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256), a scale and a shift for 2 * (64 + 256 + 256)
+    # channels, the whitening's 24 biases (its filters are no parameters), the head's 10 * 256.
+    assert parameters(SpeedNet()) == 1_967_616 + 2 * 1_152 + 24 + 2_560 == 1_972_504
+    assert parameters(SpeedNet(norm=nn.Identity)) == 1_967_616 + 1_152 + 24 + 2_560
+    trained = [p for p in SpeedNet().parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == 1_972_504 - 1_152
+    assert all(p.requires_grad for p in SpeedNet(norm_scale=True).parameters())
+
+
+def test_whitened_patches_of_the_training_pictures_have_the_identity_as_second_moment():
+    torch.manual_seed(0)
+    mixed = torch.einsum("ij,njhw->nihw", torch.randn(3, 3), torch.randn(200, 3, 8, 8)) + 0.5
+    whitening = Whitening(3, 2, eps=0.0)
+    whitening.fit(mixed)
+    out = whitening(mixed)
+    assert out.shape == (200, 24, 7, 7)
+    assert torch.equal(out[:, :12], -out[:, 12:])
+    white = out[:, :12].transpose(0, 1).flatten(1).double()
+    torch.testing.assert_close(white @ white.T / white.shape[1], torch.eye(12).double(), atol=1e-4, rtol=0)
+
+
+def test_eps_bounds_the_filters_of_directions_without_variance():
+    whitening = Whitening(3, 2, eps=0.01)
+    whitening.fit(torch.ones(4, 3, 8, 8))  # every patch is the same: one eigenvalue 12, eleven 0
+    lengths = whitening.weight[:12].flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([0.01**-0.5] * 11 + [12.01**-0.5]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("side", [31, 15, 7, 16])
+def test_a_group_computes_what_a_padded_convolution_and_the_pool_would(side):
+    torch.manual_seed(0)
+    group = Group(4, 6, nn.Identity, nn.Identity)
+    x = torch.randn(2, 4, side, side)
+    padded = functional.conv2d(x, group.conv1.weight, group.conv1.bias, padding=1)
+    expected = group.conv2(functional.max_pool2d(padded, 2))
+    torch.testing.assert_close(group(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_convolutions_pass_their_input_on_at_the_start():
+    group = SpeedNet().groups[1]
+    x = torch.randn(2, 64, 8, 8)
+    torch.testing.assert_close(functional.conv2d(x, group.conv1.weight, padding=1)[:, :64], x)
+    torch.testing.assert_close(group.conv2(torch.ones(1, 256, 4, 4)), torch.ones(1, 256, 4, 4))
+    plain = SpeedNet(identity=False).groups[1].conv2.weight
+    assert plain.abs().max() < 0.05  # torch's default: uniform in +-1 / sqrt(fan_in) = +-1/48
+
+
+def test_the_whitening_bias_is_trained_for_its_epochs():
+    def trained(epochs, epoch):
+        net = SpeedNet((1, 1, 1), whitening_bias_epochs=epochs)
+        net.start_epoch(epoch)
+        return net.whitening.bias.requires_grad
+
+    assert [trained(3, epoch) for epoch in (0, 2, 3, 7)] == [True, True, False, False]
+    assert trained(None, 100)
+    assert not SpeedNet((1, 1, 1), whitening_bias_epochs=0).whitening.bias.requires_grad
+
+
+@pytest.mark.parametrize("side", [25, 28, 32, 64])
+def test_takes_pictures_of_any_size_from_25_on(side):
+    assert SpeedNet((2, 2, 2))(torch.zeros(3, 3, side, side)).shape == (3, 10)
+
+
+def test_the_head_is_the_last_layer_and_its_logits_start_small():
+    torch.manual_seed(0)
+    net = SpeedNet()
+    assert list(net.modules())[-1] is net.head and isinstance(net.head, nn.Linear)
+    assert net(torch.randn(8, 3, 32, 32)).abs().max() < 1
+
+
+def test_every_place_has_its_own_activation():
+    net = SpeedNet((1, 1, 1), activation=nn.PReLU)
+    assert sum(isinstance(layer, nn.PReLU) for layer in net.modules()) == 1 + 3 * 2
+
+
+def test_widths_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="widths must be three numbers, one per group, not \\[64, 256\\]"):
+        SpeedNet((64, 256))
+    with pytest.raises(ValueError, match="width must be a whole number of at least 1, not 0"):
+        SpeedNet((64, 0, 256))

@@ -22,9 +22,7 @@ class DeepLinear(nn.Module):
         ValueError: where depth or features is less than 1, or init is unknown.
     """
 
-    def __init__(
-        self, depth: int = 25, features: int = 10, *, norm: Norm = nn.Identity, init: str = "xavier"
-    ) -> None:
+    def __init__(self, depth: int = 25, features: int = 10, *, norm: Norm = nn.Identity, init: str = "xavier") -> None:
         super().__init__()
         check_at_least_one("depth", depth)
         check_at_least_one("features", features)

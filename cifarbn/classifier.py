@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from cifarbn.errors import UserError
 from cifarbn.views import SHIFTS, check_views, mean_over_views
 
 Batch = tuple[Tensor, Tensor]
@@ -113,6 +114,11 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and, where there is one, its schedule in the form Lightning asks for."""
         optimizer = self.optimizer_factory(self.net.parameters())
+        if self.trainer.precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise UserError(
+                "trainer.precision=16-mixed needs optim.fused=false: a fused optimizer unscales the gradients itself, "
+                "after clipping and recorders have seen them scaled"
+            )
         if self.schedule_factory is None:
             return optimizer
         if "total_steps" in inspect.signature(self.schedule_factory).parameters:
@@ -121,6 +127,13 @@ class Classifier(pl.LightningModule):
         else:
             scheduler, interval = self.schedule_factory(optimizer), "epoch"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of the whole gradient; Lightning refuses to do it for a fused optimizer, scaled or not."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
 
     # Lightning's checkpoints leave out the generators; dropout and noisy batch norm draw from them, so a resumed run
     # could not repeat the one that was never cut off.

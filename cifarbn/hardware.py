@@ -13,6 +13,8 @@ from torch import nn
 
 from cifarbn.errors import UserError
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -23,14 +25,14 @@ class Hardware:
         device: the device's name, for the record.
         precision: Lightning's name, such as "bf16-mixed" or "32-true".
         channels_last: whether nets and pictures are laid out NHWC, which convolutions on both kinds prefer.
-        compile: whether the net goes through torch.compile.
+        compile: torch.compile's mode, such as "default" or "reduce-overhead" (CUDA graphs); "" for none.
     """
 
     accelerator: str
     device: str
     precision: str
     channels_last: bool
-    compile: bool
+    compile: str
 
     @classmethod
     def choose(
@@ -52,8 +54,8 @@ class Hardware:
             raise UserError(f"trainer.accelerator is auto, cpu or gpu, not {accelerator!r}")
         if accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("trainer=gpu needs a CUDA device and torch sees none; trainer=auto takes what there is")
-        if compile not in ("auto", True, False):
-            raise UserError(f"trainer.compile is auto, true or false, not {compile!r}")
+        if compile not in ("auto", True, False, *COMPILE_MODES):
+            raise UserError(f"trainer.compile is auto, true, false or one of {COMPILE_MODES}, not {compile!r}")
         cuda = torch.cuda.is_available() and accelerator != "cpu"
         if precision == "auto":
             precision = "bf16-mixed" if multiplies_bf16(cuda) else "32-true"
@@ -62,7 +64,7 @@ class Hardware:
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
             precision=precision,
             channels_last=channels_last,
-            compile=cuda if compile == "auto" else bool(compile),
+            compile=compile if compile in COMPILE_MODES else "default" if (cuda if compile == "auto" else compile) else "",
         )
 
     def prepare(self, net: nn.Module) -> nn.Module:
@@ -74,12 +76,12 @@ class Hardware:
         if self.channels_last:
             net.to(memory_format=torch.channels_last)
         if self.compile:
-            net.compile()
+            net.compile(mode=self.compile)
         return net
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.device}, {self.precision}, {layout}, {'compiled' if self.compile else 'not compiled'}"
+        return f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}"
 
 
 def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:

@@ -60,7 +60,7 @@ class Result(TypedDict, total=False):
     device: str
     precision: str
     channels_last: bool
-    compile: bool
+    compile: str
     data: dict[str, Any]
     versions: dict[str, str]
     git_commit: str | None

@@ -43,7 +43,7 @@ def test_eps_bounds_the_filters_of_directions_without_variance():
 @pytest.mark.parametrize("side", [31, 15, 7, 16])
 def test_a_group_computes_what_a_padded_convolution_and_the_pool_would(side):
     torch.manual_seed(0)
-    group = Group(4, 6, nn.Identity, nn.Identity)
+    group = Group(4, 6, norm=nn.Identity, norm_scale=False, activation=nn.Identity, identity=False)
     x = torch.randn(2, 4, side, side)
     padded = functional.conv2d(x, group.conv1.weight, group.conv1.bias, padding=1)
     expected = group.conv2(functional.max_pool2d(padded, 2))

@@ -1,7 +1,7 @@
 """A small net made for short training, with a whitened first layer (Jordan 2024, arXiv 2404.00498)."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,13 @@ class SpeedNet(nn.Module):
         widths: channels of the three groups.
         norm: channels -> layer after every convolution; one that makes an `nn.Identity` means none, and only then do
             convolutions have a bias.
-        norm_scale: whether the norms' scales are trained. Before an activation that is followed by a convolution
-            and another norm they change little, and a short training is steadier without.
+        norm_scale: whether the norms' scales are trained; the paper leaves them at 1.
         activation: makes the layer after the whitening and after every norm.
-        identity: the first `inputs` filters of each convolution start by passing one channel each through (the rest at
-            torch's default), so that at the start pictures arrive at the head (section 3.3 of the paper).
+        identity: the first filters of each convolution start by passing one channel of its input each through, so that
+            at the start pictures arrive at the head; the others start at torch's default.
         whitening_bias_epochs: epochs for which the whitening layer's bias is trained; None: all. Afterwards nothing
-            below the first group needs a gradient, which saves 5 % of a step. DDP, which wants a gradient from every
-            parameter it started with, takes only 0 or None.
+            below the first group needs a gradient, which saves about 5 % of a step. DDP, which wants a gradient of
+            every parameter it started with, takes only 0 or None.
         num_classes: C.
 
     Raises:
@@ -55,18 +54,16 @@ class SpeedNet(nn.Module):
         self.whitening = Whitening(3, 2)
         self.act = activation()
         inputs = [self.whitening.outputs, *widths[:2]]
-        self.groups = nn.Sequential(*(Group(i, o, norm, activation) for i, o in zip(inputs, widths, strict=True)))
+        switches: dict[str, Any] = {
+            "norm": norm,
+            "norm_scale": norm_scale,
+            "activation": activation,
+            "identity": identity,
+        }
+        self.groups = nn.Sequential(*(Group(i, o, **switches) for i, o in zip(inputs, widths, strict=True)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
-
-        # Small logits at the start, of the order of 1 / sqrt(features).
+        # Logits of the order of 1 / sqrt(features) at the start, where torch's default gives the order of 1.
         nn.init.normal_(self.head.weight, std=1 / widths[-1])
-        for group in cast("list[Group]", list(self.groups)):
-            for conv in (group.conv1, group.conv2):
-                if identity:
-                    nn.init.dirac_(conv.weight[: conv.in_channels].detach())
-            for layer in (group.norm1, group.norm2):
-                if isinstance(getattr(layer, "weight", None), nn.Parameter):
-                    layer.weight.requires_grad_(norm_scale)
         self.start_epoch(0)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -91,12 +88,12 @@ class Whitening(nn.Module):
     v_i / sqrt(lambda_i + eps) over the eigenvectors v_i of the patches' second moment, and each once more negated, so
     that an activation that clips one sign loses nothing. They are never trained; the bias is.
 
-    Until `fit` is called the covariance is taken for the identity.
+    Until `fit` is called they are the patch's pixels and their negatives.
 
     Args:
         channels: of the input.
         side: of a patch.
-        eps: keeps the directions in which patches hardly vary, which hold noise, from being blown up.
+        eps: keeps the directions in which patches hardly vary, and hold little but noise, from being blown up.
     """
 
     weight: Tensor
@@ -133,7 +130,9 @@ class Group(nn.Module):
     sides are 31, 15 and 7 here.
     """
 
-    def __init__(self, inputs: int, outputs: int, norm: Norm, activation: Activation) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, norm: Norm, norm_scale: bool, activation: Activation, identity: bool
+    ) -> None:
         super().__init__()
         bias = isinstance(norm(outputs), nn.Identity)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, bias=bias)  # padded in `forward`
@@ -142,6 +141,12 @@ class Group(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=bias)
         self.norm2 = norm(outputs)
         self.act2 = activation()
+        if identity:
+            for conv in (self.conv1, self.conv2):
+                nn.init.dirac_(conv.weight[: conv.in_channels].detach())
+        for layer in (self.norm1, self.norm2):
+            if isinstance(getattr(layer, "weight", None), nn.Parameter):
+                layer.weight.requires_grad_(norm_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """The group's output."""

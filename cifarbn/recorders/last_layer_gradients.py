@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.lib.format import open_memmap
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cifarbn.recorders.recorder import Recorder, trained
@@ -38,15 +38,17 @@ class LastLayerGradients(Recorder):
         super().__init__()
         self.raw_file = Path(folder) / RAW_FILE if raw else None
         self._stream = GradientDifferences()
+        self._weight = nn.Parameter()
         self._raw: np.memmap | None = None
         self._waiting: list[Tensor] = []  # raw gradients of this epoch so far
         self._written = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make room for the raw gradients, where they are wanted."""
+        """Find the layer, and make room for the raw gradients where they are wanted."""
+        self._weight = trained(pl_module)[LAYER]
         if self.raw_file is None or not trainer.is_global_zero:
             return
-        shape = (int(trainer.estimated_stepping_batches), *trained(pl_module)[LAYER].shape)
+        shape = (int(trainer.estimated_stepping_batches), *self._weight.shape)
         gib = 4 * np.prod(shape) / 2**30
         print(f"raw gradients of the last layer: {self.raw_file.name}, {gib:.2f} GiB for {shape[0]} steps")
         self._raw = open_memmap(self.raw_file, "r+" if self._written else "w+", np.float32, shape)
@@ -55,7 +57,7 @@ class LastLayerGradients(Recorder):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Push G_t."""
-        gradient = trained(pl_module)[LAYER].grad
+        gradient = self._weight.grad
         assert gradient is not None
         norm, first, second = self._stream.push(gradient)
         self.note(step=trainer.global_step, norm=norm, first_difference=first, second_difference=second)

@@ -59,9 +59,11 @@ def plain_errors() -> Iterator[None]:
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error)}")
     except OSError as error:
-        if not error.filename or "multirun_outputs" not in str(error.filename):
+        if not error.filename or not error.strerror:
             raise
-        sys.exit(f"error: cannot write the run folder {error.filename}: {error.strerror}; run where you may write")
+        sys.exit(
+            f"error: cannot read or write {error.filename}: {error.strerror}; name=OTHER or another working folder"
+        )
 
 
 @contextmanager
@@ -94,7 +96,8 @@ def check_types(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    groups = set(hydra.runtime.choices)
+    # A group that takes a list of choices, such as record, is not among the choices that Hydra names.
+    groups = {*hydra.runtime.choices, *(folder.name for folder in CONF.iterdir() if folder.is_dir())}
     chosen = [str(o.input_line) for o in overrides if o.key_or_group in groups]
     defaults = compose("train", overrides=chosen)
     for override in overrides:
@@ -123,6 +126,8 @@ _ALSO_FINE = {
     ("a word", "a number"),
     ("a word", "true or false"),
     ("a word", "null"),
+    ("a word", "a list"),
+    ("a whole number", "a word"),
     ("a number", "null"),
     ("a whole number", "null"),
 }

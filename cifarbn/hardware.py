@@ -59,12 +59,14 @@ class Hardware:
         cuda = torch.cuda.is_available() and accelerator != "cpu"
         if precision == "auto":
             precision = "bf16-mixed" if multiplies_bf16(cuda) else "32-true"
+        if compile not in COMPILE_MODES:
+            compile = "default" if (cuda if compile == "auto" else compile) else ""
         return cls(
             accelerator="gpu" if cuda else "cpu",
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
             precision=precision,
             channels_last=channels_last,
-            compile=compile if compile in COMPILE_MODES else "default" if (cuda if compile == "auto" else compile) else "",
+            compile=str(compile),
         )
 
     def prepare(self, net: nn.Module) -> nn.Module:
@@ -76,6 +78,9 @@ class Hardware:
         if self.channels_last:
             net.to(memory_format=torch.channels_last)
         if self.compile:
+            # dynamo counts its compilations of a function over the whole process, and after 8 runs of a sweep would go
+            # on uncompiled without a word.
+            torch.compiler.reset()
             net.compile(mode=self.compile)
         return net
 
@@ -93,8 +98,9 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
     Raises:
         UserError: for arguments that the Trainer refuses.
     """
-    if arguments.get("max_epochs", 1) < 1:
-        raise UserError(f"epochs must be at least 1, not {arguments['max_epochs']}")
+    epochs = arguments.get("max_epochs", 1)
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"epochs must be at least 1, not {epochs}")
     # Lightning 2.6 asks torch 2.10 and later in a way that they call deprecated, at every start.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     # Its banner of hints and devices says nothing that the hardware's line does not.
@@ -106,6 +112,8 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             inference_mode=False,
+            sync_batchnorm=hardware.accelerator
+            == "gpu",  # one batch's statistics under DDP; torch has it for GPUs only
             log_every_n_steps=1,
             **arguments,
         )

@@ -52,12 +52,12 @@ class Result(TypedDict, total=False):
     overrides: list[str]
     config: dict[str, Any]
     metrics: dict[str, float]
-    epochs: int
     steps: int
     parameters: int
     seconds: dict[str, float]
     images_per_second: float | None
     device: str
+    devices: int
     precision: str
     channels_last: bool
     compile: str
@@ -122,25 +122,25 @@ class Run:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Keep `status` true, however the block ends; a divergence ends the block and is no error."""
-        started = time.time()
         if self.checkpoint is None:
             self._clear()
+        started, earlier = time.time(), self.result.get("seconds", {}).get("total", 0.0)
         self.update(status="running", error=None, **surroundings())
         try:
             yield
         except Diverged as divergence:
             self.update(status="diverged", error=str(divergence), divergence=vars(divergence))
-        except (Interrupted, KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
+        except (Interrupted, KeyboardInterrupt, SystemExit) as end:  # Lightning turns a second Ctrl-C into an exit
             self.update(status="interrupted")
-            raise
+            raise Interrupted from end
         except BaseException as error:
             self.update(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         else:
             self.update(status="done")
         finally:
-            seconds = self.result.setdefault("seconds", {})
-            self.update(seconds=seconds | {"total": seconds.get("total", 0.0) + time.time() - started})
+            total = earlier + time.time() - started
+            self.update(seconds=self.result.get("seconds", {}) | {"total": total})
 
     def update(self, **facts: Any) -> None:
         """Put facts into `result.json`, at once or not at all; from the first process only."""

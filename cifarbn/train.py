@@ -51,13 +51,15 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     say(f"{folder}\n{hardware}")
 
     with run.recorded():
-        run.update(**asdict(hardware), parameters=sum(p.numel() for p in net.parameters()))
-        trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
-        fitted = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second, data=data.describe())
+        run.update(**asdict(hardware), devices=trainer.world_size, parameters=sum(p.numel() for p in net.parameters()))
+        try:
+            trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
+        finally:  # a diverged run is a result, an interrupted one will be continued
+            run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
+            run.update(metrics=history.epoch_metrics, data=data.describe(), seconds=dict(timing.seconds))
         trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        run.update(metrics=fitted | tested, seconds=run.result.get("seconds", {}) | timing.seconds)
+        run.update(metrics=history.epoch_metrics | tested, seconds=dict(timing.seconds))
         logger.log_hyperparams(run.result["config"], run.result["metrics"], step=trainer.global_step)
         if classifier.confusion is not None:
             run.update(confusion=classifier.confusion.tolist())

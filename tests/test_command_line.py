@@ -53,6 +53,8 @@ def fails(command, capsys):
         (["model.stem=large"], "cifar"),
         (["trainer.precision=half"], "trainer: "),
         (["epochs=0"], "epochs must be at least 1"),
+        (["epochs=null"], "epochs must be at least 1"),
+        (["record=[gradient_probe]", "record.gradient_probe.every=abc"], "takes a whole number (default 50)"),
         (["optim.lr"], "missing EQUAL"),
     ],
 )
@@ -72,7 +74,7 @@ def test_missing_data_without_a_network(fails, tmp_path):
 
 def test_unwritable_output_folder(fails, tmp_path):
     (tmp_path / "multirun_outputs").write_text("a file where a folder should be")
-    assert "cannot write the run folder" in fails(*SHAPES)
+    assert "cannot read or write" in fails(*SHAPES)
     assert (tmp_path / "multirun_outputs").read_text() == "a file where a folder should be"
 
 

@@ -221,18 +221,27 @@ def test_held_out_accuracy_needs_held_out_pictures(tmp_path):
 
 
 class StopWithin(pl.Callback):
-    """Save and stop within an epoch, as after a signal; at its end the checkpoint is that of the epoch."""
+    """Save and stop as after a signal: behind a step within an epoch, or behind an epoch."""
 
     def __init__(self, last, after):
         self.last, self.after = last, after
 
     def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.after and not self.at_the_end_of_an_epoch(trainer):
+            self.last._save(trainer)
+            raise Interrupted
+
+    def on_train_epoch_end(self, trainer, *_):
         if trainer.global_step == self.after:
             self.last._save(trainer)
             raise Interrupted
 
+    @staticmethod
+    def at_the_end_of_an_epoch(trainer):
+        return trainer.global_step % trainer.num_training_batches == 0
 
-@pytest.mark.parametrize("after", [1, 4, 5])
+
+@pytest.mark.parametrize("after", [1, 3, 4, 5])
 def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, after):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()

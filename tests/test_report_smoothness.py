@@ -16,22 +16,22 @@ from cifarbn.report.smoothness import smoothness
 NORMS = {"vgg_a": "torch.nn.Identity", "vgg_a_bn": "torch.nn.BatchNorm2d"}
 
 
-def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None):
+def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None, batch=8):
     """A run whose last-layer differences are all `scale` and whose walk has d(s) = 2 scale s at every probe."""
-    folder = root / f"model={model},optim.lr={lr}"
+    folder = root / f"data.batch_size={batch},model={model},optim.lr={lr}"
     folder.mkdir(parents=True)
     config = {
         "model": {"norm": {"_target_": NORMS[model]}, "num_classes": 10},
         "optim": {"lr": lr},
         "schedule": {"max_lr": lr},
         "record": {"gradient_probe": {"eta": lr}},
-        "data": {"_target_": "cifarbn.data.Shapes", "batch_size": 8},
+        "data": {"_target_": "cifarbn.data.Shapes", "batch_size": batch},
         "seed": 0,
     }
     result = {
         "status": status,
         "config": config,
-        "overrides": [f"model={model}", f"optim.lr={lr}"],
+        "overrides": [f"model={model}", f"optim.lr={lr}", f"data.batch_size={batch}"],
         "metrics": {"test/acc": 0.5},
         "data": {"name": "shapes", "train_size": 240, "val_size": 0, "test_size": 10},
     }
@@ -59,6 +59,7 @@ def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None)
         "probe.s": s,
         "probe.every": np.array(5),
         "probe.parameters": np.array(["conv.weight", "conv.bias", "head.weight"]),
+        "probe.dimensions": np.array([4, 1, 2]),
         "probe.gradient.loss": np.tile([1.0, 2.0, 4.0], (n, 1)) * scale,
         "probe.gradient.gradient_norm": np.full(n, 0.5),
         "probe.gradient.distance_moved": np.tile(s * 0.5, (n, 1)),
@@ -120,6 +121,12 @@ def test_factors_compare_the_net_without_normalisation_with_the_other(sweep):
     rows = list(csv.DictReader(io.StringIO(files["factors.csv"])))
     assert {float(row["factor"]) for row in rows} == {3.0}, "6 over 2, for every definition and rate"
     assert {row["lr"] for row in rows} == {"0.001", "0.002"}
+
+
+def test_another_batch_size_is_another_family(sweep):
+    write_run(sweep, "vgg_a", 0.001, batch=16)
+    captions = [drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings]
+    assert "vgg_a, batch_size 16: n = 1 (lr 0.001)" in captions[0]
 
 
 def test_the_long_table_has_step_rate_norm_definition_and_value(sweep):

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -152,6 +154,60 @@ def test_ctrl_c_saves_says_so_and_can_be_resumed(undisturbed, tmp_path):
     assert rows(folder) == rows(undisturbed)
 
 
+def test_sigterm_during_validation_saves_the_epoch_first(undisturbed, tmp_path):
+    # Lightning's own handler would leave in the middle of the validation, and nothing would be saved.
+    slow = [*TINY[:-1], "trainer.enable_progress_bar=true", "data.val_size=80", "data.eval_batch_size=1"]
+    process = subprocess.Popen(
+        command(*slow), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    said = ""
+    while "Validation DataLoader" not in said and (character := process.stdout.read(1)):
+        said += character
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    folder = only_folder(tmp_path)
+    assert process.returncode == 130
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    assert checkpoint(folder)["global_step"] == 5 and len(rows(folder)) == 5
+
+
+def test_a_run_cut_off_while_testing_keeps_the_metrics_of_its_training(undisturbed, tmp_path):
+    folder = tmp_path / undisturbed.relative_to(undisturbed.parents[2])
+    shutil.copytree(undisturbed, folder)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"status": "running", "metrics": {}}))
+    resumed = run(tmp_path, *TINY)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((folder / "result.json").read_text())["metrics"] == result["metrics"]
+    assert rows(folder) == rows(undisturbed)
+
+
+def test_an_epoch_cut_short_by_max_steps_has_no_validation_of_another_epoch(tmp_path):
+    finished = run(tmp_path, *TINY, "trainer.max_steps=8")
+    assert finished.returncode == 0, finished.stderr
+    table = rows(only_folder(tmp_path))
+    assert len(table) == 8 and table[4]["val/acc"] and table[7]["train/acc"] and not table[7]["val/acc"]
+    result = json.loads((only_folder(tmp_path) / "result.json").read_text())
+    assert "val/acc" not in result["metrics"] and result["metrics"]["test/acc"] >= 0
+
+
+def test_recorders_by_name_on_the_deep_linear_net(tmp_path):
+    recorders = "record=[last_layer_gradients,gradient_probe,step_change,covariate_shift]"
+    finished = run(
+        tmp_path,
+        *("experiment=paper_dln", "-m", "model=dln,dln_bn", "optim.lr=1e-6", "data.steps_per_epoch=20", "epochs=2"),
+        *(recorders, "record.gradient_probe.every=10", "record.gradient_probe.steps=[1e-8,1e-7]"),
+        "trainer.enable_progress_bar=false",
+    )
+    assert finished.returncode == 0, finished.stderr
+    for folder in (tmp_path / "multirun_outputs" / "paper_dln").glob("*/"):
+        recorded = np.load(folder / "recordings.npz")
+        assert recorded["probe.step"].tolist() == [0, 10, 20, 30]
+        assert recorded["probe.gradient.loss"].shape == (4, 2)
+        assert len(recorded["last_layer.norm"]) == 40
+        assert (recorded["covariate_shift.distance"][:, 0] == 0).all()
+
+
 def test_a_diverged_run_is_a_result(tmp_path):
     finished = run(tmp_path, *TINY, "optim=sgd", "optim.lr=1e30", "loss=mse")
     assert finished.returncode == 0, finished.stderr
@@ -161,3 +217,6 @@ def test_a_diverged_run_is_a_result(tmp_path):
     assert result["divergence"]["step"] >= 1 and result["divergence"]["grad_norm"] > 0
     assert f"step {result['divergence']['step']} is not finite" in finished.stdout
     assert "test/acc" not in result.get("metrics", {})
+    assert result["data"]["train_size"] == 320 and result["seconds"]["total"] > 0
+    table = rows(only_folder(tmp_path))
+    assert len(table) == result["divergence"]["step"] + 1, "its curve, the last loss included"

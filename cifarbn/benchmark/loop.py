@@ -16,11 +16,12 @@ from cifarbn.benchmark.sides import Report, in_turn, median_ratio, wait_for
 from cifarbn.benchmark.step import NETS, training_step
 from cifarbn.classifier import Classifier
 from cifarbn.data import Images, InMemoryLoader
+from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import ProgressBar
 from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, Timing
 
-PICTURES = 10_000
+PICTURES = 10_000  # at the least
 USUAL = "the usual way"
 BARE = "a bare loop"
 OURS = "cifarbn.train"
@@ -33,7 +34,9 @@ def measure_loop(chosen: argparse.Namespace) -> Report:
     loop: our loader, precision and layout, no Lightning, nothing recorded. Ours: Lightning with progress bar,
     TensorBoard, step history, last-layer recorder and checkpoint.
     """
-    name, images = read_pictures(chosen.root, PICTURES)
+    name, images = read_pictures(chosen.root, max(PICTURES, (chosen.steps + 1) * chosen.batch_size))
+    if len(images) <= chosen.steps * chosen.batch_size:
+        raise UserError(f"{len(images):,} pictures are too few for {chosen.steps} steps and one; lower --steps")
     hardware = Hardware.choose(compile=chosen.compile)
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
     images = images.to(device)

@@ -138,7 +138,7 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.test_images, self.eval_batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result must say of its data, ready for JSON; after `setup`.
+        """Return what a result must say of its data, ready for JSON; before `setup` without sizes and fingerprint.
 
         The fingerprint is of the training and the test pictures as read, before any split.
         """
@@ -146,9 +146,7 @@ class DataModule(pl.LightningDataModule):
             "name": self.name,
             "classes": list(self.classes),
             "fingerprint": self._fingerprint,
-            "train_size": len(self.train_images),
-            "val_size": len(self.val_images),
-            "test_size": len(self.test_images),
+            **{f"{part}_size": len(images) for part, images in self._images.items()},
             "mean": list(self.mean),
             "std": list(self.std),
             "augmentation": asdict(self.augmentation),

@@ -71,10 +71,13 @@ class GradientProbe(Recorder):
         self._names: list[str] = []
         self._before: list[Tensor] = []  # theta_t, until the step is taken
         self._start: LossAndGradient | None = None
+        self._entry: dict[str, Any] = {}
+        self._dimensions: list[int] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the names of the parameter tensors."""
         self._names = list(trained(pl_module))
+        self._dimensions = [p.ndim for p in trained(pl_module).values()]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -82,21 +85,28 @@ class GradientProbe(Recorder):
         """Probe before the step is taken."""
         if not due(trainer, self.every):
             return
+        if list(trained(pl_module)) != self._names:
+            raise UserError(
+                "record.gradient_probe: this net freezes or frees parameters during training, so that its gradients "
+                "cannot be compared between steps (for speednet, model.whitening_bias_epochs=null keeps them all)"
+            )
         parameters = list(trained(pl_module).values())
         with measuring(pl_module, batch) as loss_fn:
             start = loss_and_gradient(loss_fn, parameters)
-            self.note(step=trainer.global_step)
+            self._entry = {"step": trainer.global_step}
             for kind in self.directions:
                 if kind == "update":
                     continue  # known only after the step
                 direction = None
                 if kind == "random":
-                    generator = torch.Generator().manual_seed(trainer.global_step)
+                    generator = torch.Generator().manual_seed(torch.initial_seed() + trainer.global_step)
                     direction = random_direction(start.gradient, generator)
                 seen = walk(loss_fn, parameters, self.s, start=start, direction=direction)
-                self._note(kind, seen)
+                self._enter(kind, seen)
         if "update" in self.directions:
             self._before, self._start = [p.detach().clone() for p in parameters], start
+        else:
+            self.note(**self._entry)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -107,12 +117,18 @@ class GradientProbe(Recorder):
         parameters = list(trained(pl_module).values())
         with measuring(pl_module, batch) as loss_fn, standing_at(parameters, self._before) as after:
             update = [old - new for old, new in zip(self._before, after, strict=True)]
-            self._note("update", walk(loss_fn, parameters, [1.0], start=self._start, direction=update))
+            self._enter("update", walk(loss_fn, parameters, [1.0], start=self._start, direction=update))
+        self.note(**self._entry)
         self._before, self._start = [], None
 
-    def _note(self, kind: str, seen: Walk) -> None:
-        self.note(**{f"{kind}.{name}": value for name, value in vars(seen).items() if name != "s"})
+    def _enter(self, kind: str, seen: Walk) -> None:
+        self._entry |= {f"{kind}.{name}": value for name, value in vars(seen).items() if name != "s"}
 
     def constants(self) -> dict[str, NDArray]:
-        """The step sizes and the names of the parameter tensors."""
-        return {"s": np.array(self.s), "every": np.array(self.every), "parameters": np.array(self._names)}
+        """The step sizes, and the names and dimensions of the parameter tensors."""
+        return {
+            "s": np.array(self.s),
+            "every": np.array(self.every),
+            "parameters": np.array(self._names),
+            "dimensions": np.array(self._dimensions),
+        }

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.errors import Interrupted
 from cifarbn.recorders.timing import Timing
 from cifarbn.runs import CHECKPOINT
 
+SECONDS_BETWEEN_EPOCHS = 10  # at the least, between checkpoints at the ends of epochs
 DDP_ASK_EVERY = 10  # steps between the ranks' agreeing whether to save or stop
 
 
@@ -41,12 +43,6 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = 0.0
         self._old_handlers: dict[int, Any] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Listen for the signals while training (only the main thread may)."""
-        if stage == "fit" and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old_handlers[number] = signal.signal(number, self._on_signal)
-
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
         while self._old_handlers:
@@ -57,7 +53,14 @@ class LastCheckpoint(Checkpoint):
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The time to the next checkpoint counts from here."""
+        """Listen for the signals, which only the main thread may; the time to the next checkpoint counts from here.
+
+        Not before: Lightning sets its own handler of SIGTERM after every callback's `setup`, and ends a validation or
+        a last step by it before anything is saved.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -80,11 +83,18 @@ class LastCheckpoint(Checkpoint):
             raise Interrupted
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save; Lightning calls this after every other callback's, so their states are up to date."""
-        self._save(trainer)
+        """Save; Lightning calls this after every other callback's, so their states are up to date.
+
+        Epochs of a second are not saved one by one, for writing takes about as long.
+        """
         stop = self._signal is not None
+        late = time.monotonic() - self._saved_at >= min(SECONDS_BETWEEN_EPOCHS, 60 * self.minutes)
+        last = trainer.global_step >= trainer.estimated_stepping_batches
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            late = trainer.strategy.reduce_boolean_decision(late, all=False)
+        if stop or late or last:
+            self._save(trainer)
         if stop:
             raise Interrupted
 
@@ -101,5 +111,5 @@ class LastCheckpoint(Checkpoint):
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self._signal is None:
-            print("\nstopping after this step, and saving; Ctrl-C again stops at once", flush=True)
+            rank_zero_only(print)("\nstopping after this step, and saving; Ctrl-C again stops at once", flush=True)
         self._signal = number

@@ -42,6 +42,7 @@ class LastLayerGradients(Recorder):
         self._raw: np.memmap | None = None
         self._waiting: list[Tensor] = []  # raw gradients of this epoch so far
         self._written = 0
+        self._drawn = 0  # steps that TensorBoard has
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layer, and make room for the raw gradients where they are wanted."""
@@ -68,7 +69,8 @@ class LastLayerGradients(Recorder):
         """Write the epoch's raw gradients, and a thinned curve into TensorBoard."""
         self._flush_raw()
         arrays = self.arrays()
-        epoch = slice(len(arrays["step"]) - int(trainer.num_training_batches), None)
+        epoch = slice(self._drawn, None)
+        self._drawn = len(arrays["step"])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 steps = arrays["step"][epoch]
@@ -89,10 +91,14 @@ class LastLayerGradients(Recorder):
     def state_dict(self) -> dict[str, Any]:
         """The arrays, and the two gradients that the next differences need."""
         self._flush_raw()
-        return super().state_dict() | {"stream": self._stream.state_dict(), "written": self._written}
+        return super().state_dict() | {
+            "stream": self._stream.state_dict(),
+            "written": self._written,
+            "drawn": self._drawn,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the checkpoint."""
         super().load_state_dict(state_dict)
         self._stream.load_state_dict(state_dict["stream"])
-        self._written = state_dict["written"]
+        self._written, self._drawn = state_dict["written"], state_dict["drawn"]

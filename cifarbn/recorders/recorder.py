@@ -98,14 +98,22 @@ class RecordingsFile(pl.Callback):
 def measuring(pl_module: pl.LightningModule, batch: Batch) -> Iterator[LossFunction]:
     """The train-mode loss L_t on one minibatch, for any number of passes that leave no trace on the run.
 
-    In fp32 whatever the run's precision, since differences of gradients drown in bf16's rounding; uncompiled, since
+    In fp32 whatever the run's precision, without TF32, since differences of gradients drown in their rounding, and with
+    the same convolution algorithm at every pass; uncompiled, since
     a probe is no reason to compile the net again; with the random numbers that the coming training step will draw,
     the same at every pass. Batch normalisation uses the batch. Under DDP it is the rank's own slice of the batch.
     """
     net, loss, (pictures, labels) = net_of(pl_module), loss_of(pl_module), batch
     autocast_off = torch.autocast(pictures.device.type, enabled=False)
-    with preserved(net, train=True), autocast_off, torch.compiler.set_stance("force_eager"), torch.enable_grad():
-        yield replayed(lambda: loss(net(pictures), labels), net)
+    one_algorithm = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with preserved(net, train=True), autocast_off, one_algorithm, torch.enable_grad():
+            with torch.compiler.set_stance("force_eager"):
+                yield replayed(lambda: loss(net(pictures), labels), net)
+    finally:
+        torch.set_float32_matmul_precision(matmul)
 
 
 def net_of(pl_module: pl.LightningModule) -> nn.Module:

@@ -45,6 +45,9 @@ class StepHistory(pl.Callback):
         self._buffer = torch.empty(0, 3)  # (steps, 3) of this epoch, on the device
         self._sizes: list[int] = []  # pictures in each step's batch, this epoch
         self._lrs: list[float] = []
+        self._last_norm: float | None = None  # of the finished epochs' last step
+        self._validated = False  # in this epoch
+        self.epoch_metrics: dict[str, float] = {}  # of the last epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop rows that the checkpoint does not know: their steps are taken again."""
@@ -75,23 +78,37 @@ class StepHistory(pl.Callback):
         row = self._buffer[len(self._sizes)]
         row[LOSS], row[ACC] = outputs["loss"].detach(), outputs["acc"]
         self._sizes.append(len(batch[1]))
-        if pl_module.device.type == "cpu" or len(self._sizes) % self.check_every == 0:
-            self._raise_if_diverged()
+        alone_on_a_cpu = pl_module.device.type == "cpu" and trainer.world_size == 1
+        if alone_on_a_cpu or len(self._sizes) % self.check_every == 0:
+            self._raise_if_diverged(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The metrics at hand are this epoch's, which after a stop by `max_steps` they are not."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the epoch's numbers to the host, once, and write them."""
-        self._raise_if_diverged()
+        self._raise_if_diverged(trainer)
         steps = len(self._sizes)
         values = trainer.strategy.reduce(self._buffer[:steps], reduce_op="mean").cpu().numpy()
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
+        evaluated = {k: float(v) for k, v in trainer.callback_metrics.items()} if self._validated else {}
         means = {"train/loss": float(loss)} | ({"train/acc": float(acc)} if np.isfinite(acc) else {})
         pl_module.log_dict(means)
+        self.epoch_metrics = evaluated | means
         if trainer.is_global_zero:
-            evaluated = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._write(values, trainer.current_epoch, evaluated | means)
+            self._write(values, trainer.current_epoch)
             self._draw(values, trainer)
         self.rows += steps
-        self._sizes, self._lrs = [], []
+        self._last_norm = float(values[-1, NORM])
+        self._sizes, self._lrs, self._validated = [], [], False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write the steps so far: a diverged run has a curve too, and a resumed one will cut them off again."""
+        if trainer.is_global_zero and self._sizes:
+            self.epoch_metrics = {}
+            self._write(self._buffer[: len(self._sizes)].cpu().numpy(), trainer.current_epoch)
+            self._sizes = []
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, lists and numbers, so that a checkpoint can be loaded with `weights_only`."""
@@ -101,25 +118,31 @@ class StepHistory(pl.Callback):
             "buffer": self._buffer[:steps].cpu(),
             "sizes": self._sizes[:],
             "lrs": self._lrs[:steps],
+            "last_norm": self._last_norm,
+            "epoch_metrics": dict(self.epoch_metrics),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the checkpoint, in the middle of an epoch too."""
         self.rows, self._buffer = state_dict["rows"], state_dict["buffer"]
         self._sizes, self._lrs = list(state_dict["sizes"]), list(state_dict["lrs"])
+        self._last_norm, self.epoch_metrics = state_dict["last_norm"], dict(state_dict["epoch_metrics"])
 
-    def _raise_if_diverged(self) -> None:
+    def _raise_if_diverged(self, trainer: pl.Trainer) -> None:
         values = self._buffer[: len(self._sizes)]
         bad = (~values[:, LOSS].isfinite()).nonzero()
-        if not len(bad):
+        diverged = bool(len(bad))
+        if trainer.world_size > 1:
+            # All or none: a rank that stops alone leaves the others waiting for its gradients.
+            diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
+        if not diverged:
             return
-        first = int(bad[0])
+        first = int(bad[0]) if len(bad) else len(values) - 1
         finite = values[:first, NORM]
         finite = finite[finite.isfinite()]
-        last_norm = float(finite[-1]) if len(finite) else None
-        raise Diverged(self.rows + first, self._lrs[first], last_norm)
+        raise Diverged(self.rows + first, self._lrs[first], float(finite[-1]) if len(finite) else self._last_norm)
 
-    def _write(self, values: np.ndarray, epoch: int, epoch_metrics: dict[str, Any]) -> None:
+    def _write(self, values: np.ndarray, epoch: int) -> None:
         new = not self.file.exists()
         with self.file.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
@@ -128,7 +151,7 @@ class StepHistory(pl.Callback):
             for i, (loss, acc, norm) in enumerate(values.tolist()):
                 row = {"step": self.rows + i, "epoch": epoch, "lr": self._lrs[i]}
                 row |= {"step/loss": loss, "step/acc": acc, "step/grad_norm": norm}
-                writer.writerow(row | epoch_metrics if i == len(values) - 1 else row)
+                writer.writerow(row | self.epoch_metrics if i == len(values) - 1 else row)
 
     def _draw(self, values: np.ndarray, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:

@@ -71,8 +71,12 @@ def _relative(r: Recordings) -> NDArray:
 
 
 def _scale_invariant(r: Recordings) -> NDArray:
-    """The median over weight tensors; biases are left out, since before a normalisation their gradient is rounding."""
-    weights = [i for i, name in enumerate(r["probe.parameters"]) if str(name).endswith("weight")]
+    """The median over the layers' weights.
+
+    Vectors are left out: a bias before a normalisation has no gradient but rounding, and a normalisation's own scale is
+    no weight that a normalisation follows.
+    """
+    weights = np.flatnonzero(r["probe.dimensions"] > 1)
     distance, moved, norm = (r[f"probe.gradient.parameter_{k}"] for k in ("distance", "moved", "norm"))
     beta = scale_invariant_beta(distance[:, :, weights], moved[:, :, weights], norm[:, weights])
     return np.nanmedian(beta, axis=1)

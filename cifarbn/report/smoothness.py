@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 from cifarbn import figures
 from cifarbn.figures.smoothness import Curve
 from cifarbn.report.definitions import WHOSE, curves, walk_of
-from cifarbn.report.gather import RunRecord, Sweep
+from cifarbn.report.gather import RunRecord, Sweep, without_seed
 from cifarbn.report.names import name_groups, short
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.runs import Result
@@ -83,7 +84,7 @@ def _families(sweep: Sweep) -> list[Family]:
     members: dict[str, list[RunRecord]] = {}
     for group in sweep.groups:
         for run in (*group.runs, *group.left_out):
-            members.setdefault(repr((run.data, sorted(_without_rate(run.config).items()))), []).append(run)
+            members.setdefault(json.dumps(_without_rate(run.config), sort_keys=True), []).append(run)
     stripped: list[Result] = []
     for runs in members.values():
         result = runs[0].result
@@ -105,9 +106,12 @@ def _families(sweep: Sweep) -> list[Family]:
 
 def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without seed, learning rate and what follows from it: a schedule's peak, a probe's range."""
-    kept = {k: v for k, v in config.items() if k not in ("seed", "data", "record")}
-    kept["optim"] = {k: v for k, v in kept.get("optim", {}).items() if k != "lr"}
-    kept["schedule"] = {k: v for k, v in (kept.get("schedule") or {}).items() if k != "max_lr"}
+    kept = json.loads(json.dumps(without_seed(config)))
+    for *groups, key in (("optim", "lr"), ("schedule", "max_lr"), ("record", "gradient_probe", "eta")):
+        node = kept
+        for group in groups:
+            node = node.get(group) or {}
+        node.pop(key, None)
     return kept
 
 

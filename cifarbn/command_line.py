@@ -127,7 +127,6 @@ _ALSO_FINE = {
     ("a word", "true or false"),
     ("a word", "null"),
     ("a word", "a list"),
-    ("a whole number", "a word"),
     ("a number", "null"),
     ("a whole number", "null"),
 }

@@ -195,7 +195,7 @@ def test_recorders_by_name_on_the_deep_linear_net(tmp_path):
     recorders = "record=[last_layer_gradients,gradient_probe,step_change,covariate_shift]"
     finished = run(
         tmp_path,
-        *("experiment=paper_dln", "-m", "model=dln,dln_bn", "optim.lr=1e-6", "data.steps_per_epoch=20", "epochs=2"),
+        *("-m", "experiment=paper_dln", "model=dln,dln_bn", "optim.lr=1e-6", "data.steps_per_epoch=20", "epochs=2"),
         *(recorders, "record.gradient_probe.every=10", "record.gradient_probe.steps=[1e-8,1e-7]"),
         "trainer.enable_progress_bar=false",
     )

@@ -24,7 +24,7 @@ class Timing(pl.Callback):
     @property
     def pictures_per_second(self) -> float | None:
         """Training throughput; None before the second step."""
-        return self.pictures / self.seconds["train"] if self.pictures else None
+        return self.pictures / self.seconds["train"] if self.seconds["train"] > 0 else None
 
     def mark(self, kind: str | None) -> None:
         """The time since the last mark was spent on `kind` (None: on nothing that counts)."""
@@ -60,6 +60,10 @@ class Timing(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Up to here it was training."""
+        self.mark("train")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Up to here it was training, or an evaluation that nobody will see."""
         self.mark("train")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -40,7 +40,7 @@ def columns(sweep: Sweep) -> dict[str, list[str]]:
         shown["training loss"] = [_plus_minus(row, "train/loss", 1, 4) for row in table]
         shown["95 % interval"] = [_interval(row, "train/loss", 1, 4) for row in table]
     shown["data"] = [row["data"] for row in table]
-    shown["epochs"] = [str(row["epochs"]) for row in table]
+    shown["steps"] = [f"{row['steps']:,.0f}" if row["steps"] else "" for row in table]
     shown["parameters"] = [f"{row['parameters']:,}" if row["parameters"] else "" for row in table]
     shown["training, s"] = [f"{row['seconds']:,.0f}" if row["seconds"] is not None else "" for row in table]
     shown["images/s"] = [f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "" for row in table]
@@ -94,7 +94,8 @@ def _row(group: Group) -> dict[str, Any]:
     measured, target = row["test/acc"], group.target
     row |= {"target": target, "gap": None if None in (measured, target) else measured - target}
     results = [run.result for run in group.runs]
-    row["epochs"] = group.config.get("epochs")
+    # What was trained, which `max_steps` may end before the config's epochs are over.
+    row["steps"] = _mean(result.get("steps") for result in results)
     row["parameters"] = results[0].get("parameters")
     row["seconds"] = _mean(result.get("seconds", {}).get("train") for result in results)
     row["images_per_second"] = _mean(result.get("images_per_second") for result in results)

@@ -102,7 +102,7 @@ class Run:
             old = None
         if old is None:
             return cls(folder, {"status": "new", "overrides": list(overrides), "config": config})
-        changed = differences(old.get("config", {}), json.loads(json.dumps(config)))
+        changed = differences(old.get("config", {}), config)
         if changed:
             raise UserError(
                 f"{folder} holds a run of another config ({'; '.join(changed)}). "
@@ -225,7 +225,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _experiment(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without what says only how the run is carried out, or where on this machine."""
+    """The config as JSON would give it back, without what says only how the run is carried out, or where."""
     config = json.loads(json.dumps(config))
     for key in NOT_THE_EXPERIMENT:
         *groups, last = key.split(".")

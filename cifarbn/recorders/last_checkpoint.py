@@ -69,31 +69,26 @@ class LastCheckpoint(Checkpoint):
         """Save within an epoch where it is time, or where the run is to stop."""
         if batch_idx + 1 >= trainer.num_training_batches:
             return  # the epoch's end saves
-        stop = self._signal is not None
-        late = time.monotonic() - self._saved_at >= 60 * self.minutes
-        if trainer.world_size > 1:
-            # Saving is a collective act: every rank must do it at the same step.
-            if batch_idx % DDP_ASK_EVERY:
-                return
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-            late = trainer.strategy.reduce_boolean_decision(late, all=False)
-        if stop or late:
-            self._save(trainer)
-        if stop:
-            raise Interrupted
+        if trainer.world_size > 1 and batch_idx % DDP_ASK_EVERY:
+            return
+        self._save_if(trainer, time.monotonic() - self._saved_at >= 60 * self.minutes)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save; Lightning calls this after every other callback's, so their states are up to date.
 
         Epochs of a second are not saved one by one, for writing takes about as long.
         """
-        stop = self._signal is not None
         late = time.monotonic() - self._saved_at >= min(SECONDS_BETWEEN_EPOCHS, 60 * self.minutes)
-        last = trainer.global_step >= trainer.estimated_stepping_batches
+        self._save_if(trainer, late or trainer.global_step >= trainer.estimated_stepping_batches)
+
+    def _save_if(self, trainer: pl.Trainer, late: bool) -> None:
+        """Save where it is late or the run is to stop, and then stop it."""
+        stop = self._signal is not None
         if trainer.world_size > 1:
+            # Saving is a collective act: every rank must do it at the same step.
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
             late = trainer.strategy.reduce_boolean_decision(late, all=False)
-        if stop or late or last:
+        if stop or late:
             self._save(trainer)
         if stop:
             raise Interrupted

@@ -53,14 +53,11 @@ class Family:
         """Learning rate -> the run with the least seed, which the figures of single runs draw."""
         return {rate: runs[0] for rate, runs in self.runs.items()}
 
-    def band(self, curve_of: Mapping[str, Curve]) -> Band:
-        """The band over the runs' curves, by name of run."""
-        return band(curve_of)
-
 
 def smoothness(sweep: Sweep, options: Options) -> Section | None:
     """All figures that the recordings allow, and every definition's values as one long table."""
-    families = [family for family in _families(sweep) if family.runs]
+    everyone = _families(sweep)
+    families = [family for family in everyone if family.runs]
     found = {run.name: curves(run.recordings) for family in families for _, run in _each(family)}
     if not any(found.values()):
         return None
@@ -73,7 +70,7 @@ def smoothness(sweep: Sweep, options: Options) -> Section | None:
         *_distances(families, words),
         *_disagreement(families, found, words),
     ]
-    left_out = {name: why for family in _families(sweep) for name, why in family.left_out.items()}
+    left_out = {name: why for family in everyone for name, why in family.left_out.items()}
     text = "Three definitions of smoothness, and controls, of the same runs. "
     text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in left_out.items()) + "." if left_out else ""
     files = {"smoothness.csv": _as_csv(families, found), "factors.csv": _factors_as_csv(families, found)}

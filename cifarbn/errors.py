@@ -1,4 +1,4 @@
-"""The exceptions that entry points understand: a user's mistake, and the two ways a run ends early without a fault."""
+"""The exceptions that entry points understand: a user's mistake, and the ways a run ends early without a fault."""
 
 
 class UserError(Exception):
@@ -6,6 +6,14 @@ class UserError(Exception):
 
     Entry points print the message alone, without a traceback, and exit non-zero.
     """
+
+
+class Refused(UserError):
+    """The run's folder holds something else; it is left as it is."""
+
+
+class MadeElsewhere(Refused):
+    """Another process is making this very run."""
 
 
 class Diverged(Exception):

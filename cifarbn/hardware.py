@@ -77,6 +77,9 @@ class Hardware:
             torch.backends.cudnn.benchmark = True
         if self.channels_last:
             net.to(memory_format=torch.channels_last)
+        else:
+            # A convolution goes by the layout of its weights or of its pictures, and pictures come channels_last.
+            net.register_forward_pre_hook(lambda _, pictures: tuple(each.contiguous() for each in pictures))
         if self.compile:
             # dynamo counts its compilations of a function over the whole process, and after 8 runs of a sweep would go
             # on uncompiled without a word.

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.errors import Diverged, Interrupted, UserError
+from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 
 RESULT = "result.json"
 CHECKPOINT = "last.ckpt"
@@ -32,6 +33,8 @@ PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core"
 # Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
 NOT_THE_EXPERIMENT = (
     "resume",
+    "retry",
+    "changed_code",
     "checkpoint_minutes",
     "name",
     "trainer.enable_progress_bar",
@@ -51,6 +54,7 @@ class Result(TypedDict, total=False):
     error: str | None
     overrides: list[str]
     config: dict[str, Any]
+    code: dict[str, str]  # module -> hash of its code, see `cifarbn.sources`
     metrics: dict[str, float]
     steps: int
     parameters: int
@@ -76,40 +80,70 @@ class Run:
         result: what `result.json` holds.
         checkpoint: `last.ckpt`, if the run is to go on from it.
         steps: that the checkpoint has behind it.
+        retry: whether a failed run is still to be made.
     """
 
-    def __init__(self, folder: Path, result: Result) -> None:
-        self.folder, self.result = Path(folder), result
+    def __init__(self, folder: Path, result: Result, *, retry: bool = True, lock: FileLock | None = None) -> None:
+        self.folder, self.result, self.retry = Path(folder), result, retry
         self.checkpoint: Path | None = None
         self.steps = 0
+        self._lock = lock  # held for as long as this object lives, at most to the end of `recorded`
 
     @classmethod
-    def open(cls, folder: Path, config: Any, overrides: Sequence[str], resume: bool = True) -> "Run":
-        """The run that belongs in `folder`: finished, cut off, or new.
+    def open(
+        cls,
+        folder: Path,
+        config: Any,
+        overrides: Sequence[str],
+        code: Mapping[str, str] | None = None,
+        *,
+        resume: bool = True,
+        retry: bool = True,
+        changed_code: str = "refuse",
+    ) -> "Run":
+        """The run that belongs in `folder`: finished, cut off, failed, or new. Nobody else can open it meanwhile.
 
-        With `resume`, a finished run is left alone and one that was cut off will go on from its checkpoint. Without,
-        what is there is moved to `.replaced/` beside the folder, and the run starts anew.
+        Args:
+            folder: where it is.
+            config: what it is; what only says how it is carried out does not count.
+            overrides: of the command line, for the record.
+            code: that it will be made with, as `cifarbn.sources` gives it.
+            resume: leave a finished run alone, and let one that was cut off go on from its checkpoint. Otherwise what
+                is there is moved to `.replaced/` beside the folder, and the run starts anew.
+            retry: try a failed run again, from its checkpoint if it has one; otherwise leave it as it is.
+            changed_code: "refuse" a folder that other code has made, or "accept" it.
 
         Raises:
-            UserError: if the folder holds a run of another config, or a checkpoint that cannot be loaded.
+            MadeElsewhere: if another process has the folder open.
+            Refused: if the folder holds a run of another config or, finished or with a checkpoint, of other code.
+            UserError: if its checkpoint cannot be loaded, or `changed_code` is neither word.
         """
+        if changed_code not in ("refuse", "accept"):
+            raise UserError(f"changed_code must be refuse or accept, not {changed_code!r}")
         folder = Path(folder)
-        config = _experiment(config)
-        old = read_result(folder)
+        config, code = _experiment(config), dict(code or {})
         # The processes that DDP starts beside the first find the folder as the first one left it.
+        lock = _lock(folder) if _first_process() else None
+        old = read_result(folder)
         if old is not None and not resume and _first_process():
             _set_aside(folder)
             old = None
         if old is None:
-            return cls(folder, {"status": "new", "overrides": list(overrides), "config": config})
-        changed = differences(old.get("config", {}), config)
-        if changed:
-            raise UserError(
-                f"{folder} holds a run of another config ({'; '.join(changed)}). "
-                "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
+            new: Result = {"status": "new", "overrides": list(overrides), "config": config, "code": code}
+            return cls(folder, new, retry=retry, lock=lock)
+        run = cls(folder, old, retry=retry, lock=lock)
+        elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
+        if changed := differences(old.get("config", {}), config):
+            raise Refused(f"{folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
+        cut_off = not run.finished and (folder / CHECKPOINT).exists()
+        if changed_code == "refuse" and (run.finished or cut_off) and (changed := _changed_modules(old, code)):
+            raise Refused(
+                f"{folder} holds a run that other code has made (changed: {', '.join(changed)}). "
+                f"changed_code=accept takes it as it is; {elsewhere}"
             )
-        run = cls(folder, old)
-        if not run.finished and (folder / CHECKPOINT).exists():
+        if not run.finished:
+            run.result["code"] = code
+        if cut_off:
             run.checkpoint = folder / CHECKPOINT
             run.steps = _steps_behind(run.checkpoint)
         return run
@@ -117,7 +151,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do; a diverged run is a result too."""
-        return self.result["status"] in ("done", "diverged")
+        return self.result["status"] in ("done", "diverged") or (self.result["status"] == "failed" and not self.retry)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -134,13 +168,16 @@ class Run:
             self.update(status="interrupted")
             raise Interrupted from end
         except BaseException as error:
-            self.update(status="failed", error=f"{type(error).__name__}: {error}")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self.update(status="failed", error=f"{kind}{error}")
             raise
         else:
             self.update(status="done")
         finally:
             total = earlier + time.time() - started
             self.update(seconds=self.result.get("seconds", {}) | {"total": total})
+            if self._lock:
+                self._lock.release()
 
     def update(self, **facts: Any) -> None:
         """Put facts into `result.json`, at once or not at all; from the first process only."""
@@ -208,6 +245,28 @@ def find_runs(root: Path) -> Iterator[Path]:
 def _first_process() -> bool:
     """Whether this process is DDP's first, or the only one: Lightning keeps the rank on the decorator."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _lock(folder: Path) -> FileLock:
+    """The run folder's lock, taken. The system gives it back when this process ends, however it ends.
+
+    It lies beside the folder, which may be moved, in a hidden one.
+    """
+    lock = FileLock(folder.parent / ".locks" / f"{folder.name}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise MadeElsewhere(
+            f"another process is making {folder}; it, or the same command later, will finish it"
+        ) from None
+    return lock
+
+
+def _changed_modules(old: Result, code: Mapping[str, str]) -> list[str]:
+    """The modules in which the code of an old result differs; none where it does not say."""
+    made_with = old.get("code", code)
+    return sorted(name for name in made_with.keys() | code.keys() if made_with.get(name) != code.get(name))
 
 
 def _set_aside(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytorch_lightning as pl
@@ -13,45 +14,49 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cifarbn import figures
 from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
+from cifarbn.command_line import CONF, building, check_types, run_plainly
+from cifarbn.errors import Interrupted
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
 from cifarbn.runs import Result, Run
+from cifarbn.sources import sources
 
 say = rank_zero_only(print)
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     """Train, then test once; all that comes of it is in `folder`, the run folder. Returns its `result.json`."""
-    run = Run.open(folder, OmegaConf.to_container(cfg, resolve=True), overrides, resume=cfg.resume)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
+    run = Run.open(folder, config, overrides, sources(config), **how)
     if run.finished:
         say(f"{run}\nnothing to do; resume=false starts this run afresh")
         return run.result
 
-    pl.seed_everything(cfg.seed, verbose=False)
-    options = dict(cfg.trainer)
-    hardware = Hardware.choose(*(options.pop(o) for o in ("accelerator", "precision", "channels_last", "compile")))
-    with building("data"):
-        data = instantiate(cfg.data)
-    with building("model"):
-        net = hardware.prepare(instantiate(cfg.model))
-    with building("loss, optim or schedule"):
-        loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
-        classifier = Classifier(net, loss, optimizer, schedule, test_views=cfg.test_views)
-    with building("record"):
-        recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
-
-    timing, history = Timing(), StepHistory(folder)
-    last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
-    bar = [ProgressBar()] if options["enable_progress_bar"] else []
-    logger = TensorBoardLogger(folder, name="", version="", purge_step=run.steps or None)
-    callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar]
-    trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, **options)
-    say(f"{folder}\n{hardware}")
-
     with run.recorded():
+        pl.seed_everything(cfg.seed, verbose=False)
+        options = dict(cfg.trainer)
+        hardware = Hardware.choose(*(options.pop(o) for o in ("accelerator", "precision", "channels_last", "compile")))
+        with building("data"):
+            data = instantiate(cfg.data)
+        with building("model"):
+            net = hardware.prepare(instantiate(cfg.model))
+        with building("loss, optim or schedule"):
+            loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
+            classifier = Classifier(net, loss, optimizer, schedule, test_views=cfg.test_views)
+        with building("record"):
+            recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
+
+        timing, history = Timing(), StepHistory(folder)
+        last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
+        bar = [ProgressBar()] if options["enable_progress_bar"] else []
+        logger = TensorBoardLogger(folder, name="", version="", purge_step=run.steps or None)
+        callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar]
+        trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, **options)
+        say(f"{folder}\n{hardware}")
         run.update(**asdict(hardware), devices=trainer.world_size, parameters=sum(p.numel() for p in net.parameters()))
+
         try:
             trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
         finally:  # a diverged run is a result, an interrupted one will be continued
@@ -71,11 +76,15 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _hydra_main(cfg: DictConfig) -> None:
-    with plain_errors():
-        check_types(cfg)
-        hydra_config = HydraConfig.get()
-        train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+def _hydra_main(cfg: DictConfig) -> float | None:
+    """One run; returns its validation accuracy, which a sweeper that searches asks for."""
+    check_types(cfg)
+    hydra_config = HydraConfig.get()
+    try:
+        result = train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+    except Interrupted:
+        raise KeyboardInterrupt from None  # which ends a sweep, too
+    return result.get("metrics", {}).get("val/acc")
 
 
 def main() -> None:

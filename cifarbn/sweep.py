@@ -1,0 +1,213 @@
+"""A sweep, `python -m cifarbn.train -m ...`: goes on after a failed run, says how far it is, ends with a table."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from cifarbn.command_line import plain_errors
+from cifarbn.errors import MadeElsewhere, Refused, UserError
+from cifarbn.runs import RESULT, folder_name, read_result
+
+STATUSES = ("done", "diverged", "failed", "refused", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run of a sweep ended.
+
+    Attributes:
+        run: its folder's name.
+        overrides: of its command line.
+        status: "done", "diverged", "failed", "refused" (its folder holds another run) or "elsewhere" (another process
+            is making it).
+        accuracy: on the test set, a fraction; None where it was not tested.
+        seconds: that the run took, over all its starts.
+        why: it failed, was refused or diverged.
+        found: whether it had ended before this sweep began.
+    """
+
+    run: str
+    overrides: list[str]
+    status: str
+    accuracy: float | None = None
+    seconds: float | None = None
+    why: str | None = None
+    found: bool = False
+
+
+class Journal:
+    """What happened in one sweep so far: a file, since a launcher may make the runs in other processes.
+
+    Args:
+        file: a line an event, appended whole.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def started(self, run: str) -> None:
+        """A run begins."""
+        self._append({"started": run})
+
+    def ended(self, outcome: Outcome) -> None:
+        """A run is over."""
+        self._append({"ended": asdict(outcome)})
+
+    def read(self) -> tuple[set[str], list[Outcome]]:
+        """The runs in progress, and how the others ended, in this order."""
+        events = [json.loads(line) for line in self.file.read_text().splitlines()]
+        outcomes = [Outcome(**event["ended"]) for event in events if "ended" in event]
+        begun: set[str] = {event["started"] for event in events if "started" in event}
+        return begun - {outcome.run for outcome in outcomes}, outcomes
+
+    def _append(self, event: dict[str, Any]) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+class Sweep(Callback):
+    """Hydra's callback: turns a failed run into a line of the final table, which a failure makes exit with 1.
+
+    It takes the place of Hydra's own way, which is to raise the first failure after the last run. Launchers carry it
+    to their workers by pickling, and the journal brings back what it saw there.
+    """
+
+    def __init__(self) -> None:
+        self.journal: Journal | None = None
+        self.planned: int | None = None
+        self.began = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Plan; Hydra takes an exception here for a warning, but not an exit."""
+        with plain_errors():
+            if "ddp" in str(OmegaConf.select(config, "trainer.strategy")):
+                raise UserError(
+                    "a sweep makes its runs one after another in one process, and DDP needs processes of its own: "
+                    "leave out -m and run trainer=ddp once for each combination, or sweep with one device a run"
+                )
+            folder = Path(config.hydra.sweep.dir) / ".sweeps"
+            folder.mkdir(parents=True, exist_ok=True)
+            self.journal = Journal(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
+            self.journal.file.touch()
+        self.planned = _planned(config)
+        self.began = time.time()
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Say how far the sweep is."""
+        if self.journal:
+            self.journal.started(Path(config.hydra.runtime.output_dir).name)
+            print(self._progress(), flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Keep the outcome; of a failure, Hydra hears nothing."""
+        if not self.journal:
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        failed = job_return.status is JobStatus.FAILED
+        error = job_return._return_value if failed else None
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        elif error:
+            traceback.print_exception(error)
+        if failed:
+            # Not the exception: it holds on to the frames of the failed run, and so to its net.
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        self.journal.ended(_outcome(folder, list(job_return.overrides or []), error, self.began))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print the table.
+
+        Raises:
+            SystemExit: with 1 if a run failed or was refused.
+        """
+        assert self.journal
+        _, outcomes = self.journal.read()
+        self.journal.file.unlink()
+        print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
+        if any(outcome.status in ("failed", "refused") for outcome in outcomes):
+            sys.exit(1)
+
+    def _progress(self) -> str:
+        assert self.journal
+        running, outcomes = self.journal.read()
+        said = f"sweep: {self._summary(outcomes)}, {len(running)} running"
+        if self.planned is None:
+            return said
+        left = self.planned - len(outcomes) - len(running)
+        made = sum(not outcome.found for outcome in outcomes)
+        said += f", {left} left"
+        if made:
+            each = (time.time() - self.began) / made
+            said += f", about {duration(each * (left + len(running)))} to go"
+        return said
+
+    def _summary(self, outcomes: Sequence[Outcome]) -> str:
+        counts = {status: sum(outcome.status == status for outcome in outcomes) for status in STATUSES}
+        parts = [f"{count} {status}" for status, count in counts.items() if count or status == "done"]
+        total = "" if self.planned is None else f" of {self.planned}"
+        return f"{', '.join(parts)}{total}"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """One line a run, aligned: status, test accuracy, seconds, what sets it apart, and why it is not done."""
+    in_all = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if len(outcomes) > 1 else set()
+    lines = [("status", "test acc", "seconds", "run")]
+    for outcome in outcomes:
+        accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.4f}"
+        seconds = "" if outcome.seconds is None else f"{outcome.seconds:,.0f}"
+        own = " ".join(override for override in outcome.overrides if override not in in_all) or outcome.run
+        status = outcome.status + (" before" if outcome.found else "")
+        lines.append((status, accuracy, seconds, own + (f": {outcome.why}" if outcome.why else "")))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:-1]
+    return "\n".join(
+        f"{status:<{widths[0]}}  {accuracy:>{widths[1]}}  {seconds:>{widths[2]}}  {rest}"
+        for status, accuracy, seconds, rest in lines
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 12 min, 3 h 05 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _outcome(folder: Path, overrides: list[str], error: BaseException | None, began: float) -> Outcome:
+    why = str(error).split("\n")[0].replace(f"{folder} ", "") if error else None
+    if isinstance(error, Refused):
+        status = "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
+        return Outcome(folder.name, overrides, status, why=why)
+    result = read_result(folder) or {}
+    return Outcome(
+        folder.name,
+        overrides,
+        "failed" if error else result.get("status", "failed"),
+        accuracy=result.get("metrics", {}).get("test/acc"),
+        seconds=result.get("seconds", {}).get("total"),
+        why=why or (result.get("error") or "").split("\n")[0] or None,
+        found=error is None and (folder / RESULT).stat().st_mtime < began,
+    )
+
+
+def _planned(config: DictConfig) -> int | None:
+    """How many runs the sweep has; None if its sweeper is not Hydra's own."""
+    sweeper = config.hydra.sweeper
+    if not sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        return None
+    said = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create().parse_overrides(said)
+    names = {folder_name(run) for batch in BasicSweeper.split_arguments(overrides, None) for run in batch}
+    return len(names)

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.command_line import plain_errors
-from cifarbn.errors import MadeElsewhere, Refused, UserError
+from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError
 from cifarbn.runs import RESULT, folder_name, read_result
 
 STATUSES = ("done", "diverged", "failed", "refused", "elsewhere")
@@ -117,6 +117,8 @@ class Sweep(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         failed = job_return.status is JobStatus.FAILED
         error = job_return._return_value if failed else None
+        if isinstance(error, Interrupted):
+            raise KeyboardInterrupt  # which Hydra lets end the sweep
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         elif error:
@@ -133,7 +135,7 @@ class Sweep(Callback):
             SystemExit: with 1 if a run failed or was refused.
         """
         assert self.journal
-        _, outcomes = self.journal.read()
+        outcomes = self.journal.read()[1]
         self.journal.file.unlink()
         print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
         if any(outcome.status in ("failed", "refused") for outcome in outcomes):
@@ -154,7 +156,7 @@ class Sweep(Callback):
         return said
 
     def _summary(self, outcomes: Sequence[Outcome]) -> str:
-        counts = {status: sum(outcome.status == status for outcome in outcomes) for status in STATUSES}
+        counts: dict[str, int] = {status: sum(outcome.status == status for outcome in outcomes) for status in STATUSES}
         parts = [f"{count} {status}" for status, count in counts.items() if count or status == "done"]
         total = "" if self.planned is None else f" of {self.planned}"
         return f"{', '.join(parts)}{total}"
@@ -190,7 +192,10 @@ def _outcome(folder: Path, overrides: list[str], error: BaseException | None, be
     if isinstance(error, Refused):
         status = "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
         return Outcome(folder.name, overrides, status, why=why)
-    result = read_result(folder) or {}
+    try:
+        result = read_result(folder) or {}
+    except UserError:
+        result = {}
     return Outcome(
         folder.name,
         overrides,

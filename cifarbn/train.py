@@ -1,5 +1,6 @@
 """One training run: `python -m cifarbn.train model=resnet18_pool optim=adam`."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -14,8 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cifarbn import figures
 from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF, building, check_types, run_plainly
-from cifarbn.errors import Interrupted
+from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
@@ -78,13 +79,12 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
     """One run; returns its validation accuracy, which a sweeper that searches asks for."""
-    check_types(cfg)
     hydra_config = HydraConfig.get()
-    try:
+    # In a sweep, `cifarbn.sweep` hears of errors.
+    with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else plain_errors():
+        check_types(cfg)
         result = train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
-    except Interrupted:
-        raise KeyboardInterrupt from None  # which ends a sweep, too
-    return result.get("metrics", {}).get("val/acc")
+        return result.get("metrics", {}).get("val/acc")
 
 
 def main() -> None:

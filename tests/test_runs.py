@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarbn.errors import Diverged, Interrupted, UserError
+from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 from cifarbn.runs import LONGEST_NAME, Run, differences, find_runs, folder_name, read_result
 
 CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "resume": True, "data": {"root": "/here", "val_size": 5}}
@@ -135,3 +135,40 @@ def test_result_is_replaced_whole(tmp_path):
     run.update(steps=3)
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 3
     assert not list(tmp_path.glob("*.tmp"))
+
+
+CODE = {"cifarbn.models.vgg": "1", "cifarbn.train": "2"}
+
+
+def test_code_that_changed_is_refused_by_name(tmp_path):
+    (tmp_path / "run").mkdir()
+    with Run.open(tmp_path / "run", CONFIG, [], CODE).recorded():
+        pass
+    assert Run.open(tmp_path / "run", CONFIG, [], CODE).finished
+    with pytest.raises(Refused, match=r"changed: cifarbn\.models\.vgg\).*changed_code=accept.*name=OTHER"):
+        Run.open(tmp_path / "run", CONFIG, [], CODE | {"cifarbn.models.vgg": "3"})
+    assert Run.open(tmp_path / "run", CONFIG, [], {}, changed_code="accept").finished
+
+
+def test_a_failed_run_is_tried_again_also_by_the_code_that_mends_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError), Run.open(tmp_path / "run", CONFIG, [], CODE).recorded():
+        raise ValueError
+    assert Run.open(tmp_path / "run", CONFIG, [], CODE, retry=False).finished
+    mended = Run.open(tmp_path / "run", CONFIG, [], {"cifarbn.train": "3"})
+    assert not mended.finished and mended.result["code"] == {"cifarbn.train": "3"}
+
+
+def test_a_folder_is_open_to_one_at_a_time(tmp_path):
+    (tmp_path / "run").mkdir()
+    first = Run.open(tmp_path / "run", CONFIG, [])
+    with pytest.raises(MadeElsewhere, match="another process is making"):
+        Run.open(tmp_path / "run", CONFIG, [])
+    with first.recorded(), pytest.raises(MadeElsewhere):
+        Run.open(tmp_path / "run", CONFIG, [], resume=False)
+    assert Run.open(tmp_path / "run", CONFIG, []).finished
+
+
+def test_changed_code_is_one_of_two_words(tmp_path):
+    with pytest.raises(UserError, match="changed_code must be refuse or accept, not 'yes'"):
+        Run.open(tmp_path, CONFIG, [], changed_code="yes")

@@ -7,7 +7,7 @@ from typing import Any
 
 from cifarbn.runs import NOT_THE_EXPERIMENT, Result
 
-UNNAMED = (*NOT_THE_EXPERIMENT, "seed", "target")
+UNNAMED = (*NOT_THE_EXPERIMENT, "seed", "target", "source")
 # Their values say what they are: `vgg_a` does, the `none` of `augment=none` does not.
 CHOICES_THAT_NAME_THEMSELVES = ("experiment", "data", "model", "activation", "loss", "optim")
 

@@ -26,19 +26,24 @@ class Image(NamedTuple):
     inches: float
 
 
-def html_page(sweep: Sweep, sections: Sequence[Section], images: Mapping[str, Image]) -> str:
+def html_page(
+    sweep: Sweep, sections: Sequence[Section], images: Mapping[str, Image], opening: Section | None = None
+) -> str:
     """The page: table, what was left out, then the sections. No script, no network; images are part of it.
 
     Args:
         sweep: the runs.
         sections: below the table, in this order.
         images: of every drawing, by its name.
+        opening: above the table.
     """
     links = " · ".join(f'<a href="#{_anchor(s)}">{escape(s.title)}</a>' for s in sections)
     body = [
         f"<h1>{escape(title(sweep))}</h1>",
         f"<p>{escape(summary(sweep))}</p>",
-        _html_table(table.columns(sweep)) if sweep.counted else "",
+        _html_section(opening, images) if opening else "",
+        "<h2>All runs, best first</h2>" if opening else "",
+        _html_table(table.columns(sweep), "Groups of runs, best first") if sweep.counted else "",
         _paragraphs(notes(sweep)),
         _html_left_out(sweep),
         _html_same(sweep),
@@ -50,9 +55,11 @@ def html_page(sweep: Sweep, sections: Sequence[Section], images: Mapping[str, Im
     return _TEMPLATE.replace("TITLE", escape(title(sweep))).replace("STYLE", _STYLE).replace("CONTENT", content)
 
 
-def markdown_page(sweep: Sweep, sections: Sequence[Section]) -> str:
+def markdown_page(sweep: Sweep, sections: Sequence[Section], opening: Section | None = None) -> str:
     """The same for GitHub and editors; its images are the files in figures/."""
     parts = [f"# {title(sweep)}", summary(sweep)]
+    if opening:
+        parts += [*_markdown_section(opening), "## All runs, best first"]
     if sweep.counted:
         parts.append(table.as_markdown(table.columns(sweep)).rstrip())
     parts += notes(sweep)
@@ -62,8 +69,7 @@ def markdown_page(sweep: Sweep, sections: Sequence[Section]) -> str:
     if sweep.same:
         parts.append("The same in all runs: " + ", ".join(f"`{key}={value}`" for key, value in sweep.same.items()))
     for section in sections:
-        parts += [f"## {section.title}", *([section.text] if section.text else [])]
-        parts += [f"![{d.alt}](figures/{d.name}.png)\n\n*{d.caption}*" for d in section.drawings]
+        parts += _markdown_section(section)
     return "\n\n".join([*parts, "---", provenance(sweep)]) + "\n"
 
 
@@ -110,7 +116,13 @@ def provenance(sweep: Sweep) -> str:
     return f"Made by {', '.join(sorted(versions)) or 'unknown versions'}; code: {', '.join(sorted(commits))}."
 
 
-def _html_table(columns: Mapping[str, Sequence[str]]) -> str:
+def _markdown_section(section: Section) -> list[str]:
+    parts = [f"## {section.title}", *([section.text] if section.text else [])]
+    parts += [table.as_markdown(section.table).rstrip()] if section.table else []
+    return parts + [f"![{d.alt}](figures/{d.name}.png)\n\n*{d.caption}*" for d in section.drawings]
+
+
+def _html_table(columns: Mapping[str, Sequence[str]], label: str) -> str:
     kinds = ["word" if heading in table.WORDS else "number" for heading in columns]
     head = "".join(f'<th scope="col" class="{k}">{escape(h)}</th>' for h, k in zip(columns, kinds, strict=True))
     body = []
@@ -119,7 +131,7 @@ def _html_table(columns: Mapping[str, Sequence[str]]) -> str:
         row = "".join(f'<td class="{k}">{cell}</td>' for cell, k in zip(others, kinds[1:], strict=True))
         body.append(f'<tr><th scope="row" class="word">{first}</th>{row}</tr>')
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Groups of runs, best first"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -145,8 +157,9 @@ def _html_same(sweep: Sweep) -> str:
 
 def _html_section(section: Section, images: Mapping[str, Image]) -> str:
     figures = "\n".join(_html_figure(drawing, images[drawing.name]) for drawing in section.drawings)
+    rows = _html_table(section.table, section.title) if section.table else ""
     return (
-        f'<section id="{_anchor(section)}"><h2>{escape(section.title)}</h2>{_paragraphs([section.text])}'
+        f'<section id="{_anchor(section)}"><h2>{escape(section.title)}</h2>{_paragraphs([section.text])}{rows}'
         f'<div class="figures">{figures}</div></section>'
     )
 

@@ -1,6 +1,6 @@
 """What a section of the report is: a heading, a paragraph, figures, and files for whoever wants the numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -38,12 +38,14 @@ class Section:
         text: a paragraph under it, plain text; may be empty.
         drawings: its figures.
         files: name -> text of files to put beside the page, such as the numbers behind a figure.
+        table: heading -> cells, shown under the text; may be empty.
     """
 
     title: str
     text: str = ""
     drawings: list[Drawing] = field(default_factory=list)
     files: Mapping[str, str] = field(default_factory=dict)
+    table: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

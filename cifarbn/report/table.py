@@ -11,7 +11,11 @@ from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
 
 METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
-WORDS = ("runs", "data", "device")  # columns that hold no numbers
+# Columns that hold no numbers.
+WORDS = (
+    *("runs", "data", "device"),
+    *("experiment", "builds on", "not there yet", "changed", "where in the source"),
+)
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:

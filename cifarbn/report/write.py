@@ -22,27 +22,30 @@ PIXELS_PER_INCH = 160
 DEFAULTS = Options()
 
 
-def write_report(sweep: Sweep, out: Path, options: Options = DEFAULTS) -> list[Section]:
+def write_report(sweep: Sweep, out: Path, options: Options = DEFAULTS, opening: Section | None = None) -> list[Section]:
     """Write the whole report into `out`, over what an earlier one left there; returns the sections.
+
+    `opening` stands before the table of all groups.
 
     index.html and report.md show the same; table.csv, table.tex and runs.csv hold the numbers; figures/ holds every
     figure as PNG and PDF.
     """
     out = Path(out)
     sections = [section for make in SECTIONS if (section := make(sweep, options))]
+    everything = [*([opening] if opening else []), *sections]
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    images = {drawing.name: _save(drawing, out / "figures") for section in sections for drawing in section.drawings}
-    files = {name: text for section in sections for name, text in section.files.items()}
+    images = {drawing.name: _save(drawing, out / "figures") for section in everything for drawing in section.drawings}
+    files = {name: text for section in everything for name, text in section.files.items()}
     files |= {
         "table.csv": table.as_csv(table.rows(sweep)),
         "table.tex": table.as_latex(sweep),
         "runs.csv": table.as_csv(table.run_rows(sweep)),
-        "report.md": markdown_page(sweep, sections),
-        "index.html": html_page(sweep, sections, images),
+        "report.md": markdown_page(sweep, sections, opening),
+        "index.html": html_page(sweep, sections, images, opening),
     }
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
-    return sections
+    return everything
 
 
 def _save(drawing: Drawing, folder: Path) -> Image:

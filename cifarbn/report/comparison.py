@@ -1,0 +1,107 @@
+"""The experiments of a source, row by row: its number beside the measured one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cifarbn.report.gather import RunRecord, Sweep
+from cifarbn.report.interval import Estimate, estimate
+from cifarbn.report.section import Section
+from cifarbn.report.table import as_csv
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment that a source describes, and the runs that repeat it.
+
+    Attributes:
+        name: as on the command line, such as "report/l2".
+        source: where it stands there.
+        target: the test accuracy given there, a fraction; None if none is.
+        base: the name of the row that this one changes, if it is one of the table's.
+        changes: what the runs do otherwise than the source, as `key: its -> ours`.
+        folders: of the runs, by name, made or not.
+    """
+
+    name: str
+    source: str
+    target: float | None
+    base: str | None
+    changes: Sequence[str]
+    folders: Sequence[str]
+
+
+def comparison(rows: Sequence[Row], sweep: Sweep, text: str, *, comparable: bool) -> Section:
+    """The section with one line a row, in the order given.
+
+    Where the runs are not the source's experiments (`comparable` is false) there is no gap; what a row changes of the
+    one it builds on stands beside the same difference in the source instead.
+    """
+    records = {run.folder.name: run for group in sweep.groups for run in group.runs + group.left_out}
+    measured = {row.name: _estimate(row, records) for row in rows}
+    targets = {row.name: row.target for row in rows}
+    its = "the source's, %" if comparable else "the source's own experiment, %"
+    columns: dict[str, list[str]] = {"experiment": [row.name for row in rows]}
+    columns[its] = [_percent(row.target) for row in rows]
+    columns["measured here, %"] = [_plus_minus(measured[row.name]) for row in rows]
+    columns["95 % interval"] = [_interval(measured[row.name]) for row in rows]
+    if comparable:
+        columns["gap"] = [_points(_minus(_mean(measured[row.name]), row.target)) for row in rows]
+    else:
+        columns["builds on"] = [row.base or "" for row in rows]
+        columns["points more: the source"] = [_points(_minus(row.target, targets.get(row.base or ""))) for row in rows]
+        columns["points more: here"] = [
+            _points(_minus(_mean(measured[row.name]), _mean(measured.get(row.base or "")))) for row in rows
+        ]
+    columns["n"] = [str(found.n) if (found := measured[row.name]) else "0" for row in rows]
+    columns["data"] = [", ".join(dict.fromkeys(run.data for run in _runs(row, records))) for row in rows]
+    columns["not there yet"] = [_missing(row, records) for row in rows]
+    columns["changed"] = ["; ".join(row.changes) or "nothing" for row in rows]
+    columns["where in the source"] = [row.source for row in rows]
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    lines = [dict(zip(shown, cells, strict=True)) for cells in zip(*shown.values(), strict=True)]
+    return Section("Beside the source", text, table=shown, files={"comparison.csv": as_csv(lines)})
+
+
+def _runs(row: Row, records: Mapping[str, RunRecord]) -> list[RunRecord]:
+    """The row's runs that count."""
+    return [run for name in row.folders if (run := records.get(name)) and not run.trouble]
+
+
+def _estimate(row: Row, records: Mapping[str, RunRecord]) -> Estimate | None:
+    values = [run.result.get("metrics", {}).get("test/acc") for run in _runs(row, records)]
+    known = [value for value in values if value is not None]
+    return estimate(known) if known else None
+
+
+def _missing(row: Row, records: Mapping[str, RunRecord]) -> str:
+    """How many runs do not count yet, and why those that were begun do not."""
+    troubles = [run.trouble for name in row.folders if (run := records.get(name)) and run.trouble]
+    missing = sum(name not in records for name in row.folders)
+    parts = [f"{missing} not begun"] if missing else []
+    return "; ".join(parts + [str(trouble) for trouble in dict.fromkeys(troubles)])
+
+
+def _mean(found: Estimate | None) -> float | None:
+    return found.mean if found else None
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.2f}".replace("-", "−")
+
+
+def _plus_minus(found: Estimate | None) -> str:
+    return _percent(_mean(found)) + (f" ± {100 * found.std:.2f}" if found and found.std is not None else "")
+
+
+def _interval(found: Estimate | None) -> str:
+    if found is None or found.half_width is None:
+        return ""
+    return f"{_percent(found.mean - found.half_width)} to {_percent(found.mean + found.half_width)}"

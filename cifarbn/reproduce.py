@@ -1,0 +1,262 @@
+"""`python -m cifarbn.reproduce report|paper|course`: a source's experiments, as far as time allows, then its page."""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from cifarbn.command_line import CONF, plain_errors
+from cifarbn.errors import MadeElsewhere, UserError
+from cifarbn.report.comparison import Row, comparison
+from cifarbn.report.gather import gather
+from cifarbn.report.section import Options
+from cifarbn.report.write import write_report
+from cifarbn.runs import Run, differences, folder_name, read_result
+from cifarbn.sources import sources
+from cifarbn.sweep import Outcome, duration, table
+
+# The experiments of each source, in the order of running: when the time is up, the most telling ones are there.
+SUITES: dict[str, tuple[str, ...]] = {
+    "report": (
+        *("report/vgg_a_bn", "report/vgg_a", "report/augmentation", "report/l2", "report/pool", "report/baseline"),
+        *("report/stem_decay", "report/dropout", "report/sgd", "report/mse", "report/mish", "report/swish"),
+        "report/rmsprop",
+    ),
+    "paper": (
+        *("paper/dln_bn", "paper/dln", "paper/dln_bn_small_lr", "paper/dln_small_lr", "paper/vgg_bn", "paper/vgg"),
+        *("paper/vgg_noisy_bn", "paper/vgg_l1", "paper/vgg_l2", "paper/vgg_linf"),
+        *("paper/vgg_bn_augmented", "paper/vgg_augmented"),
+    ),
+    "course": tuple(
+        f"course/{net}{rate}"
+        for rate in ("", " optim.lr=5e-4", " optim.lr=2e-3", " optim.lr=1e-4")
+        for net in ("vgg_a_bn", "vgg_a")
+    ),
+}
+
+SCALES = {
+    "full": "The source's own experiments, unchanged.",
+    "fast": "The source's nets and data with a modern schedule: where it trains longer than 40 epochs, a tenth of them "
+    "with one cycle of the learning rate and batches of 512.",
+    "laptop": "Small experiments like the source's, for two CPU cores: narrower nets and few epochs. They are not the "
+    "source's experiments: their accuracies do not compare with its own; what one row adds to another may, with care.",
+    "smoke": "A few steps on drawn pictures, to see that everything runs. No number here means anything.",
+}
+COMPARABLE = ("full", "fast")
+# Peaks of one cycle at batch 512, by optimizer.
+FAST_RATES = {"torch.optim.Adam": "3e-3", "torch.optim.SGD": "0.2", "torch.optim.RMSprop": "1e-3"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One experiment at one scale.
+
+    Attributes:
+        name: as in `SUITES`.
+        overrides: its command line, without seed and folder.
+        written: its config as the source has it.
+        scaled: its config at this scale.
+    """
+
+    name: str
+    overrides: list[str]
+    written: DictConfig
+    scaled: DictConfig
+
+    @classmethod
+    def of(cls, name: str, scale: str) -> "Planned":
+        """Compose both configs; to be called where Hydra is initialised."""
+        said = f"experiment={name}".split()
+        written = compose("train", overrides=said)
+        overrides = [*said, *scale_down(written, scale)]
+        return cls(name, overrides, written, compose("train", overrides=overrides))
+
+    def changes(self) -> list[str]:
+        """What the scale changes, as `key: the source's -> ours`; a choice of another file by its name alone."""
+        before, after = _container(self.written), _container(self.scaled)
+        choices = [o for o in self.overrides[1:] if o.partition("=")[0] in ("data", "schedule")]
+        # max_epochs follows epochs.
+        groups = ("trainer.max_epochs", *(f"{choice.partition('=')[0]}." for choice in choices))
+        found = [change for change in differences(before, after) if not change.startswith(groups)]
+        named = [o for o in self.overrides[1:] if o.startswith(groups)]
+        return [*choices, *named, *found]
+
+    def base(self) -> str | None:
+        """The experiment that this one's file begins with."""
+        file: Any = OmegaConf.load(CONF / "experiment" / f"{self.name.split()[0]}.yaml")
+        return next((name.removeprefix("/experiment/") for name in file.defaults if isinstance(name, str)), None)
+
+
+def scale_down(cfg: DictConfig, scale: str) -> list[str]:
+    """The overrides that make an experiment, as the source has it, one of this scale; none for "full"."""
+    if scale == "full" or (scale == "fast" and cfg.epochs <= 40):
+        return []
+    if scale == "fast":
+        rate = FAST_RATES[cfg.optim._target_]
+        return [f"epochs={cfg.epochs // 10}", "schedule=onecycle", f"optim.lr={rate}", "data.batch_size=512"]
+    if "width" not in cfg.model:  # the deep linear net, which takes a minute as it is
+        return ["epochs=1", "data.steps_per_epoch=50"] if scale == "smoke" else []
+    narrow = 8 if cfg.model._target_.endswith("ResNet") else 16
+    epochs = 6 if scale == "laptop" else 2
+    overrides = [f"epochs={epochs}", f"model.width={narrow}"]
+    if "milestones" in cfg.schedule:
+        milestones = [max(1, round(m * epochs / cfg.epochs)) for m in cfg.schedule.milestones]
+        overrides.append(f"schedule.milestones=[{','.join(map(str, milestones))}]")
+    if cfg.trainer.max_steps > 0:
+        overrides.append(f"trainer.max_steps={600 if scale == 'laptop' else 20}")
+    if scale == "smoke":
+        overrides += ["data=shapes", "data.train_size=1000", "data.test_size=200"]
+    return overrides
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cifarbn.reproduce",
+        description="Make what is missing of a source's experiments, then write the page that puts its numbers beside "
+        "the measured ones. The same command again goes on where it was cut off.",
+        epilog="\n".join(f"{name}: {text}" for name, text in SCALES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", choices=SUITES, help="whose experiments")
+    parser.add_argument("--scale", choices=SCALES, default="laptop", help="how large (default: laptop)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, seeds 0 to N-1 (default: 1)")
+    parser.add_argument("--budget", metavar="TIME", help="such as 90m, 2h or 1h30m: then stop, save and write the page")
+    chosen = parser.parse_args(arguments)
+    with plain_errors():
+        if chosen.seeds < 1:
+            raise UserError(f"--seeds must be at least 1, not {chosen.seeds}")
+        deadline = time.monotonic() + seconds(chosen.budget) if chosen.budget else None
+        sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline))
+
+
+def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None) -> int:
+    """Make the runs, one process each, until `deadline` (of time.monotonic); then the page. Returns the exit code."""
+    root = Path("multirun_outputs") / f"{source}_{scale}"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        planned = [Planned.of(name, scale) for name in SUITES[source]]
+        # Every experiment once before any a second time.
+        runs = [(plan, seed) for seed in range(seeds) for plan in planned]
+        outcomes = list(_make(runs, root, deadline))
+    print(f"\n{table(outcomes)}")
+    begun = {outcome.run for outcome in outcomes}
+    if left := sum(_folder(plan, seed) not in begun for plan, seed in runs):
+        print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
+    if any(read_result(root / run) for run in begun):
+        print(f"\n{_write_page(planned, root, scale, seeds)}")
+    return 1 if any(outcome.status in ("failed", "refused") for outcome in outcomes) else 0
+
+
+def _make(runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None) -> Iterator[Outcome]:
+    """Make what is missing, in this order, and say how each run ended; none is begun after the deadline."""
+    began, made = time.monotonic(), 0
+    for number, (plan, seed) in enumerate(runs, 1):
+        folder = root / _folder(plan, seed)
+        overrides = [*plan.overrides, f"seed={seed}"]
+        try:
+            there = _finished(plan, seed, folder)
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            yield Outcome(folder.name, overrides, _refused(error), why=str(error).replace(f"{folder} ", ""))
+            continue
+        if not there:
+            if deadline and time.monotonic() >= deadline:
+                return
+            togo = (
+                f", about {duration((time.monotonic() - began) / made * (len(runs) - number + 1))} to go"
+                if made
+                else ""
+            )
+            print(f"\nrun {number} of {len(runs)}: {' '.join(overrides)}{togo}", flush=True)
+            _run([*overrides, f"name={root.name}"], deadline)
+            made += 1
+        yield _outcome(folder, overrides, there)
+
+
+def _run(overrides: list[str], deadline: float | None) -> None:
+    """One run in a process of its own, which saves and ends at the deadline."""
+    with subprocess.Popen([sys.executable, "-m", "cifarbn.train", *overrides]) as process:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()) if deadline else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+        except KeyboardInterrupt:  # which the run has heard, too, and saves
+            process.wait()
+            raise
+
+
+def _finished(plan: Planned, seed: int, folder: Path) -> bool:
+    config = _container(compose("train", overrides=[*plan.overrides, f"seed={seed}", f"name={folder.parent.name}"]))
+    return Run.open(folder, config, plan.overrides, sources(config)).finished
+
+
+def _refused(error: Exception) -> str:
+    return "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
+
+
+def _outcome(folder: Path, overrides: list[str], found: bool) -> Outcome:
+    result = read_result(folder)
+    if result is None:
+        return Outcome(folder.name, overrides, "failed", why="it ended before it began; see above")
+    status = "failed" if result["status"] == "running" else result["status"]
+    why = "its process was killed" if result["status"] == "running" else result.get("error")
+    accuracy, took = result.get("metrics", {}).get("test/acc"), result.get("seconds", {}).get("total")
+    return Outcome(folder.name, overrides, status, accuracy=accuracy, seconds=took, why=why, found=found)
+
+
+def _folder(plan: Planned, seed: int) -> str:
+    """The run folder's name: that of the overrides as Hydra hands them on."""
+    parsed = OverridesParser.create().parse_overrides([*plan.overrides, f"seed={seed}"])
+    return folder_name([str(override.input_line) for override in parsed])
+
+
+def _write_page(planned: Sequence[Planned], root: Path, scale: str, seeds: int) -> Path:
+    names = {plan.name for plan in planned}
+    rows = [
+        Row(
+            plan.name,
+            str(plan.written.source),
+            plan.written.target if len(plan.name.split()) == 1 else None,
+            base if (base := plan.base()) in names else None,
+            plan.changes(),
+            [_folder(plan, seed) for seed in range(seeds)],
+        )
+        for plan in planned
+    ]
+    sweep = gather(root)
+    opening = comparison(rows, sweep, f"Scale {scale}. {SCALES[scale]}", comparable=scale in COMPARABLE)
+    options = Options(data_root=Path(os.environ.get("CIFARBN_DATA", "data")))
+    write_report(sweep, root / "report", options, opening)
+    return root / "report" / "index.html"
+
+
+def _container(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def seconds(text: str) -> float:
+    """Seconds of a time such as 45s, 90m, 2h or 1h30m.
+
+    Raises:
+        UserError: where it is none.
+    """
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not match or not text:
+        raise UserError(f"--budget takes a time such as 45s, 90m, 2h or 1h30m, not {text!r}")
+    hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + rest
+
+
+if __name__ == "__main__":
+    main()

@@ -259,12 +259,13 @@ def test_nothing_to_gather(tmp_path):
 
 
 def test_table_of_means_targets_and_gaps(tmp_path):
+    stated = {"target": 0.928, "optim": {"a": 1}}
     for seed, accuracy in enumerate((0.90, 0.92, 0.94)):
-        make_run(tmp_path, "optim=adam", f"seed={seed}", accuracy=accuracy, config={"target": 0.928, "optim": {"a": 1}})
+        make_run(tmp_path, "experiment=report/pool", f"seed={seed}", accuracy=accuracy, config=stated)
     make_run(tmp_path, "optim=sgd", "seed=0", accuracy=0.5)
     sweep = gather(tmp_path)
     shown = table.columns(sweep)
-    assert shown["runs"] == ["adam", "sgd"] and shown["n"] == ["3", "1"]
+    assert shown["n"] == ["3", "1"]
     assert shown["test accuracy, %"] == ["92.00 ± 2.00", "50.00"]
     assert shown["95 % interval"] == ["87.03 to 96.97", ""]
     assert shown["target, %"] == ["92.80", ""] and shown["gap"] == ["−0.80", ""]
@@ -273,6 +274,26 @@ def test_table_of_means_targets_and_gaps(tmp_path):
     first, second = table.rows(sweep)
     assert first["test/acc"] == pytest.approx(0.92) and first["gap"] == pytest.approx(-0.008)
     assert second["test/acc std"] is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=1", 0.928),
+        ("trainer=gpu", 0.928),
+        ("record=[last_layer_gradients]", 0.928),
+        ("name=mine", 0.928),
+        ("trainer=smoke", None),
+        ("epochs=6", None),
+        ("model.width=8", None),
+        ("data=shapes", None),
+        ("data.batch_size=256", None),
+    ],
+)
+def test_a_target_is_that_of_the_unchanged_experiment(tmp_path, override, expected):
+    make_run(tmp_path, "experiment=report/pool", override, config={"target": 0.928, "model": {}})
+    (group,) = gather(tmp_path).groups
+    assert group.target == expected
 
 
 def test_a_regression_is_judged_by_its_loss(tmp_path):

@@ -200,8 +200,10 @@ def test_recorders_by_name_on_the_deep_linear_net(tmp_path):
         "trainer.enable_progress_bar=false",
     )
     assert finished.returncode == 0, finished.stderr
-    for folder in (tmp_path / "multirun_outputs" / "paper_dln").glob("*/"):
-        recorded = np.load(folder / "recordings.npz")
+    files = list((tmp_path / "multirun_outputs" / "paper_dln").glob("*/recordings.npz"))
+    assert len(files) == 2
+    for file in files:
+        recorded = np.load(file)
         assert recorded["probe.step"].tolist() == [0, 10, 20, 30]
         assert recorded["probe.gradient.loss"].shape == (4, 2)
         assert len(recorded["last_layer.norm"]) == 40

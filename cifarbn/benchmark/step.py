@@ -20,7 +20,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "vgg_a": lambda: VGG("A"),
     "vgg_a_bn": lambda: VGG("A", norm=nn.BatchNorm2d),
 }
-PEAK_SIZE = 4096  # of the square matrix product that stands for the device's peak
+PEAK_SIZES = (512, 1024, 2048, 4096, 8192)  # of the square matrix products that stand for the device's peak
 
 
 def measure_step(chosen: argparse.Namespace) -> Report:
@@ -50,8 +50,8 @@ def measure_step(chosen: argparse.Namespace) -> Report:
     for name, (dtype, _, _) in modes.items():
         rate = chosen.steps * flops / statistics.median(seconds[name])
         notes.append(
-            f"{name}: {rate / 1e9:,.0f} GFLOP/s, {rate / peaks[dtype]:.0%} of the {peaks[dtype] / 1e9:,.0f} of a "
-            f"{PEAK_SIZE}x{PEAK_SIZE} matrix product in {str(dtype).removeprefix('torch.')}"
+            f"{name}: {rate / 1e9:,.0f} GFLOP/s, {rate / peaks[dtype]:.0%} of the {peaks[dtype] / 1e9:,.0f} of the "
+            f"best square matrix product in {str(dtype).removeprefix('torch.')}"
         )
     return {
         "what": f"training steps of {chosen.net}, batch {chosen.batch_size}, {torch.get_num_threads()} threads",
@@ -113,18 +113,28 @@ def training_flops(net: nn.Module, batch_size: int) -> int:
     return counter.get_total_flops()
 
 
-def peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """FLOP/s of a large square matrix product: what this device reaches at its best, through torch."""
-    a = torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).to(dtype)
-    rates: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(rates) < 3 or time.perf_counter() < end:
-        wait_for(device)
-        start = time.perf_counter()
-        a @ a
-        wait_for(device)
-        rates.append(2 * PEAK_SIZE**3 / (time.perf_counter() - start))
-    return max(rates)
+def peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of the best square matrix product: what this device reaches through torch.
+
+    Sizes grow as long as one product takes less than about `seconds`: a CPU without bf16 in hardware needs minutes for
+    what another does in a tenth of a second.
+    """
+    best = 0.0
+    for size in PEAK_SIZES:
+        flops = 2 * size**3
+        if best and flops / best > seconds:
+            break
+        a = torch.randn(size, size, device=device).to(dtype)
+        rates: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(rates) < 3 or time.perf_counter() < end:
+            wait_for(device)
+            start = time.perf_counter()
+            a @ a
+            wait_for(device)
+            rates.append(flops / (time.perf_counter() - start))
+        best = max(best, *rates)
+    return best
 
 
 def _repeated(step: TrainingStep, times: int, device: torch.device) -> Callable[[], None]:

@@ -151,7 +151,7 @@ class Group:
         None, too, where the command line changed the experiment, for then it is another one.
         """
         overrides = (self.runs + self.left_out)[0].result.get("overrides", [])
-        kept = all(o.partition("=")[0].startswith(KEEPING) and o != "trainer=smoke" for o in overrides)
+        kept = all(o.startswith(KEEPING) and o != "trainer=smoke" for o in overrides)
         return self.config.get("target") if kept else None
 
     def metric(self, name: str) -> list[float]:

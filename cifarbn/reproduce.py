@@ -170,6 +170,7 @@ def _make(runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | Non
             print(f"error: {error}", file=sys.stderr)
             yield Outcome(folder.name, overrides, _refused(error), why=str(error).replace(f"{folder} ", ""))
             continue
+        stopped = False
         if not there:
             if deadline and time.monotonic() >= deadline:
                 return
@@ -179,21 +180,25 @@ def _make(runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | Non
                 else ""
             )
             print(f"\nrun {number} of {len(runs)}: {' '.join(overrides)}{togo}", flush=True)
-            _run([*overrides, f"name={root.name}"], deadline)
+            stopped = _run([*overrides, f"name={root.name}"], deadline)
             made += 1
-        yield _outcome(folder, overrides, there)
+            if stopped and read_result(folder) is None:
+                return  # too early in its start to have begun
+        yield _outcome(folder, overrides, there, stopped)
 
 
-def _run(overrides: list[str], deadline: float | None) -> None:
-    """One run in a process of its own, which saves and ends at the deadline."""
+def _run(overrides: list[str], deadline: float | None) -> bool:
+    """One run in a process of its own, which saves and ends at the deadline; returns whether it was stopped so."""
     with subprocess.Popen([sys.executable, "-m", "cifarbn.train", *overrides]) as process:
         try:
             process.wait(max(0.0, deadline - time.monotonic()) if deadline else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
+            return True
         except KeyboardInterrupt:  # which the run has heard, too, and saves
             process.wait()
             raise
+    return False
 
 
 def _finished(plan: Planned, seed: int, folder: Path) -> bool:
@@ -205,12 +210,13 @@ def _refused(error: Exception) -> str:
     return "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
 
 
-def _outcome(folder: Path, overrides: list[str], found: bool) -> Outcome:
+def _outcome(folder: Path, overrides: list[str], found: bool, stopped: bool) -> Outcome:
     result = read_result(folder)
     if result is None:
         return Outcome(folder.name, overrides, "failed", why="it ended before it began; see above")
-    status = "failed" if result["status"] == "running" else result["status"]
-    why = "its process was killed" if result["status"] == "running" else result.get("error")
+    status, why = result["status"], result.get("error")
+    if status == "running":
+        status, why = ("interrupted", None) if stopped else ("failed", "its process was killed")
     accuracy, took = result.get("metrics", {}).get("test/acc"), result.get("seconds", {}).get("total")
     return Outcome(folder.name, overrides, status, accuracy=accuracy, seconds=took, why=why, found=found)
 

@@ -1,0 +1,137 @@
+"""`python -m cifarbn.reproduce`: what it plans, and one real start with a budget that runs out."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from test_config import CONF, options
+from test_train import ENVIRONMENT
+
+from cifarbn.errors import UserError
+from cifarbn.reproduce import SCALES, SUITES, Planned, main, seconds
+
+NAMES = [name for suite in SUITES.values() for name in suite]
+
+
+@pytest.fixture
+def planned():
+    """A maker of plans."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield Planned.of
+
+
+def test_every_row_of_every_source_is_run():
+    rows = {name for name in options("experiment") if "/" in name}
+    assert {name.split()[0] for name in NAMES} == rows
+    assert all(len(set(suite)) == len(suite) for suite in SUITES.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_states_its_source_and_full_changes_nothing(planned, name):
+    plan = planned(name, "full")
+    assert plan.written.source and plan.changes() == []
+    assert plan.written.data.val_size == 0 if "val_size" in plan.written.data else name.startswith("paper/dln")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_can_be_made_at_every_scale(planned, name, scale):
+    plan = planned(name, scale)
+    optimizer = instantiate(plan.scaled.optim)
+    net = instantiate(plan.scaled.model)
+    optimizer(net.parameters())
+    instantiate(plan.scaled.schedule), instantiate(plan.scaled.data), instantiate(plan.scaled.loss)
+
+
+def test_targets_are_the_report_s(planned):
+    said = {name: planned(f"report/{name}", "full").written.target for name in (n.partition("/")[2] for n in RESULTS)}
+    assert {f"report/{name}": target for name, target in said.items()} == RESULTS
+
+
+RESULTS = {
+    "report/baseline": 0.819,
+    "report/stem_decay": None,
+    "report/augmentation": 0.915,
+    "report/l2": 0.926,
+    "report/dropout": 0.917,
+    "report/pool": 0.928,
+    "report/sgd": 0.918,
+    "report/rmsprop": 0.925,
+    "report/mse": 0.912,
+    "report/swish": 0.907,
+    "report/mish": 0.882,
+    "report/vgg_a": 0.78,
+    "report/vgg_a_bn": 0.83,
+}
+
+
+def test_a_row_says_what_its_scale_changes_and_what_it_builds_on(planned):
+    plan = planned("report/l2", "laptop")
+    assert plan.changes() == ["epochs: 200 -> 6", "model.width: 64 -> 8", "schedule.milestones: [100] -> [3]"]
+    assert plan.base() == "report/augmentation" and planned("report/baseline", "full").base() is None
+    assert planned("report/l2", "fast").changes() == [
+        "schedule=onecycle",
+        "data.batch_size: 128 -> 512",
+        "epochs: 200 -> 20",
+        "optim.lr: 0.001 -> 0.003",
+    ]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("45s", 45), ("90m", 5400), ("1h30m", 5400), ("2h", 7200)])
+def test_budgets(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "90", "m", "1.5h", "two hours", "5m2h"])
+def test_bad_budgets(text):
+    with pytest.raises(UserError, match="90m, 2h or 1h30m"):
+        seconds(text)
+
+
+@pytest.mark.parametrize("arguments", [["report", "--seeds", "0"], ["report", "--budget", "soon"]])
+def test_bad_arguments_end_with_one_message(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert str(ended.value.code).startswith("error: --")
+
+
+def reproduce(cwd, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke", *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_path):
+    first = reproduce(tmp_path, "--budget", "20s")
+    assert first.returncode == 0, first.stderr
+    assert "the same command goes on" in first.stdout
+    report = tmp_path / "multirun_outputs" / "report_smoke" / "report"
+    rows = list(csv.DictReader((report / "comparison.csv").open()))
+    assert [row["experiment"] for row in rows] == list(SUITES["report"])
+    assert rows[0]["measured here, %"] and rows[0]["n"] == "1" and rows[0]["data"] == "shapes"
+    assert rows[-1]["not there yet"] == "1 not begun" and rows[-1]["n"] == "0"
+    assert "gap" not in rows[0], "a smoke test is not the report's experiment"
+    page = (report / "index.html").read_text()
+    assert page.index("Beside the source") < page.index("All runs, best first")
+    assert "epochs: 20 -&gt; 2" in page and os.fspath(tmp_path) not in page
+
+    again = reproduce(tmp_path, "--budget", "1s")
+    assert again.returncode == 0 and "done before" in again.stdout
+    assert "run 1 of 13" not in again.stdout
+    assert list(csv.DictReader((report / "comparison.csv").open()))[0] == rows[0]
+
+
+def test_a_run_that_cannot_be_made_is_named_and_the_others_go_on(tmp_path):
+    (tmp_path / "multirun_outputs").mkdir()
+    Path(tmp_path / "multirun_outputs" / "report_smoke").write_text("a file where a folder should be")
+    finished = reproduce(tmp_path, "--budget", "1s")
+    assert finished.returncode == 1 and "Traceback" not in finished.stderr

@@ -1,0 +1,97 @@
+"""A real TensorBoard server on a sweep's folder: readable names, scalars, HParams with the final metrics."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from urllib.parse import urlencode
+
+import pytest
+from test_train import ENVIRONMENT, TINY, command
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("sweep")
+    short = [o for o in TINY if not o.startswith("epochs")]
+    overrides = ["-m", *short, "epochs=1", "optim.lr=1e-3,2e-3"]
+    finished = subprocess.run(command(*overrides), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return cwd / "multirun_outputs" / "train"
+
+
+@pytest.fixture(scope="module")
+def ask(sweep):
+    """Ask the server: path and query, or a body to post."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--logdir", str(sweep), "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def request(path, body=None, **query):
+        url = f"http://127.0.0.1:{port}/data/{path}" + (f"?{urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if len(request("runs")) == 2:
+                    break
+            except OSError:
+                pass
+            assert time.monotonic() < deadline and server.poll() is None, "TensorBoard shows no two runs"
+            time.sleep(0.2)
+        yield request
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def results(sweep):
+    return {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/result.json")}
+
+
+def test_runs_have_their_folders_names(ask, sweep):
+    assert sorted(ask("runs")) == sorted(results(sweep))
+    assert all("optim.lr=0.00" in name or "model=resnet18" in name or "," in name for name in ask("runs"))
+
+
+def test_scalars_are_those_of_the_run(ask, sweep):
+    tags = ask("plugin/scalars/tags")
+    for name, result in results(sweep).items():
+        assert {"step/loss", "train/loss", "val/acc", "test/acc"} <= set(tags[name])
+        (_, _, value) = ask("plugin/scalars/scalars", run=name, tag="test/acc")[-1]
+        assert value == pytest.approx(result["metrics"]["test/acc"])
+
+
+def test_hparams_have_a_session_per_run_with_its_config_and_metrics(ask, sweep):
+    experiment = ask("plugin/hparams/experiment", body={"experimentName": ""})
+    hparams = {info["name"] for info in experiment["hparamInfos"]}
+    metrics = [info["name"] for info in experiment["metricInfos"]]
+    assert any("optim" in name and "lr" in name for name in hparams)
+    answer = ask(
+        "plugin/hparams/session_groups",
+        body={
+            "experimentName": "",
+            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+            "colParams": [{"metric": metric} for metric in metrics],
+            "startIndex": 0,
+            "sliceSize": 10,
+        },
+    )
+    found = {}
+    for group in answer["sessionGroups"]:
+        rate = next(value for name, value in group["hparams"].items() if name.endswith("lr") and "optim" in name)
+        values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+        found[float(rate)] = values["test/acc"]
+    expected = {r["config"]["optim"]["lr"]: r["metrics"]["test/acc"] for r in results(sweep).values()}
+    assert found == pytest.approx(expected)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from test_config import CONF, options
 from test_train import ENVIRONMENT
@@ -72,7 +72,7 @@ RESULTS = {
 
 def test_a_row_says_what_its_scale_changes_and_what_it_builds_on(planned):
     plan = planned("report/l2", "laptop")
-    assert plan.changes() == ["epochs: 200 -> 6", "model.width: 64 -> 8", "schedule.milestones: [100] -> [3]"]
+    assert plan.changes() == ["epochs: 200 -> 6", "model.width: 64 -> 16", "schedule.milestones: [100] -> [3]"]
     assert plan.base() == "report/augmentation" and planned("report/baseline", "full").base() is None
     assert planned("report/l2", "fast").changes() == [
         "schedule=onecycle",

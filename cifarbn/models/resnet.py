@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cifarbn.models.convolution import Conv2d
 from cifarbn.models.initialization import initialize
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
@@ -95,7 +96,7 @@ class _Layers(NamedTuple):
     bias: bool
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-        kind = StridedPointwise if kernel == 1 and stride > 1 and inputs < 16 else nn.Conv2d
+        kind = StridedPointwise if kernel == 1 and stride > 1 and inputs < 16 else Conv2d
         return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=self.bias)
 
     def downsample(self, inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cifarbn.models.convolution import Conv2d
 from cifarbn.models.switches import Activation, Norm, check_at_least_one
 
 
@@ -135,10 +136,10 @@ class Group(nn.Module):
     ) -> None:
         super().__init__()
         bias = isinstance(norm(outputs), nn.Identity)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, bias=bias)  # padded in `forward`
+        self.conv1 = Conv2d(inputs, outputs, 3, bias=bias)  # padded in `forward`
         self.norm1 = norm(outputs)
         self.act1 = activation()
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=bias)
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1, bias=bias)
         self.norm2 = norm(outputs)
         self.act2 = activation()
         if identity:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from cifarbn.models.convolution import Conv2d
 from cifarbn.models.initialization import initialize
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
@@ -76,7 +77,7 @@ def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation:
     for count, multiple in zip(convolutions, (1, 2, 4, 8, 8), strict=True):
         outputs = multiple * width
         for _ in range(count):
-            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+            layers.append(Conv2d(inputs, outputs, 3, padding=1))
             normalization = norm(outputs)
             # An Identity would shift the indices behind it, and the plain net's weights would no longer fit.
             if not isinstance(normalization, nn.Identity):

@@ -10,8 +10,9 @@ import torch
 class Timing(pl.Callback):
     """Adds up a run's seconds by kind, over all its starts.
 
-    `first_step` holds compilation and warming up, `train` all other steps, `evaluate` validation and test,
-    `checkpoint` the writing of last.ckpt. The device is waited for only where the kind changes, never per step.
+    `first_step` holds compilation and warming up: the first step of a start, and that of every batch size, for which a
+    compiled net is compiled again. `train` holds all other steps, `evaluate` validation and test, `checkpoint` the
+    writing of last.ckpt. The device is waited for only where the kind changes, never per step.
     """
 
     def __init__(self) -> None:
@@ -19,7 +20,7 @@ class Timing(pl.Callback):
         self.pictures = 0  # in the steps that `train` counts
         self._device = torch.device("cpu")
         self._last_mark = 0.0
-        self._first_step_done = False
+        self._sizes: set[int] = set()  # of the batches of this start so far
 
     @property
     def pictures_per_second(self) -> float | None:
@@ -37,17 +38,25 @@ class Timing(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The next step is this start's first."""
-        self._device, self._first_step_done = pl_module.device, False
+        self._device, self._sizes = pl_module.device, set()
         self.mark(None)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Up to a step of a new batch size it was training."""
+        if self._sizes and len(batch[1]) not in self._sizes:
+            self.mark("train")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count pictures, and close the first step."""
-        if self._first_step_done:
-            self.pictures += len(batch[1]) * trainer.world_size
+        """Count pictures, and close a first step."""
+        size = len(batch[1])
+        if size in self._sizes:
+            self.pictures += size * trainer.world_size
         else:
-            self._first_step_done = True
+            self._sizes.add(size)
             self.mark("first_step")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,0 +1,87 @@
+"""The convolution's own weight gradient against torch's."""
+
+import pytest
+import torch
+from torch import nn
+
+from cifarbn.models import convolution
+from cifarbn.models.convolution import Conv2d, _Convolution, weight_gradient
+
+# (kernel, stride, padding, height, width)
+SHAPES = [(3, 1, 1, 4, 4), (3, 2, 1, 8, 8), (3, 2, 1, 7, 5), (1, 2, 0, 8, 7), (3, 1, 0, 6, 5), (2, 1, (0, 1), 3, 4)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "height", "width"), SHAPES)
+def test_weight_gradient_is_torch_s(kernel, stride, padding, height, width, layout):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, kernel, stride, padding, bias=False).double()
+    x = torch.randn(2, 3, height, width, dtype=torch.float64).contiguous(memory_format=layout)
+    out = conv(x)
+    gradient = torch.randn_like(out)
+    out.backward(gradient)
+    found = weight_gradient(x, gradient, conv.weight.shape, conv.stride, conv.padding)
+    torch.testing.assert_close(found, conv.weight.grad)
+
+
+def test_first_and_second_derivatives():
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 2, 4, 3), (3, 2, 3, 3), (3,)]
+    ]
+
+    def call(x, weight, bias):
+        return _Convolution.apply(x, weight, bias, (2, 1), (1, 1))
+
+    assert torch.autograd.gradcheck(call, tensors)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def both(side, channels=64, **options):
+    """Output and gradients of our layer and of torch's, with the same weights and input, under bf16 autocast."""
+    torch.manual_seed(0)
+    ours, theirs = (kind(channels, 64, 3, padding=1, **options) for kind in (Conv2d, nn.Conv2d))
+    theirs.load_state_dict(ours.state_dict())
+    pictures = torch.randn(8, channels, side, side)
+    found = []
+    for conv in (ours, theirs):
+        x = pictures.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv(x)
+        out.float().square().sum().backward()
+        found.append({"out": out, "x": x.grad, **{name: p.grad for name, p in conv.named_parameters()}})
+    return found
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """How often the matrix product was used."""
+    calls = []
+    monkeypatch.setattr(convolution, "weight_gradient", lambda *a: calls.append(a) or weight_gradient(*a))
+    return calls
+
+
+def test_under_bf16_small_maps_go_the_other_way_to_the_same_place(used):
+    ours, theirs = both(4)
+    assert len(used) == 1
+    assert ours.keys() == theirs.keys() == {"out", "x", "weight", "bias"}
+    for name, expected in theirs.items():
+        assert ours[name].dtype == expected.dtype
+        assert (ours[name] - expected).float().norm() < 0.01 * expected.float().norm(), name
+
+
+@pytest.mark.parametrize("options", [{"side": 5}, {"side": 4, "channels": 32}, {"side": 4, "groups": 2}])
+def test_everything_else_is_torch_s_to_the_bit(used, options):
+    ours, theirs = both(**options)
+    assert not used
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_fp32_is_torch_s_to_the_bit(used):
+    torch.manual_seed(0)
+    conv, x = Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 4, 4)
+    conv(x).sum().backward()
+    ours = conv.weight.grad.clone()
+    conv.weight.grad = None
+    nn.Conv2d.forward(conv, x).sum().backward()
+    assert not used and torch.equal(ours, conv.weight.grad)

@@ -163,3 +163,17 @@ def test_runs_that_recorded_nothing_have_no_section(tmp_path):
     folder = write_run(tmp_path, "vgg_a", 0.001)
     (folder / "recordings.npz").unlink()
     assert smoothness(gather(tmp_path), Options()) is None
+
+
+def test_runs_that_recorded_different_things_stand_in_one_sweep(sweep):
+    """The family that comes first has neither probes nor held-out accuracy."""
+    for folder in sweep.glob("*model=vgg_a_bn*"):
+        with np.load(folder / "recordings.npz") as file:
+            kept = {name: array for name, array in file.items() if name.startswith("last_layer")}
+        np.savez(folder / "recordings.npz", **kept)
+    section = smoothness(gather(sweep), Options())
+    drawings = {drawing.name: drawing for drawing in section.drawings}
+    assert "At the end: vgg_a: 50.0%" in drawings["accuracy-every-few-steps"].alt
+    assert "vgg_a_bn" not in drawings["accuracy-every-few-steps"].alt
+    assert "every 5 steps" in drawings["accuracy-every-few-steps"].caption
+    assert "At every 5th step the loss" in drawings["paper-figure-4-lr-0.001"].caption

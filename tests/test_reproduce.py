@@ -1,19 +1,21 @@
 """`python -m cifarbn.reproduce`: what it plans, and one real start with a budget that runs out."""
 
 import csv
+import json
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from test_config import CONF, options
 from test_train import ENVIRONMENT
 
 from cifarbn.errors import UserError
-from cifarbn.reproduce import SCALES, SUITES, Planned, main, seconds
+from cifarbn.reproduce import SCALES, SUITES, Planned, _folder, main, seconds
 
 NAMES = [name for suite in SUITES.values() for name in suite]
 
@@ -110,16 +112,20 @@ def reproduce(cwd, *arguments):
     )
 
 
+def rows(report):
+    return list(csv.DictReader((report / "comparison.csv").read_text().splitlines()))
+
+
 def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_path):
     first = reproduce(tmp_path, "--budget", "20s")
     assert first.returncode == 0, first.stderr
     assert "the same command goes on" in first.stdout
     report = tmp_path / "multirun_outputs" / "report_smoke" / "report"
-    rows = list(csv.DictReader((report / "comparison.csv").open()))
-    assert [row["experiment"] for row in rows] == list(SUITES["report"])
-    assert rows[0]["measured here, %"] and rows[0]["n"] == "1" and rows[0]["data"] == "shapes"
-    assert rows[-1]["not there yet"] == "1 not begun" and rows[-1]["n"] == "0"
-    assert "gap" not in rows[0], "a smoke test is not the report's experiment"
+    before = rows(report)
+    assert [row["experiment"] for row in before] == list(SUITES["report"])
+    assert before[0]["measured here, %"] and before[0]["n"] == "1" and before[0]["data"] == "shapes"
+    assert before[-1]["not there yet"] == "1 not begun" and before[-1]["n"] == "0"
+    assert "gap" not in before[0], "a smoke test is not the report's experiment"
     page = (report / "index.html").read_text()
     assert page.index("Beside the source") < page.index("All runs, best first")
     assert "epochs: 20 -&gt; 2" in page and os.fspath(tmp_path) not in page
@@ -127,11 +133,18 @@ def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_p
     again = reproduce(tmp_path, "--budget", "1s")
     assert again.returncode == 0 and "done before" in again.stdout
     assert "run 1 of 13" not in again.stdout
-    assert list(csv.DictReader((report / "comparison.csv").open()))[0] == rows[0]
+    assert rows(report)[0] == before[0]
 
 
-def test_a_run_that_cannot_be_made_is_named_and_the_others_go_on(tmp_path):
-    (tmp_path / "multirun_outputs").mkdir()
-    Path(tmp_path / "multirun_outputs" / "report_smoke").write_text("a file where a folder should be")
-    finished = reproduce(tmp_path, "--budget", "1s")
+def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(tmp_path, planned):
+    plan = planned("report/vgg_a_bn", "smoke")
+    folder = tmp_path / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
+    folder.mkdir(parents=True)
+    another = OmegaConf.to_container(plan.scaled, resolve=True) | {"epochs": 99}
+    (folder / "result.json").write_text(json.dumps({"status": "done", "config": another, "overrides": []}))
+    finished = reproduce(tmp_path, "--budget", "15s")
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
+    assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
+    assert re.search(r"refused .*experiment=report/vgg_a_bn", finished.stdout)
+    assert "run 2 of 13: experiment=report/vgg_a " in finished.stdout
+    assert json.loads((folder / "result.json").read_text())["config"] == another

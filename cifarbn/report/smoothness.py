@@ -12,7 +12,7 @@ import numpy as np
 
 from cifarbn import figures
 from cifarbn.figures.smoothness import Curve
-from cifarbn.report.definitions import WHOSE, curves, walk_of
+from cifarbn.report.definitions import WHOSE, Recordings, curves, walk_of
 from cifarbn.report.gather import RunRecord, Sweep, without_seed
 from cifarbn.report.names import name_groups, short
 from cifarbn.report.section import Drawing, Options, Section
@@ -130,20 +130,18 @@ def _words(families: list[Family]) -> str:
 
 
 def _accuracy(families: list[Family], words: str) -> list[Drawing]:
-    found = {
-        family.label: {
-            rate: (run.recordings["held_out.step"], run.recordings["held_out.acc"])
-            for rate, run in family.first_of_each().items()
-            if "held_out.acc" in run.recordings
-        }
-        for family in families
+    recorded = {
+        family.label: by_rate for family in families if (by_rate := _with("held_out.acc", family.first_of_each()))
     }
-    found = {label: by_rate for label, by_rate in found.items() if by_rate}
-    if not found:
+    if not recorded:
         return []
-    run = _each(families[0])[0][1]
-    every = int(np.diff(run.recordings["held_out.step"][:2])[0]) if len(run.recordings["held_out.step"]) > 1 else 0
-    source = {"val": "held-out", "test_curve": "test"}[str(run.recordings["held_out.source"])]
+    found = {
+        label: {rate: (recordings["held_out.step"], recordings["held_out.acc"]) for rate, recordings in by_rate.items()}
+        for label, by_rate in recorded.items()
+    }
+    one, *_ = (recordings for by_rate in recorded.values() for recordings in by_rate.values())
+    every = int(np.diff(one["held_out.step"][:2])[0]) if len(one["held_out.step"]) > 1 else 0
+    source = {"val": "held-out", "test_curve": "test"}[str(one["held_out.source"])]
     ends = "; ".join(
         f"{label}: " + ", ".join(f"{float(values[-1]):.1%} at lr {rate}" for rate, (_, values) in by_rate.items())
         for label, by_rate in found.items()
@@ -151,6 +149,11 @@ def _accuracy(families: list[Family], words: str) -> list[Drawing]:
     caption = f"Accuracy on {source} pictures every {every} steps (the report's figure 11). {words}"
     figure = figures.lines(found, "accuracy", "Accuracy during training")
     return [Drawing("accuracy-every-few-steps", figure, caption, f"Accuracy against step. At the end: {ends}.")]
+
+
+def _with(name: str, runs: Mapping[str, RunRecord]) -> dict[str, Recordings]:
+    """The recordings of those runs that recorded this, under the same keys."""
+    return {key: run.recordings for key, run in runs.items() if name in run.recordings}
 
 
 def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
@@ -225,17 +228,15 @@ def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]], 
 def _walks(families: list[Family], words: str) -> list[Drawing]:
     drawings = []
     for rate in dict.fromkeys(rate for family in families for rate in family.runs):
-        shown = {
-            family.label: seen
-            for family in families
-            if rate in family.runs and (seen := walk_of(family.runs[rate][0].recordings))
-        }
+        at_rate = {family.label: family.runs[rate][0] for family in families if rate in family.runs}
+        probed = _with("probe.gradient.loss", at_rate)
+        shown = {label: seen for label, recordings in probed.items() if (seen := walk_of(recordings))}
         if not shown:
             continue
-        recordings = next(f.runs[rate][0].recordings for f in families if rate in f.runs)
-        s = recordings["probe.s"]
+        one, *_ = probed.values()
+        s = one["probe.s"]
         settings = (
-            f"At every {int(recordings['probe.every'])}th step the loss and the gradient at {len(s)} points along the "
+            f"At every {int(one['probe.every'])}th step the loss and the gradient at {len(s)} points along the "
             f"gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in fp32, "
             "batch normalisation in train mode; training goes on from where it was."
         )

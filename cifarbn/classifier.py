@@ -65,6 +65,18 @@ class Classifier(pl.LightningModule):
         self.confusion: Tensor | None = None
         self._rng: dict[str, Any] | None = None
 
+    def setup(self, stage: str) -> None:
+        """Refuse several processes where a layer would mean something else in them.
+
+        Raises:
+            UserError: naming the layer.
+        """
+        alone = {type(module).__name__ for module in self.net.modules() if getattr(module, "one_process", False)}
+        if alone and self.trainer.world_size > 1:
+            raise UserError(
+                f"{', '.join(sorted(alone))} means another net on each number of processes: trainer=auto, or norm=batch"
+            )
+
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits (N, C) of normalised pictures (N, 3, H, W)."""
         return self.net(pictures)

@@ -63,6 +63,8 @@ def load_run(folder: Path) -> TrainedNet:
     result = read_result(folder)
     if result is None:
         raise UserError(f"{folder} is not a run folder: it has no {RESULT}. Name one under multirun_outputs/")
+    if result.get("status") == "diverged":
+        raise UserError(f"the run in {folder} diverged ({result.get('error')}): it has no net to ask; name another run")
     if result.get("status") != "done":
         raise UserError(
             f"the run in {folder} is not finished ({result.get('status')}): finish it with the command that began it, "
@@ -104,6 +106,8 @@ def read_picture(file: Path) -> Tensor:
     """
     try:
         with Image.open(file) as image:
+            if image.mode == "F" or image.mode.startswith("I"):
+                raise ValueError(f"its {image.mode} pixels have more than 8 bits a channel: save it with 8")
             image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

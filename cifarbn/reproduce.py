@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,25 @@ from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import write_report
-from cifarbn.runs import Run, differences, folder_name, read_result
+from cifarbn.runs import NOT_THE_EXPERIMENT, RESULT, Run, differences, folder_name, read_result
 from cifarbn.sources import sources
 from cifarbn.sweep import Outcome, duration, table
 
+# VGG-A's, beside that of its experiments' files.
+OTHER_RATES = (" optim.lr=5e-4", " optim.lr=2e-3", " optim.lr=1e-4")
 # The experiments of each source, in the order of running: when the time is up, the most telling ones are there.
 SUITES: dict[str, tuple[str, ...]] = {
     "report": (
         *("report/vgg_a_bn", "report/vgg_a", "report/augmentation", "report/l2", "report/pool", "report/baseline"),
         *("report/stem_decay", "report/dropout", "report/sgd", "report/mse", "report/mish", "report/swish"),
-        "report/rmsprop",
+        *("report/rmsprop", *(f"report/{net}{rate}" for rate in OTHER_RATES for net in ("vgg_a_bn", "vgg_a"))),
     ),
     "paper": (
         *("paper/dln_bn", "paper/dln", "paper/dln_bn_small_lr", "paper/dln_small_lr", "paper/vgg_bn", "paper/vgg"),
         *("paper/vgg_noisy_bn", "paper/vgg_l1", "paper/vgg_l2", "paper/vgg_linf"),
         *("paper/vgg_bn_augmented", "paper/vgg_augmented"),
     ),
-    "course": tuple(
-        f"course/{net}{rate}"
-        for rate in ("", " optim.lr=5e-4", " optim.lr=2e-3", " optim.lr=1e-4")
-        for net in ("vgg_a_bn", "vgg_a")
-    ),
+    "course": tuple(f"course/{net}{rate}" for rate in ("", *OTHER_RATES) for net in ("vgg_a_bn", "vgg_a")),
 }
 
 SCALES = {
@@ -54,6 +52,8 @@ SCALES = {
     "smoke": "A few steps on drawn pictures, to see that everything runs. No number here means anything.",
 }
 COMPARABLE = ("full", "fast")
+# What may be said of every run. Not of all data sets: CIFARBN_DATA names the folder of those that have one.
+HOW = tuple(key for key in NOT_THE_EXPERIMENT if key != "name" and not key.startswith("data."))
 # Peaks of one cycle at batch 512, by optimizer.
 FAST_RATES = {"torch.optim.Adam": "3e-3", "torch.optim.SGD": "0.2", "torch.optim.RMSprop": "1e-3"}
 
@@ -93,9 +93,11 @@ class Planned:
         return [*choices, *named, *found]
 
     def base(self) -> str | None:
-        """The experiment that this one's file begins with."""
-        file: Any = OmegaConf.load(CONF / "experiment" / f"{self.name.split()[0]}.yaml")
-        return next((name.removeprefix("/experiment/") for name in file.defaults if isinstance(name, str)), None)
+        """The experiment that this one's file begins with, with the same further overrides."""
+        experiment, *others = self.name.split()
+        file: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+        bases = (name.removeprefix("/experiment/") for name in file.defaults if isinstance(name, str))
+        return next((" ".join([base, *others]) for base in bases), None)
 
 
 def scale_down(cfg: DictConfig, scale: str) -> list[str]:
@@ -132,58 +134,63 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="how large (default: laptop)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, seeds 0 to N-1 (default: 1)")
     parser.add_argument("--budget", metavar="TIME", help="such as 90m, 2h or 1h30m: then stop, save and write the page")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument(
+        "how", nargs="*", metavar="KEY=VALUE", help=f"for every run, how it is carried out: {', '.join(HOW)}"
+    )
+    chosen = parser.parse_intermixed_args(arguments)
+    # A run that this process makes must not outlive it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with plain_errors():
+        if strange := [said for said in chosen.how if said.partition("=")[0] not in HOW]:
+            raise UserError(
+                f"{strange[0]}: the experiments are the source's and the scale's; here stand {', '.join(HOW)}. "
+                "`python -m cifarbn.train` changes anything else"
+            )
         if chosen.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {chosen.seeds}")
         deadline = time.monotonic() + seconds(chosen.budget) if chosen.budget else None
-        sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline))
+        sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline, chosen.how))
 
 
-def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None) -> int:
+def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None, how: Sequence[str] = ()) -> int:
     """Make the runs, one process each, until `deadline` (of time.monotonic); then the page. Returns the exit code."""
     root = Path("multirun_outputs") / f"{source}_{scale}"
     with initialize_config_dir(str(CONF), version_base="1.3"):
         planned = [Planned.of(name, scale) for name in SUITES[source]]
         # Every experiment once before any a second time.
         runs = [(plan, seed) for seed in range(seeds) for plan in planned]
-        outcomes = list(_make(runs, root, deadline))
+        outcomes = list(_make(runs, root, deadline, list(how)))
     print(f"\n{table(outcomes)}")
-    begun = {outcome.run for outcome in outcomes}
-    if left := sum(_folder(plan, seed) not in begun for plan, seed in runs):
+    if left := len(runs) - len(outcomes):
         print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
-    if any(read_result(root / run) for run in begun):
-        print(f"\n{_write_page(planned, root, scale, seeds)}")
+    refused = {outcome.run: str(outcome.why) for outcome in outcomes if outcome.status == "refused"}
+    if any(outcome.status not in ("refused", "elsewhere") for outcome in outcomes):
+        print(f"\n{_write_page(planned, root, scale, seeds, refused)}")
     return 1 if any(outcome.status in ("failed", "refused") for outcome in outcomes) else 0
 
 
-def _make(runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None) -> Iterator[Outcome]:
+def _make(runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None, how: list[str]) -> Iterator[Outcome]:
     """Make what is missing, in this order, and say how each run ended; none is begun after the deadline."""
     began, made = time.monotonic(), 0
     for number, (plan, seed) in enumerate(runs, 1):
         folder = root / _folder(plan, seed)
         overrides = [*plan.overrides, f"seed={seed}"]
+        run = [*overrides, f"name={root.name}", *how]
         try:
-            there = _finished(plan, seed, folder)
+            there = _finished(run, folder)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             yield Outcome(folder.name, overrides, _refused(error), why=str(error).replace(f"{folder} ", ""))
             continue
-        stopped = False
-        if not there:
-            if deadline and time.monotonic() >= deadline:
-                return
-            togo = (
-                f", about {duration((time.monotonic() - began) / made * (len(runs) - number + 1))} to go"
-                if made
-                else ""
-            )
+        stopped = not there and deadline is not None and time.monotonic() >= deadline
+        if not there and not stopped:
+            each = (time.monotonic() - began) / made if made else 0
+            togo = f", about {duration(each * (len(runs) - number + 1))} to go" if made else ""
             print(f"\nrun {number} of {len(runs)}: {' '.join(overrides)}{togo}", flush=True)
-            stopped = _run([*overrides, f"name={root.name}"], deadline)
+            stopped = _run(run, deadline)
             made += 1
-            if stopped and read_result(folder) is None:
-                return  # too early in its start to have begun
-        yield _outcome(folder, overrides, there, stopped)
+        if not stopped or (folder / RESULT).exists():  # else it has not begun
+            yield _outcome(folder, overrides, there, stopped)
 
 
 def _run(overrides: list[str], deadline: float | None) -> bool:
@@ -194,15 +201,20 @@ def _run(overrides: list[str], deadline: float | None) -> bool:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             return True
-        except KeyboardInterrupt:  # which the run has heard, too, and saves
+        except BaseException:  # such as Ctrl-C, which the run has heard, too
+            process.send_signal(signal.SIGTERM)
             process.wait()
             raise
     return False
 
 
-def _finished(plan: Planned, seed: int, folder: Path) -> bool:
-    config = _container(compose("train", overrides=[*plan.overrides, f"seed={seed}", f"name={folder.parent.name}"]))
-    return Run.open(folder, config, plan.overrides, sources(config)).finished
+def _finished(overrides: list[str], folder: Path) -> bool:
+    cfg = compose("train", overrides=overrides)
+    if not cfg.resume:
+        return False
+    config = _container(cfg)
+    run = Run.open(folder, config, overrides, sources(config), retry=cfg.retry, changed_code=cfg.changed_code)
+    return run.finished
 
 
 def _refused(error: Exception) -> str:
@@ -226,7 +238,7 @@ def _folder(plan: Planned, seed: int) -> str:
     return folder_name([str(override.input_line) for override in parsed])
 
 
-def _write_page(planned: Sequence[Planned], root: Path, scale: str, seeds: int) -> Path:
+def _write_page(planned: Sequence[Planned], root: Path, scale: str, seeds: int, refused: Mapping[str, str]) -> Path:
     names = {plan.name for plan in planned}
     rows = [
         Row(
@@ -240,7 +252,8 @@ def _write_page(planned: Sequence[Planned], root: Path, scale: str, seeds: int) 
         for plan in planned
     ]
     sweep = gather(root)
-    opening = comparison(rows, sweep, f"Scale {scale}. {SCALES[scale]}", comparable=scale in COMPARABLE)
+    text = f"Scale {scale}. {SCALES[scale]}"
+    opening = comparison(rows, sweep, text, comparable=scale in COMPARABLE, refused=refused)
     options = Options(data_root=Path(os.environ.get("CIFARBN_DATA", "data")))
     write_report(sweep, root / "report", options, opening)
     return root / "report" / "index.html"

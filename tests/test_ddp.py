@@ -26,7 +26,8 @@ def run(cwd, *overrides):
         text=True,
         timeout=240,
     )
-    assert finished.returncode == 0, finished.stderr
+    if finished.returncode:
+        return finished
     (result,) = (cwd / "multirun_outputs").glob("*/*/result.json")
     with open(result.parent / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -66,3 +67,9 @@ def test_two_processes_record_what_one_records(one, two):
 
 def test_only_one_process_speaks(two):
     assert two[3].count("done: ") == 1
+
+
+def test_a_layer_that_several_processes_cannot_share_is_refused(tmp_path):
+    refused = run(tmp_path, "trainer=ddp", "trainer.devices=2", "model=vgg_a_bn", "norm=noisy_batch")
+    assert refused.returncode == 1
+    assert "error: NoisyBatchNorm2d means another net" in refused.stderr and "Traceback" not in refused.stderr

@@ -1,6 +1,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -86,6 +87,14 @@ def test_pictures_of_any_mode(tmp_path, mode):
     Image.new(mode, (40, 40)).save(tmp_path / f"{mode[0]}.{'tiff' if mode == 'CMYK' else 'png'}")
     (file,) = tmp_path.iterdir()
     assert read_picture(file).shape == (3, 32, 32)
+
+
+def test_sixteen_bits_are_scaled_to_eight_and_more_are_refused(tmp_path):
+    Image.fromarray(np.full((40, 40), 128 * 257, dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert (read_picture(tmp_path / "grey.png") == 128).all()
+    Image.new("F", (40, 40)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match="save it with 8 or 16"):
+        read_picture(tmp_path / "float.tiff")
 
 
 def test_transparent_is_white(tmp_path):

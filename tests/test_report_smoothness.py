@@ -177,3 +177,34 @@ def test_runs_that_recorded_different_things_stand_in_one_sweep(sweep):
     assert "vgg_a_bn" not in drawings["accuracy-every-few-steps"].alt
     assert "every 5 steps" in drawings["accuracy-every-few-steps"].caption
     assert "At every 5th step the loss" in drawings["paper-figure-4-lr-0.001"].caption
+
+
+def test_a_figure_says_and_shows_one_data_set(sweep):
+    for folder in sweep.glob("*lr=0.002"):
+        result = json.loads((folder / "result.json").read_text())
+        result["data"] |= {"name": "cifar10", "train_size": 50_000}
+        result["config"]["data"]["_target_"] = "cifarbn.data.CIFAR10"
+        (folder / "result.json").write_text(json.dumps(result))
+    captions = {drawing.name: drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings}
+    assert "Data: shapes, 240 training" in captions["report-beta-shapes"]
+    assert "Data: cifar10, 50,000 training" in captions["report-beta-cifar10"]
+    assert "Data: cifar10" in captions["paper-figure-4-lr-0.002-cifar10"]
+    assert all(("cifar10" in name) == ("Data: cifar10" in caption) for name, caption in captions.items())
+
+
+def test_a_run_without_a_learning_rate_is_passed_over(sweep):
+    folder = write_run(sweep, "vgg_a", 0.5)
+    result = json.loads((folder / "result.json").read_text())
+    result["config"]["optim"] = {"_target_": "torch.optim.Adadelta"}
+    (folder / "result.json").write_text(json.dumps(result))
+    section = smoothness(gather(sweep), Options())
+    assert "lr 0.5" not in section.drawings[0].caption
+
+
+def test_targets_do_not_set_families_apart(sweep):
+    for i, folder in enumerate(sorted(sweep.glob("*lr=*"))):
+        result = json.loads((folder / "result.json").read_text())
+        result["config"] |= {"target": i / 10, "source": f"row {i}"}
+        (folder / "result.json").write_text(json.dumps(result))
+    names = [drawing.name for drawing in smoothness(gather(sweep), Options()).drawings]
+    assert "loss-landscape-over-rates" in names and "where-definitions-disagree" in names

@@ -124,7 +124,7 @@ def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_p
     before = rows(report)
     assert [row["experiment"] for row in before] == list(SUITES["report"])
     assert before[0]["measured here, %"] and before[0]["n"] == "1" and before[0]["data"] == "shapes"
-    assert before[-1]["not there yet"] == "1 not begun" and before[-1]["n"] == "0"
+    assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
     assert "gap" not in before[0], "a smoke test is not the report's experiment"
     page = (report / "index.html").read_text()
     assert page.index("Beside the source") < page.index("All runs, best first")

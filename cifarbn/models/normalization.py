@@ -31,6 +31,8 @@ class NoisyBatchNorm2d(nn.BatchNorm2d):
         r_sigma: standard deviation of the law of a value's scale around its channel's.
     """
 
+    one_process = True  # torch would put its own SyncBatchNorm, which makes no noise, in its place
+
     def __init__(
         self,
         channels: int,
@@ -74,6 +76,8 @@ class LpNorm2d(nn.Module):
     Raises:
         ValueError: where p is none of these.
     """
+
+    one_process = True  # its statistics are of one process's share of the batch
 
     running_mean: Tensor
     running_norm: Tensor

@@ -70,6 +70,11 @@ class RecordingsFile(pl.Callback):
     def __init__(self, folder: Path, recorders: Sequence[Recorder]) -> None:
         self.file = Path(folder) / RECORDINGS
         self.recorders = recorders
+        self._training = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on the recorders know what they need to write."""
+        self._training = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what there is."""
@@ -77,7 +82,8 @@ class RecordingsFile(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """A diverged or interrupted run's recordings are wanted too."""
-        self.write(trainer)
+        if self._training:  # a run that was cut off in its test, and again in its test, has no training in between
+            self.write(trainer)
 
     def write(self, trainer: pl.Trainer) -> None:
         """Write what there is, from the first process."""

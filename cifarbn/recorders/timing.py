@@ -19,20 +19,20 @@ class Timing(pl.Callback):
         self.seconds = {"first_step": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.pictures = 0  # in the steps that `train` counts
         self._device = torch.device("cpu")
-        self._last_mark = 0.0
+        self._last_mark: float | None = None  # before training or test begins
         self._sizes: set[int] = set()  # of the batches of this start so far
 
     @property
     def pictures_per_second(self) -> float | None:
         """Training throughput; None before the second step."""
-        return self.pictures / self.seconds["train"] if self.seconds["train"] > 0 else None
+        return self.pictures / self.seconds["train"] if self.pictures and self.seconds["train"] > 0 else None
 
     def mark(self, kind: str | None) -> None:
         """The time since the last mark was spent on `kind` (None: on nothing that counts)."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        if kind is not None:
+        if kind is not None and self._last_mark is not None:
             self.seconds[kind] += now - self._last_mark
         self._last_mark = now
 

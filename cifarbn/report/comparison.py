@@ -1,12 +1,16 @@
 """The experiments of a source, row by row: its number beside the measured one."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cifarbn.report.gather import RunRecord, Sweep
 from cifarbn.report.interval import Estimate, estimate
 from cifarbn.report.section import Section
 from cifarbn.report.table import as_csv
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,19 @@ class Row:
     folders: Sequence[str]
 
 
-def comparison(rows: Sequence[Row], sweep: Sweep, text: str, *, comparable: bool) -> Section:
+def comparison(
+    rows: Sequence[Row], sweep: Sweep, text: str, *, comparable: bool, refused: Mapping[str, str] = NOTHING
+) -> Section:
     """The section with one line a row, in the order given.
+
+    `refused` holds, by folder, why what is there is not the run that belongs there; none of them counts.
 
     Where the runs are not the source's experiments (`comparable` is false) there is no gap; what a row changes of the
     one it builds on stands beside the same difference in the source instead.
     """
     records = {run.folder.name: run for group in sweep.groups for run in group.runs + group.left_out}
+    records = {name: run for name, run in records.items() if name not in refused}
+    troubles = {name: f"refused: {why}" for name, why in refused.items()} | sweep.unreadable
     measured = {row.name: _estimate(row, records) for row in rows}
     targets = {row.name: row.target for row in rows}
     its = "the source's, %" if comparable else "the source's own experiment, %"
@@ -52,9 +62,11 @@ def comparison(rows: Sequence[Row], sweep: Sweep, text: str, *, comparable: bool
         columns["points more: here"] = [
             _points(_minus(_mean(measured[row.name]), _mean(measured.get(row.base or "")))) for row in rows
         ]
-    columns["n"] = [str(found.n) if (found := measured[row.name]) else "0" for row in rows]
+    if not all(measured[row.name] for row in rows if _runs(row, records)):  # those that classify nothing
+        columns["training loss here"] = ["" if measured[row.name] else _loss(row, records) for row in rows]
+    columns["n"] = [str(len(_runs(row, records))) for row in rows]
     columns["data"] = [", ".join(dict.fromkeys(run.data for run in _runs(row, records))) for row in rows]
-    columns["not there yet"] = [_missing(row, records) for row in rows]
+    columns["does not count"] = [_missing(row, records, troubles) for row in rows]
     columns["changed"] = ["; ".join(row.changes) or "nothing" for row in rows]
     columns["where in the source"] = [row.source for row in rows]
     shown = {heading: cells for heading, cells in columns.items() if any(cells)}
@@ -73,12 +85,21 @@ def _estimate(row: Row, records: Mapping[str, RunRecord]) -> Estimate | None:
     return estimate(known) if known else None
 
 
-def _missing(row: Row, records: Mapping[str, RunRecord]) -> str:
-    """How many runs do not count yet, and why those that were begun do not."""
-    troubles = [run.trouble for name in row.folders if (run := records.get(name)) and run.trouble]
-    missing = sum(name not in records for name in row.folders)
-    parts = [f"{missing} not begun"] if missing else []
-    return "; ".join(parts + [str(trouble) for trouble in dict.fromkeys(troubles)])
+def _loss(row: Row, records: Mapping[str, RunRecord]) -> str:
+    """The mean of the last epochs' losses."""
+    losses = [run.result.get("metrics", {}).get("train/loss") for run in _runs(row, records)]
+    known = [loss for loss in losses if loss is not None]
+    return f"{sum(known) / len(known):.4g}" if known else ""
+
+
+def _missing(row: Row, records: Mapping[str, RunRecord], troubles: Mapping[str, str]) -> str:
+    """How many runs do not count, and why."""
+    why = Counter(
+        records[name].trouble if name in records else troubles.get(name, "not begun")
+        for name in row.folders
+        if name not in records or records[name].trouble
+    )
+    return "; ".join(f"{count} {trouble}" for trouble, count in why.items())
 
 
 def _mean(found: Estimate | None) -> float | None:

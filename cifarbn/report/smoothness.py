@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,12 +42,14 @@ class Family:
         norm: its normalisation layer's class, such as BatchNorm2d; Identity for none.
         runs: learning rate -> its runs that count.
         left_out: name of run -> why it is in no band.
+        data: the name of its data set.
     """
 
     label: str = ""
     norm: str = ""
     runs: dict[str, list[RunRecord]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    data: str = ""
 
     def first_of_each(self) -> dict[str, RunRecord]:
         """Learning rate -> the run with the least seed, which the figures of single runs draw."""
@@ -61,15 +63,11 @@ def smoothness(sweep: Sweep, options: Options) -> Section | None:
     found = {run.name: curves(run.recordings) for family in families for _, run in _each(family)}
     if not any(found.values()):
         return None
-    words = _words(families)
-    drawings = [
-        *_accuracy(families, words),
-        *_over_rates(families, found, words),
-        *_per_rate(families, found, words),
-        *_walks(families, words),
-        *_distances(families, words),
-        *_disagreement(families, found, words),
-    ]
+    drawings: list[Drawing] = []
+    sets = list(dict.fromkeys(family.data for family in families))
+    for data in sets:
+        own = _drawings([family for family in families if family.data == data], found)
+        drawings += own if len(sets) == 1 else [replace(d, name=f"{d.name}-{data}") for d in own]
     left_out = {name: why for family in everyone for name, why in family.left_out.items()}
     text = "Three definitions of smoothness, and controls, of the same runs. "
     text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in left_out.items()) + "." if left_out else ""
@@ -77,10 +75,25 @@ def smoothness(sweep: Sweep, options: Options) -> Section | None:
     return Section("Smoothness", text.strip(), drawings, files)
 
 
+def _drawings(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
+    """All figures of families on the same data."""
+    words = _words(families)
+    return [
+        *_accuracy(families, words),
+        *_over_rates(families, found, words),
+        *_per_rate(families, found, words),
+        *_walks(families, words),
+        *_distances(families, words),
+        *_disagreement(families, found, words),
+    ]
+
+
 def _families(sweep: Sweep) -> list[Family]:
     members: dict[str, list[RunRecord]] = {}
     for group in sweep.groups:
         for run in (*group.runs, *group.left_out):
+            if run.config.get("optim", {}).get("lr") is None:
+                continue  # an optimizer that has no rate of its own: nothing here could be said of it
             members.setdefault(json.dumps(_without_rate(run.config), sort_keys=True), []).append(run)
     stripped: list[Result] = []
     for runs in members.values():
@@ -91,7 +104,7 @@ def _families(sweep: Sweep) -> list[Family]:
     families = []
     for label, runs in zip(labels, members.values(), strict=True):
         norm = str(runs[0].config.get("model", {}).get("norm", {}).get("_target_", "")).rpartition(".")[2]
-        family = Family(label, norm)
+        family = Family(label, norm, data=runs[0].data)
         for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
             if run.trouble:
                 family.left_out[run.name] = run.trouble
@@ -102,8 +115,10 @@ def _families(sweep: Sweep) -> list[Family]:
 
 
 def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without seed, learning rate and what follows from it: a schedule's peak, a probe's range."""
+    """The config without seed, learning rate and what goes with it: a schedule's peak, a probe's range, a target."""
     kept = json.loads(json.dumps(without_seed(config)))
+    for key in ("source", "target"):
+        kept.pop(key, None)
     for *groups, key in (("optim", "lr"), ("schedule", "max_lr"), ("record", "gradient_probe", "eta")):
         node = kept
         for group in groups:
@@ -120,13 +135,15 @@ def _words(families: list[Family]) -> str:
     """Data, batch, runs: what every caption must say."""
     run = _each(families[0])[0][1]
     data = run.result.get("data", {})
-    batch = run.config.get("data", {}).get("batch_size", "full")
+    batches = dict.fromkeys(
+        str(run.config.get("data", {}).get("batch_size", "full")) for family in families for _, run in _each(family)
+    )
     counts = "; ".join(
         f"{family.label}: n = {len(_each(family))} ({', '.join(f'lr {rate}' for rate in family.runs)})"
         for family in families
     )
     size = f", {data['train_size']:,} training pictures" if "train_size" in data else ""
-    return f"Data: {run.data}{size}, batch {batch}. {counts}. Nothing is smoothed."
+    return f"Data: {run.data}{size}, batch {' or '.join(batches)}. {counts}. Nothing is smoothed."
 
 
 def _accuracy(families: list[Family], words: str) -> list[Drawing]:
@@ -157,11 +174,13 @@ def _with(name: str, runs: Mapping[str, RunRecord]) -> dict[str, Recordings]:
 
 
 def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
-    """The bands over learning rates: the report's figure 12 and the course's."""
+    """The bands over learning rates: the report's figure 12 and the course's; of each rate the run of least seed."""
     if all(len(family.runs) < 2 for family in families):
         return []
     losses = {
-        family.label: band({run.name: (run.steps["step"], run.steps["step/loss"]) for _, run in _each(family)})
+        family.label: band(
+            {rate: (run.steps["step"], run.steps["step/loss"]) for rate, run in family.first_of_each().items()}
+        )
         for family in families
     }
     drawings = [
@@ -175,9 +194,9 @@ def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]]
     ]
     distance = "course gradient distance"
     course = {
-        family.label: band({run.name: found[run.name][distance] for _, run in _each(family)})
+        family.label: band({rate: found[run.name][distance] for rate, run in family.first_of_each().items()})
         for family in families
-        if all(distance in found[run.name] for _, run in _each(family))
+        if all(distance in found[run.name] for _, run in family.first_of_each().items())
     }
     if course:
         drawings.append(

@@ -14,7 +14,7 @@ METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/l
 # Columns that hold no numbers.
 WORDS = (
     *("runs", "data", "device"),
-    *("experiment", "builds on", "not there yet", "changed", "where in the source"),
+    *("experiment", "builds on", "does not count", "changed", "where in the source"),
 )
 
 

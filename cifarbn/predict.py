@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from PIL import Image, ImageOps
@@ -106,9 +107,11 @@ def read_picture(file: Path) -> Tensor:
     """
     try:
         with Image.open(file) as image:
-            if image.mode == "F" or image.mode.startswith("I"):
-                raise ValueError(f"its {image.mode} pixels have more than 8 bits a channel: save it with 8")
+            if image.mode in ("I", "F"):
+                raise ValueError("its pixels have 32 bits a channel: save it with 8 or 16")
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # of which Pillow would cut off all that is above 255
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return pil_to_tensor(ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC))

@@ -4,10 +4,13 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from filelock import FileLock
 from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -76,6 +79,8 @@ def test_a_row_says_what_its_scale_changes_and_what_it_builds_on(planned):
     plan = planned("report/l2", "laptop")
     assert plan.changes() == ["epochs: 200 -> 6", "model.width: 64 -> 16", "schedule.milestones: [100] -> [3]"]
     assert plan.base() == "report/augmentation" and planned("report/baseline", "full").base() is None
+    slow = planned("course/vgg_a_bn optim.lr=1e-4", "laptop")
+    assert slow.base() == "course/vgg_a optim.lr=1e-4" and slow.base() in SUITES["course"]
     assert planned("report/l2", "fast").changes() == [
         "schedule=onecycle",
         "data.batch_size: 128 -> 512",
@@ -95,11 +100,18 @@ def test_bad_budgets(text):
         seconds(text)
 
 
-@pytest.mark.parametrize("arguments", [["report", "--seeds", "0"], ["report", "--budget", "soon"]])
-def test_bad_arguments_end_with_one_message(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--seeds 0", "--seeds must"),
+        ("--budget soon", "--budget takes"),
+        ("resume=false epochs=3", "epochs=3: "),
+    ],
+)
+def test_bad_arguments_end_with_one_message(arguments, message):
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert str(ended.value.code).startswith("error: --")
+        main(["report", *arguments.split()])
+    assert str(ended.value.code).startswith(f"error: {message}")
 
 
 def reproduce(cwd, *arguments):
@@ -117,7 +129,7 @@ def rows(report):
 
 
 def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_path):
-    first = reproduce(tmp_path, "--budget", "20s")
+    first = reproduce(tmp_path, "--budget", "40s")
     assert first.returncode == 0, first.stderr
     assert "the same command goes on" in first.stdout
     report = tmp_path / "multirun_outputs" / "report_smoke" / "report"
@@ -132,7 +144,7 @@ def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_p
 
     again = reproduce(tmp_path, "--budget", "1s")
     assert again.returncode == 0 and "done before" in again.stdout
-    assert "run 1 of 13" not in again.stdout
+    assert "run 1 of 19" not in again.stdout
     assert rows(report)[0] == before[0]
 
 
@@ -146,5 +158,32 @@ def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(tmp_
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
     assert re.search(r"refused .*experiment=report/vgg_a_bn", finished.stdout)
-    assert "run 2 of 13: experiment=report/vgg_a " in finished.stdout
+    assert "run 2 of 19: experiment=report/vgg_a " in finished.stdout
     assert json.loads((folder / "result.json").read_text())["config"] == another
+    first, second, *_ = rows(folder.parent / "report")
+    assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")
+    assert not second["does not count"].startswith("1 refused")
+
+
+def test_a_run_is_not_outlived_by_the_one_that_was_to_be_waited_for(tmp_path):
+    """SIGTERM ends reproduce and, after it has saved, the run it makes: another can go on at once."""
+    arguments = [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke"]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    while not process.stdout.readline().startswith("run 1 of"):
+        pass
+    (lock,) = waited_for(lambda: list(tmp_path.glob("multirun_outputs/report_smoke/.locks/*vgg_a_bn*")))
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    with FileLock(lock, timeout=0):
+        pass
+
+
+def waited_for(look, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found

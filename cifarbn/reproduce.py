@@ -138,8 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "how", nargs="*", metavar="KEY=VALUE", help=f"for every run, how it is carried out: {', '.join(HOW)}"
     )
     chosen = parser.parse_intermixed_args(arguments)
-    # A run that this process makes must not outlive it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with plain_errors():
         if strange := [said for said in chosen.how if said.partition("=")[0] not in HOW]:
             raise UserError(
@@ -149,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {chosen.seeds}")
         deadline = time.monotonic() + seconds(chosen.budget) if chosen.budget else None
+        # The run that this process makes must not outlive it.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline, chosen.how))
 
 

@@ -544,3 +544,15 @@ def test_the_report_of_a_real_run(tmp_path):
     figures = tmp_path / "multirun_outputs" / "report" / "figures"
     drawn = {file.stem.partition("-")[0] for file in figures.glob("*.png")}
     assert drawn >= {"curves", "features", "filters", "confusion", "mistakes", "structure"}
+
+
+def test_an_experiment_s_name_stands_for_what_is_the_same_in_all_its_groups():
+    said = [
+        ["experiment=report/vgg_a", "epochs=6"],
+        ["experiment=report/vgg_a", "epochs=6", "optim.lr=2e-3"],
+        ["experiment=report/l2", "epochs=6", "schedule.milestones=[3]"],
+    ]
+    configs = [{"optim": {"lr": rate}, "schedule": {"x": i}} for i, rate in enumerate((1e-3, 2e-3, 1e-3))]
+    labels, same = named(*said, configs=configs)
+    assert labels == ["report/vgg_a, lr 0.001", "report/vgg_a, lr 0.002", "report/l2, lr 0.001"]
+    assert same == {"epochs": "6"}

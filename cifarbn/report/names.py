@@ -16,7 +16,8 @@ def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
     """A label for each of several groups, given one run's result of each; and what all of them have in common.
 
     A label holds the overrides that differ between groups: `model=vgg_a optim.lr=1e-3` becomes "vgg_a, lr 0.001", for a
-    config choice is shorter than the keys it stands for. Where that leaves two groups alike, the config's own keys
+    config choice is shorter than the keys it stands for. What is the same in all groups of one experiment, but not in
+    those of another, the experiment's name stands for. Where that leaves two groups alike, the config's own keys
     that tell them apart are added. All labels differ.
 
     Returns:
@@ -31,7 +32,8 @@ def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
         for said, config in zip(overrides, configs, strict=True)
     ]
     differing = [key for key in keys if len({group.get(key) for group in values}) > 1]
-    names = [_label({key: group[key] for key in differing if key in group}) for group in values]
+    telling = [key for key in differing if key == "experiment" or not _follows_from_experiment(key, values)]
+    names = [_label({key: group[key] for key in telling if key in group}) for group in values]
     same = {key: values[0][key] for key in keys if key not in differing}
     return _tell_apart(names, configs), same
 
@@ -50,6 +52,13 @@ def short(value: Any) -> str:
 def _overrides(result: Result) -> dict[str, str]:
     pairs = (override.lstrip("+~").partition("=") for override in result.get("overrides", []))
     return {key: short(value) for key, _, value in pairs if key not in UNNAMED}
+
+
+def _follows_from_experiment(key: str, groups: Sequence[Mapping[str, str]]) -> bool:
+    """Whether all groups are of an experiment, and the groups of each have one value of this key."""
+    found = {(group.get("experiment"), group.get(key)) for group in groups}
+    experiments = {experiment for experiment, _ in found}
+    return None not in experiments and len(found) == len(experiments)
 
 
 def _label(values: Mapping[str, str]) -> str:

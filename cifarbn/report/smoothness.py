@@ -97,7 +97,8 @@ def _families(sweep: Sweep) -> list[Family]:
             members.setdefault(json.dumps(_without_rate(run.config), sort_keys=True), []).append(run)
     stripped: list[Result] = []
     for runs in members.values():
-        result = runs[0].result
+        # Where rates are experiments of their own, the family has the plainest one's name.
+        result = min((run.result for run in runs), key=lambda result: len(" ".join(result.get("overrides", []))))
         overrides = [o for o in result.get("overrides", []) if not o.startswith("optim.lr=")]
         stripped.append({"overrides": overrides, "config": _without_rate(result.get("config", {}))})
     labels, _ = name_groups(stripped)

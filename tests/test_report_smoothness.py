@@ -208,3 +208,18 @@ def test_targets_do_not_set_families_apart(sweep):
         (folder / "result.json").write_text(json.dumps(result))
     names = [drawing.name for drawing in smoothness(gather(sweep), Options()).drawings]
     assert "loss-landscape-over-rates" in names and "where-definitions-disagree" in names
+
+
+def test_a_family_of_one_rate_has_no_band_and_does_not_keep_the_others_from_being_compared(sweep):
+    write_run(sweep, "vgg_a", 0.001, batch=16)
+    drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
+    assert drawings["loss-landscape-over-rates"].alt.count("median width") == 2
+    assert "batch_size 16" not in drawings["where-definitions-disagree"].figure.axes[0].get_xlabel()
+    assert "batch_size 16" in drawings["report-beta"].alt
+
+
+def test_every_one_of_many_families_is_drawn_along_the_gradient(tmp_path):
+    for batch in range(1, 10):
+        write_run(tmp_path, "vgg_a", 0.001, batch=batch)
+    drawings = {drawing.name: drawing for drawing in smoothness(gather(tmp_path), Options()).drawings}
+    assert len(drawings["paper-figure-4-lr-0.001"].figure.axes[2].lines) == 9

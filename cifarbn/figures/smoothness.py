@@ -1,6 +1,7 @@
 """Smoothness against the step: bands over learning rates, a line for each rate, and where definitions disagree."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from cifarbn.smoothness.bands import Band
 WIDTH = 5.2  # inches
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values, both (T,)."""
+COLOURS = (*PALETTE, "#8c6d31", "#111111", "#e377c2")  # the paper has eight nets in one figure
 # Rates from low to high go from light to dark; light enough to tell, dark enough to see on white.
 SHADES = ("#9ecae1", "#4292c6", "#2171b5", "#08306b", "#74a9cf", "#3690c0", "#0570b0", "#034e7b")
 
@@ -29,7 +31,7 @@ def bands(found: Mapping[str, Band], what: str, title: str, *, log: bool = False
     """
     figure = _figure(2.9, title)
     axes = figure.subplots()
-    for (name, band), colour in zip(found.items(), PALETTE, strict=False):
+    for (name, band), colour in zip(found.items(), cycle(COLOURS), strict=False):
         _band(axes, band.steps, band.low, band.high, colour, name)
     _finish(axes, what, log)
     figure.legend(loc="outside lower left", ncols=2)
@@ -73,7 +75,7 @@ def walks(found: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
     """
     figure = _figure(5.4, title)
     panels = figure.subplots(3, 1, sharex=True)
-    for (name, seen), colour in zip(found.items(), PALETTE, strict=False):
+    for (name, seen), colour in zip(found.items(), cycle(COLOURS), strict=False):
         _band(panels[0], seen["step"], seen["loss_low"], seen["loss_high"], colour, name)
         _band(panels[1], seen["step"], seen["distance_low"], seen["distance_high"], colour, name)
         panels[2].plot(seen["step"], seen["beta"], color=colour, label=name, lw=1.4)

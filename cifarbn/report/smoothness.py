@@ -176,7 +176,8 @@ def _with(name: str, runs: Mapping[str, RunRecord]) -> dict[str, Recordings]:
 
 def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
     """The bands over learning rates: the report's figure 12 and the course's; of each rate the run of least seed."""
-    if all(len(family.runs) < 2 for family in families):
+    families = _with_rates(families)
+    if not families:
         return []
     losses = {
         family.label: band(
@@ -212,6 +213,11 @@ def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]]
             )
         )
     return drawings
+
+
+def _with_rates(families: list[Family]) -> list[Family]:
+    """Those of which a band over rates can be drawn."""
+    return [family for family in families if len(family.runs) > 1]
 
 
 def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
@@ -296,6 +302,7 @@ def _distances(families: list[Family], words: str) -> list[Drawing]:
 
 
 def _disagreement(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
+    families = _with_rates(families) or families
     if len(families) != 2:
         return []
     other, plain = families

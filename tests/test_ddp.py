@@ -16,9 +16,9 @@ RUN = [
 ]
 
 
-def run(cwd, *overrides):
+def start(cwd, *overrides):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "cifarbn.train", *RUN, *overrides],
         cwd=cwd,
         env=environment,
@@ -26,8 +26,11 @@ def run(cwd, *overrides):
         text=True,
         timeout=240,
     )
-    if finished.returncode:
-        return finished
+
+
+def run(cwd, *overrides):
+    finished = start(cwd, *overrides)
+    assert finished.returncode == 0, finished.stderr
     (result,) = (cwd / "multirun_outputs").glob("*/*/result.json")
     with open(result.parent / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -70,6 +73,6 @@ def test_only_one_process_speaks(two):
 
 
 def test_a_layer_that_several_processes_cannot_share_is_refused(tmp_path):
-    refused = run(tmp_path, "trainer=ddp", "trainer.devices=2", "model=vgg_a_bn", "norm=noisy_batch")
+    refused = start(tmp_path, "trainer=ddp", "trainer.devices=2", "model=vgg_a_bn", "norm=noisy_batch")
     assert refused.returncode == 1
     assert "error: NoisyBatchNorm2d means another net" in refused.stderr and "Traceback" not in refused.stderr

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 
 from cifarbn.errors import UserError
+from cifarbn.kernels.library import why_unavailable
+from cifarbn.models.batch_norm import BatchNorm2d
+from cifarbn.models.max_pool import MaxPool2d
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -27,6 +30,7 @@ class Hardware:
         precision: Lightning's name, such as "bf16-mixed" or "32-true".
         channels_last: whether nets and pictures are laid out NHWC, which convolutions on both kinds prefer.
         compile: torch.compile's mode, such as "default" or "reduce-overhead" (CUDA graphs); "" for none.
+        kernels: whether bf16 batch norm and max pooling go through this package's own C (`cifarbn.kernels`).
     """
 
     accelerator: str
@@ -34,6 +38,7 @@ class Hardware:
     precision: str
     channels_last: bool
     compile: str
+    kernels: bool
 
     @classmethod
     def choose(
@@ -42,14 +47,16 @@ class Hardware:
         precision: str = "auto",
         channels_last: bool = True,
         compile: bool | str = "auto",
+        kernels: bool | str = "auto",
     ) -> "Hardware":
         """Replace each "auto" by what this machine does best.
 
         bf16 autocast is chosen where the hardware multiplies bf16 natively (CUDA from compute capability 8.0, AMX,
-        AVX512-BF16): elsewhere it is emulated and slower than fp32.
+        AVX512-BF16): elsewhere it is emulated and slower than fp32. The kernels are chosen for it on a CPU, where there
+        is a C compiler and the net is not compiled as a whole.
 
         Raises:
-            UserError: if a GPU is asked for and there is none, or a name is unknown.
+            UserError: if a GPU or the kernels are asked for and there are none, or a name is unknown.
         """
         if accelerator not in ("auto", "cpu", "gpu"):
             raise UserError(f"trainer.accelerator is auto, cpu or gpu, not {accelerator!r}")
@@ -62,12 +69,21 @@ class Hardware:
             precision = "bf16-mixed" if multiplies_bf16(cuda) else "32-true"
         if compile not in COMPILE_MODES:
             compile = "default" if (cuda if compile == "auto" else compile) else ""
+        if kernels not in ("auto", True, False):
+            raise UserError(f"trainer.kernels is auto, true or false, not {kernels!r}")
+        useful = not cuda and precision == "bf16-mixed" and channels_last and not compile
+        missing = (
+            why_unavailable() if useful and kernels else "they are for bf16-mixed, channels_last, uncompiled, on a CPU"
+        )
+        if kernels is True and missing:
+            raise UserError(f"trainer.kernels=true: {missing}; trainer.kernels=auto does without")
         return cls(
             accelerator="gpu" if cuda else "cpu",
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
             precision=precision,
             channels_last=channels_last,
             compile=str(compile),
+            kernels=bool(kernels) and not missing,
         )
 
     def prepare(self, net: nn.Module) -> nn.Module:
@@ -83,6 +99,9 @@ class Hardware:
         else:
             # A convolution goes by the layout of its weights or of its pictures, and pictures come channels_last.
             net.register_forward_pre_hook(lambda _, pictures: tuple(each.contiguous() for each in pictures))
+        for module in net.modules():
+            if isinstance(module, (BatchNorm2d, MaxPool2d)):
+                module.kernel = self.kernels
         if self.compile:
             # dynamo counts its compilations of a function over the whole process, and after 8 runs of a sweep would go
             # on uncompiled without a word.
@@ -92,7 +111,8 @@ class Hardware:
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}"
+        kernels = ", own kernels" if self.kernels else ""
+        return f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}{kernels}"
 
 
 def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:

@@ -65,6 +65,7 @@ class Result(TypedDict, total=False):
     precision: str
     channels_last: bool
     compile: str
+    kernels: bool
     data: dict[str, Any]
     versions: dict[str, str]
     git_commit: str | None

@@ -77,8 +77,9 @@ def _standard(file: Path) -> bool:
 
 @cache
 def _read(file: Path) -> tuple[str, frozenset[str]]:
-    """A file's hash, and everything that may be a module among what it imports."""
+    """A file's hash, with that of any C beside it, and everything that may be a module among what it imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
+    native = b"".join(other.read_bytes() for other in sorted(file.parent.glob("*.[ch]")))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -87,4 +88,4 @@ def _read(file: Path) -> tuple[str, frozenset[str]]:
             imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12], frozenset(imported)
+    return hashlib.sha256(ast.dump(tree).encode() + native).hexdigest()[:12], frozenset(imported)

@@ -38,7 +38,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     with run.recorded():
         pl.seed_everything(cfg.seed, verbose=False)
         options = dict(cfg.trainer)
-        hardware = Hardware.choose(*(options.pop(o) for o in ("accelerator", "precision", "channels_last", "compile")))
+        chosen = ("accelerator", "precision", "channels_last", "compile", "kernels")
+        hardware = Hardware.choose(*map(options.pop, chosen))
         with building("data"):
             data = instantiate(cfg.data)
         with building("model"):

@@ -1,11 +1,12 @@
-"""The convolution's own weight gradient against torch's."""
+"""The convolution by matrix products against torch's."""
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cifarbn.models import convolution
-from cifarbn.models.convolution import Conv2d, _Convolution, weight_gradient
+from cifarbn.models.convolution import Conv2d, _Convolution, convolve, input_gradient, patches_of, weight_gradient
 
 # (kernel, stride, padding, height, width)
 SHAPES = [(3, 1, 1, 4, 4), (3, 2, 1, 8, 8), (3, 2, 1, 7, 5), (1, 2, 0, 8, 7), (3, 1, 0, 6, 5), (2, 1, (0, 1), 3, 4)]
@@ -13,26 +14,41 @@ SHAPES = [(3, 1, 1, 4, 4), (3, 2, 1, 8, 8), (3, 2, 1, 7, 5), (1, 2, 0, 8, 7), (3
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("kernel", "stride", "padding", "height", "width"), SHAPES)
-def test_weight_gradient_is_torch_s(kernel, stride, padding, height, width, layout):
+def test_the_three_products_are_torch_s_convolution(kernel, stride, padding, height, width, layout):
     torch.manual_seed(0)
-    conv = nn.Conv2d(3, 5, kernel, stride, padding, bias=False).double()
-    x = torch.randn(2, 3, height, width, dtype=torch.float64).contiguous(memory_format=layout)
+    conv = nn.Conv2d(3, 5, kernel, stride, padding).double()
+    x = torch.randn(2, 3, height, width, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     out = conv(x)
     gradient = torch.randn_like(out)
     out.backward(gradient)
-    found = weight_gradient(x, gradient, conv.weight.shape, conv.stride, conv.padding)
-    torch.testing.assert_close(found, conv.weight.grad)
+    patches = patches_of(x.detach(), conv.kernel_size, conv.stride, conv.padding)
+    torch.testing.assert_close(convolve(patches, conv.weight, conv.bias), out)
+    torch.testing.assert_close(weight_gradient(patches, gradient, conv.weight.shape), conv.weight.grad)
+    if stride == 1:
+        torch.testing.assert_close(input_gradient(conv.weight, gradient, conv.padding), x.grad)
 
 
-def test_first_and_second_derivatives():
+def test_padding_beyond_the_kernel():
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(5, 3, 2, 2, dtype=torch.float64), torch.randn(2, 5, 8, 8, dtype=torch.float64)
+    expected = nn.grad.conv2d_input([2, 3, 3, 3], weight, gradient, 1, 3)
+    torch.testing.assert_close(input_gradient(weight, gradient, (3, 3)), expected)
+
+
+@pytest.mark.parametrize("threshold", [1, 2**20])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+def test_first_and_second_derivatives(monkeypatch, threshold, stride):
+    monkeypatch.setattr(convolution, "WEIGHTS", threshold)
     torch.manual_seed(0)
     tensors = [
         torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 2, 4, 3), (3, 2, 3, 3), (3,)]
     ]
 
     def call(x, weight, bias):
-        return _Convolution.apply(x, weight, bias, (2, 1), (1, 1))
+        return _Convolution.apply(x, weight, bias, stride, (1, 1))
 
+    assert torch.equal(call(*tensors), call(*tensors))
+    torch.testing.assert_close(call(*tensors), functional.conv2d(*tensors, stride, (1, 1)))
     assert torch.autograd.gradcheck(call, tensors)
     assert torch.autograd.gradgradcheck(call, tensors)
 
@@ -55,15 +71,19 @@ def both(side, channels=64, **options):
 
 @pytest.fixture
 def used(monkeypatch):
-    """How often the matrix product was used."""
-    calls = []
-    monkeypatch.setattr(convolution, "weight_gradient", lambda *a: calls.append(a) or weight_gradient(*a))
-    return calls
+    """The products that were made."""
+    names = []
+    for product in (convolve, input_gradient, weight_gradient):
+        name = product.__name__
+        monkeypatch.setattr(convolution, name, lambda *a, p=product, name=name: names.append(name) or p(*a))
+    return names
 
 
-def test_under_bf16_small_maps_go_the_other_way_to_the_same_place(used):
+@pytest.mark.parametrize("threshold", [1, 2**20])
+def test_under_bf16_small_maps_go_the_other_way_to_the_same_place(monkeypatch, used, threshold):
+    monkeypatch.setattr(convolution, "WEIGHTS", threshold)
     ours, theirs = both(4)
-    assert len(used) == 1
+    assert used == (["convolve", "input_gradient", "weight_gradient"] if threshold == 1 else ["weight_gradient"])
     assert ours.keys() == theirs.keys() == {"out", "x", "weight", "bias"}
     for name, expected in theirs.items():
         assert ours[name].dtype == expected.dtype

@@ -54,6 +54,15 @@ def test_only_code_counts(tmp_path, old, new, counts):
     assert (hash_of(tmp_path, CODE.replace(old, new)) != hash_of(tmp_path, CODE)) == counts
 
 
+def test_c_beside_a_module_counts(tmp_path):
+    (tmp_path / "other.c").write_text("int one = 1;")
+    before = hash_of(tmp_path, CODE)
+    (tmp_path / "other.c").write_text("int one = 2;")
+    _read.cache_clear()
+    assert hash_of(tmp_path, CODE) != before
+    assert "cifarbn.kernels.library" in sources(CONFIG)
+
+
 def test_a_net_of_the_user_s_own_counts(tmp_path, monkeypatch):
     (tmp_path / "my_layers.py").write_text("width = 8\n")
     (tmp_path / "my_nets.py").write_text("import my_layers\n\n\nclass Net:\n    pass\n")

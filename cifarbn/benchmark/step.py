@@ -12,13 +12,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifarbn.benchmark.sides import Report, in_turn, wait_for
-from cifarbn.models import VGG, ResNet
+from cifarbn.models import VGG, BatchNorm2d, ResNet
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: ResNet(18),
     "resnet18_narrow": lambda: ResNet(18, width=16),
     "vgg_a": lambda: VGG("A"),
-    "vgg_a_bn": lambda: VGG("A", norm=nn.BatchNorm2d),
+    "vgg_a_bn": lambda: VGG("A", norm=BatchNorm2d),
 }
 PEAK_SIZES = (512, 1024, 2048, 4096, 8192)  # of the square matrix products that stand for the device's peak
 

@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
 from cifarbn.models.convolution import Conv2d
 from cifarbn.models.initialization import initialize
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
@@ -40,7 +41,7 @@ class ResNet(nn.Module):
         *,
         stem: str = "cifar",
         pool_blocks: bool = False,
-        norm: Norm = nn.BatchNorm2d,
+        norm: Norm = BatchNorm2d,
         activation: Activation = nn.ReLU,
         dropout: float = 0.0,
         width: int = 64,
@@ -78,7 +79,7 @@ class ResNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits (N, C) of float pictures (N, 3, H, W)."""
-        x = self.maxpool(self.act1(self.bn1(self.conv1(pictures))))
+        x = self.maxpool(normalize_and_activate(self.bn1, self.act1, self.conv1(pictures)))
         pooled = []
         for block in self.blocks:
             x = block(x)
@@ -137,9 +138,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
-        residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.bn2(self.conv2(residual))
-        return self.act2(residual + self.downsample(x))
+        residual = normalize_and_activate(self.bn1, self.act1, self.conv1(x))
+        return normalize_and_activate(self.bn2, self.act2, self.conv2(residual), self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -166,10 +166,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
-        residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.act2(self.bn2(self.conv2(residual)))
-        residual = self.bn3(self.conv3(residual))
-        return self.act3(residual + self.downsample(x))
+        residual = normalize_and_activate(self.bn1, self.act1, self.conv1(x))
+        residual = normalize_and_activate(self.bn2, self.act2, self.conv2(residual))
+        return normalize_and_activate(self.bn3, self.act3, self.conv3(residual), self.downsample(x))
 
 
 Block: TypeAlias = type[BasicBlock] | type[Bottleneck]

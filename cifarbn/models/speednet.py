@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cifarbn.models.batch_norm import BatchNorm2d
 from cifarbn.models.convolution import Conv2d
+from cifarbn.models.max_pool import MaxPool2d
 from cifarbn.models.switches import Activation, Norm, check_at_least_one
 
 
@@ -39,7 +41,7 @@ class SpeedNet(nn.Module):
         self,
         widths: Sequence[int] = (64, 256, 256),
         *,
-        norm: Norm = nn.BatchNorm2d,
+        norm: Norm = BatchNorm2d,
         norm_scale: bool = False,
         activation: Activation = nn.GELU,
         identity: bool = True,
@@ -137,6 +139,7 @@ class Group(nn.Module):
         super().__init__()
         bias = isinstance(norm(outputs), nn.Identity)
         self.conv1 = Conv2d(inputs, outputs, 3, bias=bias)  # padded in `forward`
+        self.pool = MaxPool2d(2)
         self.norm1 = norm(outputs)
         self.act1 = activation()
         self.conv2 = Conv2d(outputs, outputs, 3, padding=1, bias=bias)
@@ -153,5 +156,5 @@ class Group(nn.Module):
         """The group's output."""
         height, width = x.shape[2:]
         x = functional.pad(x, (1, 1 - width % 2, 1, 1 - height % 2))
-        x = self.act1(self.norm1(functional.max_pool2d(self.conv1(x), 2)))
+        x = self.act1(self.norm1(self.pool(self.conv1(x))))
         return self.act2(self.norm2(self.conv2(x)))

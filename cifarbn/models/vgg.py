@@ -2,8 +2,10 @@
 
 from torch import Tensor, nn
 
+from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
 from cifarbn.models.convolution import Conv2d
 from cifarbn.models.initialization import initialize
+from cifarbn.models.max_pool import MaxPool2d
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
 # 3x3 convolutions in each of the five stages, a max pool after each stage (table 1 of the paper; C has 1x1 ones).
@@ -19,7 +21,8 @@ class VGG(nn.Module):
     """VGG with a classifier of three small linear layers, as the report has it.
 
     `features` has the modules and indices of torchvision's vgg11/13/16/19 for A/B/D/E, or of the `_bn` variants
-    where there is a norm, so that their convolutional weights load. Convolutions have a bias either way.
+    where there is a norm, so that their convolutional weights load. Convolutions have a bias either way. A hook belongs
+    on one of its layers, for `features` itself is never called.
 
     Args:
         letter: "A", "B", "D" or "E", the column of the paper's table 1: 11, 13, 16 or 19 layers with weights.
@@ -68,7 +71,10 @@ class VGG(nn.Module):
 
         At 32x32 the five pools leave one position; from larger pictures the classifier gets the mean over positions.
         """
-        return self.head(self.classifier(self.features(pictures).mean((2, 3))))
+        x, layers = pictures, iter(self.features)
+        for layer in layers:
+            x = normalize_and_activate(layer, next(layers), x) if isinstance(layer, BatchNorm2d) else layer(x)
+        return self.head(self.classifier(x.mean((2, 3))))
 
 
 def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation: Activation) -> list[nn.Module]:
@@ -84,5 +90,5 @@ def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation:
                 layers.append(normalization)
             layers.append(activation())
             inputs = outputs
-        layers.append(nn.MaxPool2d(2))
+        layers.append(MaxPool2d(2))
     return layers

@@ -23,7 +23,8 @@ EPOCH_COLUMNS = COLUMNS[len(STEP_COLUMNS) :]
 # How overrides begin under which an experiment is still the one that its target is about.
 KEEPING = (
     *("experiment=", "seed", "record", "trainer=", "trainer.accelerator", "trainer.devices", "trainer.precision"),
-    *("trainer.channels_last", "trainer.compile", "data.eval_batch_size", "data.test_curve", *NOT_THE_EXPERIMENT),
+    *("trainer.channels_last", "trainer.compile", "trainer.kernels", "data.eval_batch_size", "data.test_curve"),
+    *NOT_THE_EXPERIMENT,
 )
 DEAD_STEPS = 100  # at the end of a run without a sign of life, for it to be dead
 

@@ -1,0 +1,110 @@
+/* The passes over memory of batch normalisation and of what may follow it, for bf16 values in rows of channels.
+
+   A row is one position of one picture. Threads share out blocks of rows; sums are made block by block, one line of
+   `sums` each, so that they do not depend on the number of threads. Everything is rounded to bf16 where a layer of its
+   own would have rounded it. */
+
+#include <string.h>
+
+#include "bf16.h"
+
+#define BLOCK 128
+
+enum { NOTHING, RELU, SHORTCUT_RELU }; /* what follows the normalisation */
+
+INLINE float relu(float value) { return value <= 0 ? 0 : value; }
+
+/* A loop over the blocks, with the first and the last value of each. */
+#define FOR_EACH_BLOCK                                                                  \
+    _Pragma("omp parallel for schedule(static)")                                        \
+    for (long block = 0; block < (rows + BLOCK - 1) / BLOCK; block++)
+
+#define FIRST (block * BLOCK * channels)
+#define LAST ((block + 1) * BLOCK < rows ? (block + 1) * BLOCK * channels : rows * channels)
+
+/* A function once for each value of `next`, known when it is compiled, so that no loop has to ask. */
+#define SPECIALIZED(function, ...)                                                      \
+    do {                                                                                \
+        if (next == NOTHING) function(NOTHING, __VA_ARGS__);                            \
+        if (next == RELU) function(RELU, __VA_ARGS__);                                  \
+        if (next == SHORTCUT_RELU) function(SHORTCUT_RELU, __VA_ARGS__);                \
+    } while (0)
+
+/* sums[block] = each channel's sum of x - origin, then of its square */
+void moments(long rows, long channels, const bf16 *x, const float *origin, float *sums) {
+    FOR_EACH_BLOCK {
+        float *sum = sums + 2 * channels * block, *square = sum + channels;
+        memset(sum, 0, 2 * channels * sizeof(float));
+        for (long i = FIRST; i < LAST; i += channels)
+#pragma omp simd
+            for (long c = 0; c < channels; c++) {
+                float centred = wide(x[i + c]) - origin[c];
+                sum[c] += centred;
+                square[c] = __builtin_fmaf(centred, centred, square[c]);
+            }
+    }
+}
+
+INLINE void normalize_rows(int next, long first, long last, long channels, const bf16 *x, const bf16 *shortcut,
+                           const float *scale, const float *shift, bf16 *y) {
+    for (long i = first; i < last; i += channels)
+#pragma omp simd
+        for (long c = 0; c < channels; c++) {
+            float value = __builtin_fmaf(wide(x[i + c]), scale[c], shift[c]);
+            if (next == SHORTCUT_RELU) value = wide(narrow(value)) + wide(shortcut[i + c]);
+            y[i + c] = narrow(next == NOTHING ? value : relu(value));
+        }
+}
+
+/* y = x * scale + shift, plus the shortcut and through the ReLU where those follow */
+void normalize(long next, long rows, long channels, const bf16 *x, const bf16 *shortcut, const float *scale,
+               const float *shift, bf16 *y) {
+    FOR_EACH_BLOCK SPECIALIZED(normalize_rows, FIRST, LAST, channels, x, shortcut, scale, shift, y);
+}
+
+/* The gradient that reaches the normalisation, given that of y. */
+INLINE float reaching(int next, bf16 of_y, bf16 x, float scale, float shift) {
+    return next == RELU && __builtin_fmaf(wide(x), scale, shift) <= 0 ? 0 : wide(of_y);
+}
+
+INLINE void sum_rows(int next, long first, long last, long channels, const bf16 *of_y, const bf16 *x, const bf16 *y,
+                     const float *mean, const float *scale, const float *shift, bf16 *of_shortcut, float *sum) {
+    float *product = sum + channels;
+    memset(sum, 0, 2 * channels * sizeof(float));
+    for (long i = first; i < last; i += channels)
+#pragma omp simd
+        for (long c = 0; c < channels; c++) {
+            float gradient = reaching(next, of_y[i + c], x[i + c], scale[c], shift[c]);
+            if (next == SHORTCUT_RELU) {
+                gradient = wide(y[i + c]) <= 0 ? 0 : gradient;
+                of_shortcut[i + c] = narrow(gradient);
+            }
+            sum[c] += gradient;
+            product[c] = __builtin_fmaf(gradient, wide(x[i + c]) - mean[c], product[c]);
+        }
+}
+
+/* sums[block] = each channel's sum of the gradient that reaches the normalisation, then of that times x - mean.
+   Where a shortcut was added, y says what passed the ReLU, and the same gradient is also the shortcut's. */
+void gradient_sums(long next, long rows, long channels, const bf16 *of_y, const bf16 *x, const bf16 *y,
+                   const float *mean, const float *scale, const float *shift, bf16 *of_shortcut, float *sums) {
+    FOR_EACH_BLOCK SPECIALIZED(sum_rows, FIRST, LAST, channels, of_y, x, y, mean, scale, shift, of_shortcut,
+                               sums + 2 * channels * block);
+}
+
+INLINE void gradient_rows(int next, long first, long last, long channels, const bf16 *of_y, const bf16 *x,
+                          const float *scale, const float *shift, const float *slope, const float *level, bf16 *of_x) {
+    for (long i = first; i < last; i += channels)
+#pragma omp simd
+        for (long c = 0; c < channels; c++) {
+            float gradient = reaching(next, of_y[i + c], x[i + c], scale[c], shift[c]);
+            of_x[i + c] = narrow(__builtin_fmaf(gradient, scale[c], __builtin_fmaf(wide(x[i + c]), slope[c], level[c])));
+        }
+}
+
+/* of_x = the gradient that reaches the normalisation * scale + x * slope + level; after a shortcut, of_y is that
+   gradient already */
+void gradient(long next, long rows, long channels, const bf16 *of_y, const bf16 *x, const float *scale,
+              const float *shift, const float *slope, const float *level, bf16 *of_x) {
+    FOR_EACH_BLOCK SPECIALIZED(gradient_rows, FIRST, LAST, channels, of_y, x, scale, shift, slope, level, of_x);
+}

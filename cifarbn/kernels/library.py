@@ -1,0 +1,67 @@
+"""The library that the machine's own compiler makes of the C files beside this module."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+SECONDS = 60  # for the compiler, which takes half a second
+
+
+@cache
+def why_unavailable() -> str | None:
+    """What keeps this machine from compiling the library, if anything does."""
+    try:
+        _library()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def call(function: str, *arguments: int | Tensor | None) -> None:
+    """Call a function of the library: numbers go as long, tensors as the addresses of their first values.
+
+    Nobody checks the arguments, and a wrong shape or layout overwrites memory.
+
+    Raises:
+        OSError: where the library is unavailable.
+    """
+    getattr(_library(), function)(*map(_as_c, arguments))
+
+
+def _as_c(argument: int | Tensor | None) -> Any:
+    if isinstance(argument, int):
+        return ctypes.c_long(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Compile and load; every process does so for itself, which leaves nothing behind that could be out of date.
+
+    OpenMP is not linked: its functions are found in the process, where torch has loaded its own. With a second OpenMP
+    there would be two teams of threads, each waiting on the cores that the other one needs.
+    """
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        raise OSError("there is no C compiler (install gcc or clang, or name one in CC)")
+    sources = sorted(map(str, Path(__file__).parent.glob("*.c")))
+    with tempfile.TemporaryDirectory() as folder:
+        _run(folder, compiler, *FLAGS, "-fopenmp", "-c", *sources)
+        _run(folder, compiler, "-shared", *(f"{Path(source).stem}.o" for source in sources), "-o", "library.so")
+        return ctypes.CDLL(f"{folder}/library.so")
+
+
+def _run(folder: str, *command: str) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.SubprocessError as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise OSError(f"{command[0]} failed: {said[0]}") from error

@@ -1,0 +1,54 @@
+/* 2x2 max pooling with stride 2, for bf16 values in rows of channels, and its gradient. */
+
+#include "bf16.h"
+
+/* Where the four values of a window stand, the first channel of each, counted from x; of a window of pixels `row` and
+   `column` in a picture of `height` and `width`. */
+#define CORNERS(x)                                                                                         \
+    x + ((picture * height + 2 * row) * width + 2 * column) * channels,                                    \
+    x + ((picture * height + 2 * row) * width + 2 * column + 1) * channels,                                \
+    x + ((picture * height + 2 * row + 1) * width + 2 * column) * channels,                                \
+    x + ((picture * height + 2 * row + 1) * width + 2 * column + 1) * channels
+
+/* y = the largest of each window; which = its number, 0 to 3, the first of equal ones, or the last NaN, as in torch */
+void max_pool(long pictures, long height, long width, long channels, const bf16 *x, bf16 *y, uint8_t *which) {
+    long rows = height / 2, columns = width / 2;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (long picture = 0; picture < pictures; picture++)
+        for (long row = 0; row < rows; row++)
+            for (long column = 0; column < columns; column++) {
+                const bf16 *corners[4] = {CORNERS(x)};
+                long window = ((picture * rows + row) * columns + column) * channels;
+#pragma omp simd
+                for (long c = 0; c < channels; c++) {
+                    float best = wide(corners[0][c]);
+                    uint32_t number = 0;
+                    for (int corner = 1; corner < 4; corner++) {
+                        float value = wide(corners[corner][c]);
+                        int better = value > best || value != value;
+                        best = better ? value : best;
+                        number = better ? corner : number;
+                    }
+                    y[window + c] = narrow(best);
+                    which[window + c] = number;
+                }
+            }
+}
+
+/* of_x = the gradient of y where x was the largest of its window, else 0; rows and columns that no window covers stay
+   as they are */
+void max_pool_gradient(long pictures, long height, long width, long channels, const bf16 *of_y, const uint8_t *which,
+                       bf16 *of_x) {
+    long rows = height / 2, columns = width / 2;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (long picture = 0; picture < pictures; picture++)
+        for (long row = 0; row < rows; row++)
+            for (long column = 0; column < columns; column++) {
+                bf16 *corners[4] = {CORNERS(of_x)};
+                long window = ((picture * rows + row) * columns + column) * channels;
+                for (int corner = 0; corner < 4; corner++)
+#pragma omp simd
+                    for (long c = 0; c < channels; c++)
+                        corners[corner][c] = which[window + c] == corner ? of_y[window + c] : 0;
+            }
+}

@@ -1,0 +1,153 @@
+"""Batch normalisation that goes over memory as seldom as it can, with the shortcut and the ReLU that follow it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cifarbn.kernels.library import call, why_unavailable
+
+BLOCK = 128  # rows whose sums are made together
+NOTHING, RELU, SHORTCUT_RELU = range(3)  # what follows the normalisation; these and BLOCK as in the C
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's batch normalisation; in training under bf16 on a CPU, by a kernel of our own.
+
+    Where the kernel cannot be compiled, and for everything else (evaluation, fp32, GPUs, contiguous maps, compiled
+    nets), this is torch's. The same statistics, summed in another order.
+
+    Attributes:
+        kernel: whether the kernel may be used. `Hardware.prepare` says so for a whole net.
+    """
+
+    kernel = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W), as in torch."""
+        return self._fused(x, None, NOTHING) if self._takes(x) else super().forward(x)
+
+    def _takes(self, x: Tensor) -> bool:
+        return (
+            self.kernel
+            and self.training
+            and self.affine
+            and self.track_running_stats
+            and x.device.type == "cpu"
+            and x.dtype == torch.bfloat16
+            and self.weight.dtype == torch.float32
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and x.numel() > self.num_features  # of one value per channel torch says what is wrong
+            and not torch.compiler.is_compiling()
+            and why_unavailable() is None
+        )
+
+    def _fused(self, x: Tensor, shortcut: Tensor | None, following: int) -> Tensor:
+        y, mean, variance = _Normalization.apply(x, self.weight, self.bias, shortcut, following, self.eps)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            values = x.numel() // self.num_features
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(variance * (values / (values - 1)), weight)
+        return y
+
+
+def normalize_and_activate(norm: nn.Module, activation: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """`activation(norm(x) + shortcut)`; where both are plain batch norm and ReLU, without a pass for each of them.
+
+    The output and every gradient are the same to the bit, whether the parts are computed together or, because a hook
+    wants to see what is between them, one by one.
+    """
+    if (
+        type(norm) is BatchNorm2d
+        and type(activation) is nn.ReLU
+        and norm._takes(x)
+        and (shortcut is None or _is_laid_out_like(shortcut, x))
+        and not (_has_hooks(norm) or _has_hooks(activation))
+    ):
+        return norm._fused(x, shortcut, RELU if shortcut is None else SHORTCUT_RELU)
+    x = norm(x)
+    return activation(x if shortcut is None else x + shortcut)
+
+
+def _is_laid_out_like(shortcut: Tensor, x: Tensor) -> bool:
+    same = (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
+    return same and shortcut.is_contiguous(memory_format=torch.channels_last)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+class _Normalization(torch.autograd.Function):
+    """x (N, C, H, W) in bf16 and channels_last -> what follows its normalisation, and the batch's mean and variance."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, following: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows, channels = _rows_and_channels(x)
+        origin = x[0, :, 0, 0].float()  # the variance is the small difference of large numbers less often from here
+        sums = _sums(rows, channels)
+        call("moments", rows, channels, x, origin, sums)
+        mean, square = sums.sum(0, dtype=torch.float64) / rows
+        variance = (square - mean.square()).clamp_(min=0)
+        mean = mean + origin
+        inverse = (variance + eps).rsqrt()
+        scale = (weight * inverse).float()
+        shift = (bias - mean * weight * inverse).float()
+        y = torch.empty_like(x)
+        call("normalize", following, rows, channels, x, shortcut, scale, shift, y)
+        mean, variance = mean.float(), variance.float()
+        kept = y if following == SHORTCUT_RELU else None  # of a ReLU alone, x says what passed
+        ctx.save_for_backward(x, kept, weight, bias, mean, inverse, scale, shift)
+        ctx.following, ctx.eps = following, eps
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, y, weight, bias, mean, inverse, scale, shift = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, x, y, weight, bias, gradients[0])
+        of_y = gradients[0].contiguous(memory_format=torch.channels_last)
+        rows, channels = _rows_and_channels(x)
+        sums = _sums(rows, channels)
+        of_shortcut = torch.empty_like(x) if ctx.following == SHORTCUT_RELU else None
+        call("gradient_sums", ctx.following, rows, channels, of_y, x, y, mean, scale, shift, of_shortcut, sums)
+        of_bias, product = sums.sum(0, dtype=torch.float64)
+        of_weight = product * inverse
+        # weight * inverse * (gradient - mean of gradient - (x - mean) * inverse^2 * mean of product), in terms of x
+        slope = -scale * inverse * of_weight / rows
+        level = -scale * of_bias / rows - slope * mean
+        of_x = torch.empty_like(x)
+        reaching = of_y if of_shortcut is None else of_shortcut
+        call("gradient", ctx.following, rows, channels, reaching, x, scale, shift, slope.float(), level.float(), of_x)
+        return of_x, of_weight.float(), of_bias.float(), of_shortcut, None, None
+
+
+def _differentiable_backward(
+    ctx: Any, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, of_y: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The same gradients by operations that torch can differentiate again (`create_graph=True`)."""
+    normalized = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
+    if ctx.following != NOTHING:
+        of_y = of_y * ((normalized if y is None else y) > 0)
+    asked = [i for i in range(3) if ctx.needs_input_grad[i]]
+    found = torch.autograd.grad(normalized, [(x, weight, bias)[i] for i in asked], of_y, create_graph=True)
+    gradients = dict(zip(asked, found, strict=True))
+    of_shortcut = of_y if ctx.following == SHORTCUT_RELU else None
+    return gradients.get(0), gradients.get(1), gradients.get(2), of_shortcut, None, None
+
+
+def _rows_and_channels(x: Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[1], x.shape[1]
+
+
+def _sums(rows: int, channels: int) -> Tensor:
+    return torch.empty(-(-rows // BLOCK), 2, channels)

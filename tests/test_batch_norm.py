@@ -1,0 +1,198 @@
+"""Our batch normalisation against torch's, and together with what follows it against one by one."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cifarbn.kernels.library import why_unavailable
+from cifarbn.models import batch_norm
+from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
+
+pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=f"no kernels: {why_unavailable()}")
+
+
+def maps(*shape, seed=0, dtype=torch.bfloat16):
+    """Values around 1, so that a mean has to be taken off."""
+    generator = torch.Generator().manual_seed(seed)
+    values = (2 * torch.randn(shape, generator=generator) + 1).to(dtype)
+    return values.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def layer(channels, kind=BatchNorm2d, **options):
+    norm = kind(channels, **options)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, -2, channels))
+        norm.bias.copy_(torch.linspace(-1, 1, channels))
+    return norm
+
+
+def distance(found, expected):
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def gradients(norm, out, x, shortcut=None, **options):
+    inputs = [x, norm.weight, norm.bias] + ([] if shortcut is None else [shortcut])
+    torch.manual_seed(1)
+    return torch.autograd.grad(out, inputs, torch.randn(out.shape).to(out.dtype), **options)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The kernel's functions, as they are called."""
+    names = []
+    monkeypatch.setattr(batch_norm, "call", lambda name, *a, call=batch_norm.call: names.append(name) or call(name, *a))
+    return names
+
+
+SHAPES = [(4, 3, 5, 7), (2, 16, 1, 1), (130, 1, 1, 2), (3, 20, 8, 8), (2, 64, 9, 15)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_formula_as_closely_as_bf16_can_say(calls, shape):
+    x, norm, exact = maps(*shape), layer(shape[1]), layer(shape[1], nn.BatchNorm2d).double()
+    x64 = x.detach().double().requires_grad_()
+    out, expected = norm(x), exact(x64)
+    found = gradients(norm, out, x)
+    assert calls == ["moments", "normalize", "gradient_sums", "gradient"]
+    assert out.dtype == torch.bfloat16 and out.is_contiguous(memory_format=torch.channels_last)
+    assert distance(out, expected) < 3e-3
+    torch.manual_seed(1)
+    upstream = torch.randn(out.shape).to(torch.bfloat16).double()
+    of_x, of_weight, of_bias = torch.autograd.grad(expected, [x64, exact.weight, exact.bias], upstream)
+    # With two values per channel a gradient of x is a small rest of large terms, in units of what reaches it.
+    assert (found[0].double() - of_x).norm() < 4e-3 * (of_x.norm() + upstream.norm())
+    assert torch.allclose(found[1].double(), of_weight, rtol=1e-4, atol=1e-4 * of_weight.abs().max().item())
+    assert torch.allclose(found[2].double(), of_bias, rtol=1e-5, atol=1e-5)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(getattr(norm, name).double(), getattr(exact, name).double(), rtol=1e-5, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(*(st.integers(1, limit) for limit in (5, 40, 6, 6))).filter(lambda s: s[0] * s[2] * s[3] > 1),
+    with_shortcut=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_together_or_one_by_one_it_is_the_same_to_the_bit(shape, with_shortcut, seed):
+    x, shortcut = maps(*shape, seed=seed), maps(*shape, seed=seed + 100) if with_shortcut else None
+    norm, relu = layer(shape[1]), nn.ReLU()
+    together = normalize_and_activate(norm, relu, x, shortcut)
+    assert type(together.grad_fn).__name__ == "_NormalizationBackward"
+    alone = norm(x)
+    one_by_one = relu(alone if shortcut is None else alone + shortcut)
+    assert torch.equal(together, one_by_one)
+    for found, expected in zip(
+        gradients(norm, together, x, shortcut), gradients(norm, one_by_one, x, shortcut), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    x, norm, found = maps(8, 24, 16, 16), layer(24), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out = normalize_and_activate(norm, nn.ReLU(), x)
+            found.append([out, *gradients(norm, out, x)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+
+
+def test_a_value_that_is_not_finite_shows():
+    x = maps(2, 4, 3, 3)
+    with torch.no_grad():
+        x[1, 2, 0, 0] = float("nan")
+        x[0, 1, 2, 2] = float("inf")
+    out = normalize_and_activate(layer(4), nn.ReLU(), x)
+    assert out[:, 2].isnan().all() and out[:, 1].isnan().all() and out[:, [0, 3]].isfinite().all()
+    upstream = torch.ones_like(out)
+    upstream[:, 3] = float("nan")
+    of_x = torch.autograd.grad(out, x, upstream)[0]
+    assert (out[:, 3] > 0).any() and of_x[:, 3].isnan().all() and of_x[:, 0].isfinite().all()
+
+
+def test_a_large_mean_costs_no_precision():
+    x = maps(16, 8, 8, 8).detach() / 64 + 100  # in bf16 steps of 0.5 around 100
+    out = layer(8)(x)
+    exact = layer(8, nn.BatchNorm2d).double()(x.double())
+    assert (out.double() - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_a_gradient_can_be_differentiated_again():
+    x, shortcut, norm = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5), layer(6)
+    out = normalize_and_activate(norm, nn.ReLU(), x, shortcut)
+    once = gradients(norm, out, x, shortcut, retain_graph=True)
+    again = gradients(norm, out, x, shortcut, create_graph=True)
+    assert all(distance(a, b) < 5e-3 for a, b in zip(again, once, strict=True))
+    assert torch.autograd.grad(again[0].float().square().sum(), x)[0].norm() > 0
+
+
+def test_gradients_are_given_only_where_they_are_asked_for():
+    norm, x = layer(6), maps(4, 6, 3, 3).detach()
+    norm.weight.requires_grad_(False)
+    norm(x).sum().backward()
+    assert norm.weight.grad is None and norm.bias.grad.tolist() == [36] * 6
+
+
+def test_a_hook_sees_what_is_in_between_and_changes_nothing(calls):
+    x, norm, relu, seen = maps(4, 6, 3, 3), layer(6), nn.ReLU(), []
+    together = normalize_and_activate(norm, relu, x)
+    handle = norm.register_forward_hook(lambda module, given, out: seen.append(out.detach().clone()))
+    hooked = normalize_and_activate(norm, relu, x)
+    handle.remove()
+    assert torch.equal(hooked, together) and torch.equal(seen[0].relu(), together) and (seen[0] < 0).any()
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None])
+def test_running_statistics_are_torch_s(momentum):
+    ours, theirs = layer(5, momentum=momentum), layer(5, nn.BatchNorm2d, momentum=momentum)
+    for seed in range(3):
+        ours(maps(4, 5, 3, 3, seed=seed)), theirs(maps(4, 5, 3, 3, seed=seed))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def not_ours(**changes):
+    """A layer and an input that differ from what the kernel takes in one thing."""
+    norm, x = layer(4, **changes.get("options", {})), maps(2, 4, 3, 3)
+    norm.kernel = changes.get("kernel", True)
+    norm.train(changes.get("training", True))
+    return norm, changes.get("x", lambda x: x)(x)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kernel": False},
+        {"training": False},
+        {"options": {"track_running_stats": False}},
+        {"x": lambda x: x.float()},
+        {"x": lambda x: x.contiguous()},
+    ],
+)
+def test_everything_else_is_torch_s_to_the_bit(calls, changes):
+    norm, x = not_ours(**changes)
+    expected = nn.BatchNorm2d.forward(norm, x)
+    norm.load_state_dict(not_ours(**changes)[0].state_dict())
+    assert torch.equal(norm(x), expected) and not calls
+
+
+def test_one_value_per_channel_is_refused_as_by_torch():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        layer(4)(maps(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.LeakyReLU()])
+def test_other_activations_come_after_the_kernel(calls, activation):
+    x, shortcut, norm = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5), layer(6)
+    out = normalize_and_activate(norm, activation, x, shortcut)
+    assert calls == ["moments", "normalize"]
+    assert torch.equal(out, activation(norm(x) + shortcut))
+
+
+def test_a_shortcut_of_another_layout_is_taken_too(calls):
+    x, shortcut, norm, relu = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5).detach().contiguous(), layer(6), nn.ReLU()
+    assert torch.equal(normalize_and_activate(norm, relu, x, shortcut), relu(norm(x) + shortcut))

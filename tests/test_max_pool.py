@@ -1,0 +1,96 @@
+"""Our max pooling against torch's, to the bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from cifarbn.kernels.library import why_unavailable
+from cifarbn.models import max_pool
+from cifarbn.models.max_pool import MaxPool2d
+
+pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=f"no kernels: {why_unavailable()}")
+
+
+def maps(*shape, seed=0):
+    """Small whole numbers, so that there are many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-2, 3, shape, generator=generator).bfloat16()
+    return values.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def both(x, **options):
+    """Output and input's gradient of ours and of torch's."""
+    found = []
+    for out in (MaxPool2d(2)(x), functional.max_pool2d(x, 2)):
+        torch.manual_seed(1)
+        upstream = torch.randn(out.shape).to(out.dtype)
+        found.append((out, *torch.autograd.grad(out, x, upstream, **options)))
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(2, 9), st.integers(2, 9)),
+    seed=st.integers(0, 99),
+)
+def test_it_is_torch_s_to_the_bit_ties_and_odd_sides_included(shape, seed):
+    ours, theirs = both(maps(*shape, seed=seed))
+    assert type(ours[0].grad_fn).__name__ == "_MaxPoolBackward"
+    assert all(map(torch.equal, ours, theirs))
+    assert ours[0].stride() == theirs[0].stride() or min(ours[0].shape) == 1
+
+
+@pytest.mark.parametrize("positions", [[(0, 0)], [(0, 1), (1, 0)], [(1, 1), (0, 0), (0, 1), (1, 0)]])
+def test_nan_wins_as_in_torch(positions):
+    x = maps(1, 3, 2, 2)
+    with torch.no_grad():
+        for row, column in positions:
+            x[:, 1, row, column] = float("nan")
+    ours, theirs = both(x)
+    assert ours[0][:, 1].isnan().all() and torch.equal(ours[0].nan_to_num(9), theirs[0].nan_to_num(9))
+    assert torch.equal(ours[1], theirs[1])
+
+
+def test_infinities_and_zeros_of_both_signs():
+    values = [[float("-inf"), float("-inf"), 0.0, -0.0], [float("-inf"), float("-inf"), -0.0, float("inf")]]
+    x = torch.tensor(values).bfloat16()[None, None].contiguous(memory_format=torch.channels_last).requires_grad_()
+    ours, theirs = both(x)
+    assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_a_gradient_can_be_differentiated_again(side):
+    x = maps(2, 3, side, side)
+    ours, theirs = both(x, create_graph=True)
+    assert torch.equal(ours[1], theirs[1])
+    out = MaxPool2d(2)(x)
+    upstream = torch.randn_like(out, requires_grad=True)
+    of_x = torch.autograd.grad(out, x, upstream, create_graph=True)[0]
+    weights = torch.randn_like(of_x)
+    gathered = torch.autograd.grad((of_x * weights).sum(), upstream)[0]
+    expected = weights.flatten(2).gather(2, functional.max_pool2d(x, 2, return_indices=True)[1].flatten(2))
+    assert torch.equal(gathered.flatten(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("pool", "x"),
+    [
+        (MaxPool2d(3), maps(1, 2, 6, 6)),
+        (MaxPool2d(2, stride=1), maps(1, 2, 6, 6)),
+        (MaxPool2d(2, ceil_mode=True), maps(1, 2, 5, 5)),
+        (MaxPool2d(2, padding=1), maps(1, 2, 6, 6)),
+        (MaxPool2d(2), maps(1, 2, 6, 6).float()),
+        (MaxPool2d(2), maps(2, 2, 6, 6).contiguous()),
+    ],
+)
+def test_everything_else_is_left_to_torch(monkeypatch, pool, x):
+    monkeypatch.setattr(max_pool, "call", lambda *a: pytest.fail("the kernel was called"))
+    assert torch.equal(pool(x), nn.MaxPool2d.forward(pool, x))
+
+
+def test_maps_too_small_are_refused_as_by_torch():
+    with pytest.raises(RuntimeError, match="too small"):
+        MaxPool2d(2)(maps(1, 2, 1, 4))

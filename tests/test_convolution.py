@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -28,6 +30,21 @@ def test_the_three_products_are_torch_s_convolution(kernel, stride, padding, hei
         torch.testing.assert_close(input_gradient(conv.weight, gradient, conv.padding), x.grad)
 
 
+@settings(deadline=None, max_examples=80)
+@given(
+    shape=st.tuples(*(st.integers(1, limit) for limit in (3, 9, 8, 8))),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(-1, 3), st.integers(-1, 3)),
+)
+def test_copied_patches_are_torch_s(shape, kernel, stride, padding):
+    assume(all(side + 2 * p >= k for side, p, k in zip(shape[2:], padding, kernel, strict=True)))
+    x = torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        copied = patches_of(x, kernel, stride, padding)
+    assert torch.equal(copied, patches_of(x, kernel, stride, padding))
+
+
 def test_padding_beyond_the_kernel():
     torch.manual_seed(0)
     weight, gradient = torch.randn(5, 3, 2, 2, dtype=torch.float64), torch.randn(2, 5, 8, 8, dtype=torch.float64)
@@ -35,28 +52,26 @@ def test_padding_beyond_the_kernel():
     torch.testing.assert_close(input_gradient(weight, gradient, (3, 3)), expected)
 
 
-@pytest.mark.parametrize("threshold", [1, 2**20])
+@pytest.mark.parametrize("everything", [True, False])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
-def test_first_and_second_derivatives(monkeypatch, threshold, stride):
-    monkeypatch.setattr(convolution, "WEIGHTS", threshold)
+def test_first_and_second_derivatives(stride, everything):
     torch.manual_seed(0)
     tensors = [
         torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 2, 4, 3), (3, 2, 3, 3), (3,)]
     ]
 
     def call(x, weight, bias):
-        return _Convolution.apply(x, weight, bias, stride, (1, 1))
+        return _Convolution.apply(x, weight, bias, stride, (1, 1), everything)
 
-    assert torch.equal(call(*tensors), call(*tensors))
     torch.testing.assert_close(call(*tensors), functional.conv2d(*tensors, stride, (1, 1)))
     assert torch.autograd.gradcheck(call, tensors)
     assert torch.autograd.gradgradcheck(call, tensors)
 
 
-def both(side, channels=64, **options):
+def both(side, channels=64, outputs=64, **options):
     """Output and gradients of our layer and of torch's, with the same weights and input, under bf16 autocast."""
     torch.manual_seed(0)
-    ours, theirs = (kind(channels, 64, 3, padding=1, **options) for kind in (Conv2d, nn.Conv2d))
+    ours, theirs = (kind(channels, outputs, 3, padding=1, **options) for kind in (Conv2d, nn.Conv2d))
     theirs.load_state_dict(ours.state_dict())
     pictures = torch.randn(8, channels, side, side)
     found = []
@@ -79,18 +94,32 @@ def used(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("threshold", [1, 2**20])
-def test_under_bf16_small_maps_go_the_other_way_to_the_same_place(monkeypatch, used, threshold):
-    monkeypatch.setattr(convolution, "WEIGHTS", threshold)
-    ours, theirs = both(4)
-    assert used == (["convolve", "input_gradient", "weight_gradient"] if threshold == 1 else ["weight_gradient"])
+ALL = ["convolve", "input_gradient", "weight_gradient"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "products"),
+    [
+        ({"side": 4}, ["weight_gradient"]),
+        ({"side": 8, "outputs": 256}, ["weight_gradient"]),
+        ({"side": 4, "channels": 512, "outputs": 256}, ALL),
+        ({"side": 8, "channels": 512, "outputs": 256}, ["weight_gradient"]),
+        ({"side": 8, "channels": 512, "outputs": 256, "stride": 2}, ["convolve", "weight_gradient"]),
+    ],
+)
+def test_under_bf16_small_maps_go_the_other_way_to_the_same_place(used, changes, products):
+    ours, theirs = both(**changes)
+    assert used == products
     assert ours.keys() == theirs.keys() == {"out", "x", "weight", "bias"}
     for name, expected in theirs.items():
         assert ours[name].dtype == expected.dtype
         assert (ours[name] - expected).float().norm() < 0.01 * expected.float().norm(), name
 
 
-@pytest.mark.parametrize("options", [{"side": 5}, {"side": 4, "channels": 32}, {"side": 4, "groups": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{"side": 5}, {"side": 9, "outputs": 256}, {"side": 4, "channels": 32}, {"side": 4, "groups": 2}],
+)
 def test_everything_else_is_torch_s_to_the_bit(used, options):
     ours, theirs = both(**options)
     assert not used

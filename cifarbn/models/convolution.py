@@ -7,36 +7,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-POSITIONS = 16  # of the output, at the most
+from cifarbn.kernels.library import call, why_unavailable
+
 CHANNELS = 64  # in and out, at the least
-WEIGHTS = 2**20  # from here on all three products, not the weights' gradient only
+POSITIONS = 16  # of the output, at the most
+MORE_POSITIONS, MORE_OUTPUTS = 64, 256  # so many of the one, from so many of the other on
+WEIGHTS = 2**20  # in bf16 they fill a core's second cache; from here on all three products are worth it
 
 
 class Conv2d(nn.Conv2d):
     """torch's convolution; under bf16 autocast on a CPU, small maps are convolved by matrix products.
 
     oneDNN's kernels are made for large maps. For 3x3 weights, batch 128, two cores with AMX and torch 2.14.1, in
-    milliseconds by oneDNN and by a matrix product::
+    milliseconds by oneDNN and, in brackets, by a matrix product of patches, their copying included::
 
-        channels    positions   output          input's gradient   weights' gradient
-        512, 512    4x4         10.1    4.8     10.3    5.5        31.9    6.7
-        512, 512    2x2          8.4    2.4      8.5    2.6        25.6    1.3
-        256, 512    4x4          4.0    2.5      4.3    3.0        14.5    3.4
-        256, 256    4x4          1.2    1.4      1.3    1.9         6.6    2.4
-        256, 256    8x8          3.2    6.2      3.2    6.6        10.7   10.2
+        channels    positions   output        input's gradient   weights' gradient
+        512, 512    2x2          9.6 (2.5)     9.9 (3.0)         28.5 (1.7)
+        512, 512    4x4         11.6 (4.5)    12.8 (5.3)         35.0 (8.2)
+        256, 512    4x4          4.4 (2.3)     4.8 (2.9)         15.4 (4.4)
+        256, 256    4x4          1.3 (1.2)     1.3 (1.4)          6.8 (2.4)
+        256, 256    8x8          3.4 (4.9)     3.4 (5.3)         10.7 (7.5)
+        128, 128    8x8          0.8 (1.5)     0.9 (1.6)          3.2 (3.2)
 
-    So the weights' gradient is a product up to 16 positions, and the other two are where the weights do not fit into a
-    core's second cache as well. The same sums of products, in another order.
+    So the weights' gradient is a product for up to 16 positions, and up to 64 where there are many outputs; the other
+    two are where, with up to 16, there are many weights. The same sums of products, in another order.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W'), as in torch."""
-        if not self._is_slow_in_onednn(x):
+        if not self._is_small_under_bf16(x):
             return super().forward(x)
+        everything = self.weight.numel() >= WEIGHTS and self._positions(x) <= POSITIONS
         bias = None if self.bias is None else self.bias.bfloat16()
-        return _Convolution.apply(x.bfloat16(), self.weight.bfloat16(), bias, self.stride, self.padding)
+        return _Convolution.apply(x.bfloat16(), self.weight.bfloat16(), bias, self.stride, self.padding, everything)
 
-    def _is_slow_in_onednn(self, x: Tensor) -> bool:
+    def _is_small_under_bf16(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
             and torch.is_autocast_enabled("cpu")
@@ -46,7 +51,7 @@ class Conv2d(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
-            and self._positions(x) <= POSITIONS
+            and self._positions(x) <= (POSITIONS if self.out_channels < MORE_OUTPUTS else MORE_POSITIONS)
         )
 
     def _positions(self, x: Tensor) -> int:
@@ -56,18 +61,23 @@ class Conv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d without dilation and groups; differentiable twice."""
+    """conv2d without dilation and groups; the weight's gradient is a product, or `everything`. Differentiable twice."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        everything: bool,
     ) -> Tensor:
         ctx.stride, ctx.padding = stride, padding
-        if weight.numel() < WEIGHTS:
-            ctx.save_for_backward(x, weight, None)
-            return functional.conv2d(x, weight, bias, stride, padding)
-        patches = patches_of(x, weight.shape[2:], stride, padding)
+        patches = patches_of(x, weight.shape[2:], stride, padding) if everything else None
         ctx.save_for_backward(x, weight, patches)
+        if patches is None:
+            return functional.conv2d(x, weight, bias, stride, padding)
         return convolve(patches, weight, bias)
 
     @staticmethod
@@ -77,8 +87,7 @@ class _Convolution(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         again = torch.is_grad_enabled()  # this gradient is to be differentiated, so that it must come from x itself
         if ctx.needs_input_grad[0]:
-            by_product = patches is not None and ctx.stride == (1, 1) and not again
-            if by_product:
+            if patches is not None and ctx.stride == (1, 1) and not again:
                 of_x = input_gradient(weight, gradient, ctx.padding)
             else:
                 of_x = nn.grad.conv2d_input(list(x.shape), weight, gradient, ctx.stride, ctx.padding)  # type: ignore[attr-defined]
@@ -88,7 +97,7 @@ class _Convolution(torch.autograd.Function):
             of_weight = weight_gradient(patches, gradient, weight.shape)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, None, None
+        return of_x, of_weight, of_bias, None, None, None
 
 
 def patches_of(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
@@ -101,9 +110,21 @@ def patches_of(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding:
         padding: zeros on each side, above and below, left and right; a negative number cuts off.
     """
     above, left = padding
+    if x.dtype == torch.bfloat16 and not torch.is_grad_enabled() and why_unavailable() is None:
+        return _copied_patches(x, kernel, stride, padding)
     padded = functional.pad(x, (left, left, above, above)).permute(0, 2, 3, 1)
     patches = padded.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])
     return patches.permute(0, 1, 2, 4, 5, 3).contiguous()
+
+
+def _copied_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """The same by one pass over memory, where no gradient has to find its way back."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    pictures, channels, *sides = x.shape
+    out = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(sides, padding, kernel, stride, strict=True)]
+    patches = torch.empty(pictures, *out, *kernel, channels, dtype=x.dtype)
+    call("patches", pictures, *sides, channels, *out, *kernel, *stride, *padding, x, patches)
+    return patches
 
 
 def convolve(patches: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from cifarbn.errors import UserError
 from cifarbn.kernels.library import why_unavailable
 from cifarbn.models.batch_norm import BatchNorm2d
+from cifarbn.models.convolution import Conv2d
 from cifarbn.models.max_pool import MaxPool2d
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -30,7 +31,7 @@ class Hardware:
         precision: Lightning's name, such as "bf16-mixed" or "32-true".
         channels_last: whether nets and pictures are laid out NHWC, which convolutions on both kinds prefer.
         compile: torch.compile's mode, such as "default" or "reduce-overhead" (CUDA graphs); "" for none.
-        kernels: whether bf16 batch norm and max pooling go through this package's own C (`cifarbn.kernels`).
+        kernels: whether nets use this package's own C for bf16 on a CPU (`cifarbn.kernels`).
     """
 
     accelerator: str
@@ -71,19 +72,19 @@ class Hardware:
             compile = "default" if (cuda if compile == "auto" else compile) else ""
         if kernels not in ("auto", True, False):
             raise UserError(f"trainer.kernels is auto, true or false, not {kernels!r}")
-        useful = not cuda and precision == "bf16-mixed" and channels_last and not compile
-        missing = (
-            why_unavailable() if useful and kernels else "they are for bf16-mixed, channels_last, uncompiled, on a CPU"
-        )
-        if kernels is True and missing:
-            raise UserError(f"trainer.kernels=true: {missing}; trainer.kernels=auto does without")
+        if kernels:
+            useful = not cuda and precision == "bf16-mixed" and channels_last and not compile
+            missing = why_unavailable() if useful else "they are for bf16-mixed and channels_last on a CPU, uncompiled"
+            if missing and kernels is True:
+                raise UserError(f"trainer.kernels=true: {missing}; trainer.kernels=auto does without")
+            kernels = not missing
         return cls(
             accelerator="gpu" if cuda else "cpu",
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
             precision=precision,
             channels_last=channels_last,
             compile=str(compile),
-            kernels=bool(kernels) and not missing,
+            kernels=bool(kernels),
         )
 
     def prepare(self, net: nn.Module) -> nn.Module:
@@ -100,8 +101,8 @@ class Hardware:
             # A convolution goes by the layout of its weights or of its pictures, and pictures come channels_last.
             net.register_forward_pre_hook(lambda _, pictures: tuple(each.contiguous() for each in pictures))
         for module in net.modules():
-            if isinstance(module, (BatchNorm2d, MaxPool2d)):
-                module.kernel = self.kernels
+            if isinstance(module, (BatchNorm2d, Conv2d, MaxPool2d)):
+                module.kernels = self.kernels
         if self.compile:
             # dynamo counts its compilations of a function over the whole process, and after 8 runs of a sweep would go
             # on uncompiled without a word.

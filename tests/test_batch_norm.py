@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cifarbn.kernels.library import why_unavailable
-from cifarbn.models import batch_norm
+from cifarbn.kernels import library
 from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
 
-pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=f"no kernels: {why_unavailable()}")
+pytestmark = pytest.mark.skipif(
+    library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}"
+)
 
 
 def maps(*shape, seed=0, dtype=torch.bfloat16):
@@ -42,7 +43,8 @@ def gradients(norm, out, x, shortcut=None, **options):
 def calls(monkeypatch):
     """The kernel's functions, as they are called."""
     names = []
-    monkeypatch.setattr(batch_norm, "call", lambda name, *a, call=batch_norm.call: names.append(name) or call(name, *a))
+    call = library.call
+    monkeypatch.setattr(library, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
     return names
 
 
@@ -77,7 +79,7 @@ def test_it_is_the_formula_as_closely_as_bf16_can_say(calls, shape):
 )
 def test_together_or_one_by_one_it_is_the_same_to_the_bit(shape, with_shortcut, seed):
     x, shortcut = maps(*shape, seed=seed), maps(*shape, seed=seed + 100) if with_shortcut else None
-    norm, relu = layer(shape[1]), nn.ReLU()
+    norm, relu = layer(shape[1]), nn.ReLU(inplace=True)
     together = normalize_and_activate(norm, relu, x, shortcut)
     assert type(together.grad_fn).__name__ == "_NormalizationBackward"
     alone = norm(x)
@@ -115,20 +117,53 @@ def test_a_value_that_is_not_finite_shows():
     assert (out[:, 3] > 0).any() and of_x[:, 3].isnan().all() and of_x[:, 0].isfinite().all()
 
 
-def test_a_large_mean_costs_no_precision():
-    x = maps(16, 8, 8, 8).detach() / 64 + 100  # in bf16 steps of 0.5 around 100
-    out = layer(8)(x)
-    exact = layer(8, nn.BatchNorm2d).double()(x.double())
-    assert (out.double() - exact).abs().max() < 0.02 * exact.abs().max()
+@pytest.mark.parametrize("mean", [100, -3000])
+def test_a_mean_of_hundreds_of_deviations_does_not_drown_the_variance(mean):
+    step = torch.finfo(torch.bfloat16).eps * abs(mean) / 1.5  # between neighbours in bf16, about
+    x = maps(64, 8, 16, 16).detach().float().sign().mul(step).add(mean).bfloat16()
+    norm = layer(8)
+    norm(x)
+    deviation = x.float().std().item()
+    assert 0 < deviation < abs(mean) / 100
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.double().mean((0, 2, 3)).float(), rtol=1e-6, atol=0)
+    variance = x.double().var((0, 2, 3)).float()
+    torch.testing.assert_close(norm.running_var - 0.9, 0.1 * variance, rtol=1e-3, atol=1e-6)
 
 
-def test_a_gradient_can_be_differentiated_again():
-    x, shortcut, norm = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5), layer(6)
-    out = normalize_and_activate(norm, nn.ReLU(), x, shortcut)
-    once = gradients(norm, out, x, shortcut, retain_graph=True)
-    again = gradients(norm, out, x, shortcut, create_graph=True)
-    assert all(distance(a, b) < 5e-3 for a, b in zip(again, once, strict=True))
-    assert torch.autograd.grad(again[0].float().square().sum(), x)[0].norm() > 0
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()])
+@pytest.mark.parametrize("with_shortcut", [True, False])
+def test_a_gradient_can_be_differentiated_again(activation, with_shortcut):
+    x, shortcut = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5) if with_shortcut else None
+    found = []
+    for norm in (layer(6), layer(6, nn.BatchNorm2d)):
+        out = normalize_and_activate(norm, activation, x, shortcut)
+        once = gradients(norm, out, x, shortcut, retain_graph=True)
+        again = gradients(norm, out, x, shortcut, create_graph=True)
+        assert all(distance(a, b) < 5e-3 for a, b in zip(again, once, strict=True))
+        found.append(torch.autograd.grad(again[0].float().square().sum(), [x, norm.weight]))
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.norm() > 0 and distance(ours, theirs) < 0.02
+
+
+def test_what_does_not_pass_the_relu_is_zero_for_infinite_gradients_too():
+    x, norm = maps(4, 6, 3, 3), layer(6)
+    out = normalize_and_activate(norm, nn.ReLU(), x, x.detach().requires_grad_())
+    upstream = torch.full_like(out, float("inf"))
+    of_shortcut = [
+        torch.autograd.grad(out, out.grad_fn.next_functions[3][0].variable, upstream, **options)[0]
+        for options in ({"retain_graph": True}, {"create_graph": True})
+    ]
+    assert torch.equal(*of_shortcut) and of_shortcut[0][out <= 0].eq(0).all()
+
+
+def test_a_shortcut_alone_may_need_a_gradient():
+    norm, shortcut = layer(6).requires_grad_(False), maps(4, 6, 3, 3, seed=5)
+    out = normalize_and_activate(norm, nn.ReLU(), maps(4, 6, 3, 3).detach(), shortcut)
+    once, again = (
+        torch.autograd.grad(out.sum(), shortcut, **options)[0]
+        for options in ({"retain_graph": True}, {"create_graph": True})
+    )
+    assert torch.equal(once, (out > 0).to(out.dtype)) and torch.equal(again, once)
 
 
 def test_gradients_are_given_only_where_they_are_asked_for():
@@ -138,13 +173,14 @@ def test_gradients_are_given_only_where_they_are_asked_for():
     assert norm.weight.grad is None and norm.bias.grad.tolist() == [36] * 6
 
 
-def test_a_hook_sees_what_is_in_between_and_changes_nothing(calls):
+def test_a_hook_sees_what_is_in_between_and_changes_nothing():
     x, norm, relu, seen = maps(4, 6, 3, 3), layer(6), nn.ReLU(), []
     together = normalize_and_activate(norm, relu, x)
     handle = norm.register_forward_hook(lambda module, given, out: seen.append(out.detach().clone()))
     hooked = normalize_and_activate(norm, relu, x)
     handle.remove()
     assert torch.equal(hooked, together) and torch.equal(seen[0].relu(), together) and (seen[0] < 0).any()
+    assert all(map(torch.equal, gradients(norm, hooked, x), gradients(norm, together, x)))
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
@@ -158,7 +194,7 @@ def test_running_statistics_are_torch_s(momentum):
 def not_ours(**changes):
     """A layer and an input that differ from what the kernel takes in one thing."""
     norm, x = layer(4, **changes.get("options", {})), maps(2, 4, 3, 3)
-    norm.kernel = changes.get("kernel", True)
+    norm.kernels = changes.get("kernels", True)
     norm.train(changes.get("training", True))
     return norm, changes.get("x", lambda x: x)(x)
 
@@ -166,7 +202,7 @@ def not_ours(**changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"kernel": False},
+        {"kernels": False},
         {"training": False},
         {"options": {"track_running_stats": False}},
         {"x": lambda x: x.float()},
@@ -180,9 +216,32 @@ def test_everything_else_is_torch_s_to_the_bit(calls, changes):
     assert torch.equal(norm(x), expected) and not calls
 
 
-def test_one_value_per_channel_is_refused_as_by_torch():
-    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-        layer(4)(maps(1, 4, 1, 1))
+@pytest.mark.parametrize(
+    ("shape", "error"),
+    [
+        ((1, 4, 1, 1), "Expected more than 1 value per channel"),
+        ((2, 3, 2, 2), "running_mean should contain 3 elements"),
+        ((2, 1, 2, 2), "running_mean should contain 1 elements"),
+    ],
+)
+def test_what_torch_refuses_is_refused(shape, error):
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        layer(4)(maps(*shape))
+
+
+def test_torch_s_defaults_for_new_tensors_are_not_the_kernel_s():
+    x, norm = maps(4, 6, 3, 3), layer(6)
+    expected = norm(x)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            found = norm(x)
+            of_x = torch.autograd.grad(found, x, expected.detach())[0]
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+    assert torch.equal(of_x, torch.autograd.grad(expected, x, expected.detach())[0])
 
 
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.LeakyReLU()])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from cifarbn.kernels import library
 from cifarbn.models import convolution
 from cifarbn.models.convolution import Conv2d, _Convolution, convolve, input_gradient, patches_of, weight_gradient
 
@@ -33,16 +34,21 @@ def test_the_three_products_are_torch_s_convolution(kernel, stride, padding, hei
 @settings(deadline=None, max_examples=80)
 @given(
     shape=st.tuples(*(st.integers(1, limit) for limit in (3, 9, 8, 8))),
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(-1, 3), st.integers(-1, 3)),
 )
-def test_copied_patches_are_torch_s(shape, kernel, stride, padding):
-    assume(all(side + 2 * p >= k for side, p, k in zip(shape[2:], padding, kernel, strict=True)))
+@pytest.mark.skipif(library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}")
+def test_patches_copied_by_the_kernel_are_torch_s(shape, size, stride, padding):
+    assume(all(side + 2 * p >= k for side, p, k in zip(shape[2:], padding, size, strict=True)))
     x = torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        copied = patches_of(x, kernel, stride, padding)
-    assert torch.equal(copied, patches_of(x, kernel, stride, padding))
+    assert torch.equal(patches_of(x, size, stride, padding, kernels=True), patches_of(x, size, stride, padding))
+
+
+def test_a_map_smaller_than_the_weights_is_refused_as_by_torch():
+    conv = Conv2d(512, 512, 3)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        conv(torch.randn(1, 512, 2, 4))
 
 
 def test_padding_beyond_the_kernel():
@@ -61,7 +67,7 @@ def test_first_and_second_derivatives(stride, everything):
     ]
 
     def call(x, weight, bias):
-        return _Convolution.apply(x, weight, bias, stride, (1, 1), everything)
+        return _Convolution.apply(x, weight, bias, stride, (1, 1), everything, True)
 
     torch.testing.assert_close(call(*tensors), functional.conv2d(*tensors, stride, (1, 1)))
     assert torch.autograd.gradcheck(call, tensors)

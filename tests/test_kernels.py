@@ -34,7 +34,10 @@ def run(**environment):
 
 
 def test_without_a_compiler_a_net_trains_without():
-    assert run(CC="no-such-compiler") == "False there is no C compiler (install gcc or clang, or name one in CC)\n"
+    assert (
+        run(CC="no-such-compiler")
+        == "False there is no C compiler 'no-such-compiler' (install gcc, or name it in CC)\n"
+    )
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path):
@@ -78,12 +81,30 @@ def test_asked_for_without_a_compiler_they_are_refused(monkeypatch):
 def test_prepare_tells_every_layer(kernels):
     hardware = Hardware("cpu", "a CPU", "bf16-mixed", channels_last=True, compile="", kernels=kernels)
     net = hardware.prepare(VGG("A", norm=BatchNorm2d, width=4))
-    told = [module.kernel for module in net.modules() if hasattr(module, "kernel")]
-    assert told == 13 * [kernels]  # eight norms, five pools
+    told = [module.kernels for module in net.modules() if hasattr(module, "kernels")]
+    assert told == 21 * [kernels]  # eight convolutions and norms, five pools
+
+
+NETS = [lambda: ResNet(18, width=8), lambda: VGG("A", norm=BatchNorm2d, width=8), SpeedNet]
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_a_net_compiles_into_one_graph_without_them(make):
+    torch.manual_seed(0)
+    net, pictures = make(), torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    found = []
+    for kernels, call in ((False, net), (True, torch.compile(net, backend="eager", fullgraph=True))):
+        Hardware("cpu", "a CPU", "bf16-mixed", channels_last=True, compile="", kernels=kernels).prepare(net)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = call(pictures).float().square().sum()
+        found.append([loss, *torch.autograd.grad(loss, parameters)])
+    for compiled, expected in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, expected)
 
 
 @pytest.mark.skipif(library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}")
-@pytest.mark.parametrize("make", [lambda: ResNet(18, width=8), lambda: VGG("A", norm=BatchNorm2d, width=8), SpeedNet])
+@pytest.mark.parametrize("make", NETS)
 def test_a_net_s_gradient_is_as_near_to_the_exact_one_as_without(make):
     torch.manual_seed(0)
     net, pictures, labels = make(), torch.randn(32, 3, 32, 32), torch.arange(32) % 10

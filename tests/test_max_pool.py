@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cifarbn.kernels.library import why_unavailable
-from cifarbn.models import max_pool
+from cifarbn.kernels import library
 from cifarbn.models.max_pool import MaxPool2d
 
-pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=f"no kernels: {why_unavailable()}")
+pytestmark = pytest.mark.skipif(
+    library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}"
+)
 
 
 def maps(*shape, seed=0):
@@ -75,6 +76,16 @@ def test_a_gradient_can_be_differentiated_again(side):
     assert torch.equal(gathered.flatten(2), expected)
 
 
+def test_an_infinite_gradient_reaches_the_largest_only():
+    x = maps(1, 3, 4, 4)
+    out = MaxPool2d(2)(x)
+    once, again = (
+        torch.autograd.grad(out, x, torch.full_like(out, float("inf")), **options)[0]
+        for options in ({"retain_graph": True}, {"create_graph": True})
+    )
+    assert torch.equal(once, again) and once.isinf().sum() == out.numel() and not once.isnan().any()
+
+
 @pytest.mark.parametrize(
     ("pool", "x"),
     [
@@ -87,7 +98,7 @@ def test_a_gradient_can_be_differentiated_again(side):
     ],
 )
 def test_everything_else_is_left_to_torch(monkeypatch, pool, x):
-    monkeypatch.setattr(max_pool, "call", lambda *a: pytest.fail("the kernel was called"))
+    monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
     assert torch.equal(pool(x), nn.MaxPool2d.forward(pool, x))
 
 

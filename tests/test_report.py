@@ -17,7 +17,7 @@ from torch import nn
 from cifarbn.classifier import Classifier
 from cifarbn.data import draw_shapes
 from cifarbn.errors import UserError
-from cifarbn.models import VGG, DeepLinear, ResNet
+from cifarbn.models import VGG, DeepLinear, ResNet, SpeedNet
 from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report import Options, gather, table, write_report
 from cifarbn.report.__main__ import main
@@ -399,6 +399,11 @@ def test_stages_of_a_vgg_are_taken_before_each_pool():
     stages = stage_outputs(VGG("A", width=1).eval(), torch.randn(1, 3, 32, 32))
     assert [stage.maps.shape for stage in stages] == [(1, 32, 32), (2, 16, 16), (4, 8, 8), (8, 4, 4), (8, 2, 2)]
     assert all((stage.maps >= 0).all() for stage in stages)  # after the activation
+
+
+def test_stages_of_a_net_that_pools_before_it_activates_are_its_convolutions():
+    stages = stage_outputs(SpeedNet((4, 4, 4)).eval(), torch.randn(1, 3, 32, 32))
+    assert [stage.name for stage in stages] == [f"groups.{i}.conv{j}" for i in (0, 1, 2) for j in (1, 2)]
 
 
 def test_choosing_a_picture(make_images):

@@ -30,17 +30,18 @@ INLINE float relu(float value) { return value <= 0 ? 0 : value; }
         if (next == SHORTCUT_RELU) function(SHORTCUT_RELU, __VA_ARGS__);                \
     } while (0)
 
-/* sums[block] = each channel's sum of x - origin, then of its square */
-void moments(long rows, long channels, const bf16 *x, const float *origin, float *sums) {
+/* sums[block] = each channel's sum of x, then of its square. A block is small enough for the squares, of 16 digits, to
+   add up exactly where they are of one size, so that a large mean does not drown the variance. */
+void moments(long rows, long channels, const bf16 *x, float *sums) {
     FOR_EACH_BLOCK {
         float *sum = sums + 2 * channels * block, *square = sum + channels;
         memset(sum, 0, 2 * channels * sizeof(float));
         for (long i = FIRST; i < LAST; i += channels)
 #pragma omp simd
             for (long c = 0; c < channels; c++) {
-                float centred = wide(x[i + c]) - origin[c];
-                sum[c] += centred;
-                square[c] = __builtin_fmaf(centred, centred, square[c]);
+                float value = wide(x[i + c]);
+                sum[c] += value;
+                square[c] = __builtin_fmaf(value, value, square[c]);
             }
     }
 }
@@ -98,7 +99,8 @@ INLINE void gradient_rows(int next, long first, long last, long channels, const 
 #pragma omp simd
         for (long c = 0; c < channels; c++) {
             float gradient = reaching(next, of_y[i + c], x[i + c], scale[c], shift[c]);
-            of_x[i + c] = narrow(__builtin_fmaf(gradient, scale[c], __builtin_fmaf(wide(x[i + c]), slope[c], level[c])));
+            float rest = __builtin_fmaf(wide(x[i + c]), slope[c], level[c]);
+            of_x[i + c] = narrow(__builtin_fmaf(gradient, scale[c], rest));
         }
 }
 

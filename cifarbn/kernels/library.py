@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -9,10 +10,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 SECONDS = 60  # for the compiler, which takes half a second
+
+
+def takes(x: Tensor) -> bool:
+    """Whether x is what the functions work on, bf16 maps (N, C, H, W) in channels_last on a CPU, and they are there.
+
+    While a net is being compiled as a whole they would only be in the way.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.bfloat16
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+        and why_unavailable() is None
+    )
 
 
 @cache
@@ -49,19 +66,19 @@ def _library() -> ctypes.CDLL:
     OpenMP is not linked: its functions are found in the process, where torch has loaded its own. With a second OpenMP
     there would be two teams of threads, each waiting on the cores that the other one needs.
     """
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        raise OSError("there is no C compiler (install gcc or clang, or name one in CC)")
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"there is no C compiler {compiler[0]!r} (install gcc, or name it in CC)")
     sources = sorted(map(str, Path(__file__).parent.glob("*.c")))
     with tempfile.TemporaryDirectory() as folder:
-        _run(folder, compiler, *FLAGS, "-fopenmp", "-c", *sources)
-        _run(folder, compiler, "-shared", *(f"{Path(source).stem}.o" for source in sources), "-o", "library.so")
+        _run(folder, *compiler, *FLAGS, "-fopenmp", "-c", *sources)
+        _run(folder, *compiler, "-shared", *(f"{Path(source).stem}.o" for source in sources), "-o", "library.so")
         return ctypes.CDLL(f"{folder}/library.so")
 
 
 def _run(folder: str, *command: str) -> None:
     try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS)
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=SECONDS)
     except subprocess.SubprocessError as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise OSError(f"{command[0]} failed: {said[0]}") from error
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
+        raise OSError(f"{command[0]} failed: {said.splitlines()[0]}") from error

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.kernels.library import call, why_unavailable
+from cifarbn.kernels import library
 
 BLOCK = 128  # rows whose sums are made together
 NOTHING, RELU, SHORTCUT_RELU = range(3)  # what follows the normalisation; these and BLOCK as in the C
@@ -19,10 +19,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     nets), this is torch's. The same statistics, summed in another order.
 
     Attributes:
-        kernel: whether the kernel may be used. `Hardware.prepare` says so for a whole net.
+        kernels: whether the kernel may be used; `Hardware.prepare` says so for a whole net.
     """
 
-    kernel = True
+    kernels = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), as in torch."""
@@ -30,17 +30,13 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _takes(self, x: Tensor) -> bool:
         return (
-            self.kernel
+            self.kernels
             and self.training
-            and self.affine
             and self.track_running_stats
-            and x.device.type == "cpu"
-            and x.dtype == torch.bfloat16
+            and not any(each is None for each in (self.weight, self.bias, self.running_mean, self.running_var))
             and self.weight.dtype == torch.float32
-            and x.is_contiguous(memory_format=torch.channels_last)
-            and x.numel() > self.num_features  # of one value per channel torch says what is wrong
-            and not torch.compiler.is_compiling()
-            and why_unavailable() is None
+            and library.takes(x)
+            and x.numel() > x.shape[1] == self.num_features  # torch says what is wrong with anything else
         )
 
     def _fused(self, x: Tensor, shortcut: Tensor | None, following: int) -> Tensor:
@@ -58,8 +54,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 def normalize_and_activate(norm: nn.Module, activation: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
     """`activation(norm(x) + shortcut)`; where both are plain batch norm and ReLU, without a pass for each of them.
 
-    The output and every gradient are the same to the bit, whether the parts are computed together or, because a hook
-    wants to see what is between them, one by one.
+    The output and every gradient are the same to the bit, whether the parts are computed together or, because one of
+    them has a hook that wants to see what is between, one by one.
     """
     if (
         type(norm) is BatchNorm2d
@@ -92,17 +88,15 @@ class _Normalization(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, following: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, channels = _rows_and_channels(x)
-        origin = x[0, :, 0, 0].float()  # the variance is the small difference of large numbers less often from here
         sums = _sums(rows, channels)
-        call("moments", rows, channels, x, origin, sums)
+        library.call("moments", rows, channels, x, sums)
         mean, square = sums.sum(0, dtype=torch.float64) / rows
         variance = (square - mean.square()).clamp_(min=0)
-        mean = mean + origin
         inverse = (variance + eps).rsqrt()
         scale = (weight * inverse).float()
         shift = (bias - mean * weight * inverse).float()
         y = torch.empty_like(x)
-        call("normalize", following, rows, channels, x, shortcut, scale, shift, y)
+        library.call("normalize", following, rows, channels, x, shortcut, scale, shift, y)
         mean, variance = mean.float(), variance.float()
         kept = y if following == SHORTCUT_RELU else None  # of a ReLU alone, x says what passed
         ctx.save_for_backward(x, kept, weight, bias, mean, inverse, scale, shift)
@@ -119,7 +113,7 @@ class _Normalization(torch.autograd.Function):
         rows, channels = _rows_and_channels(x)
         sums = _sums(rows, channels)
         of_shortcut = torch.empty_like(x) if ctx.following == SHORTCUT_RELU else None
-        call("gradient_sums", ctx.following, rows, channels, of_y, x, y, mean, scale, shift, of_shortcut, sums)
+        library.call("gradient_sums", ctx.following, rows, channels, of_y, x, y, mean, scale, shift, of_shortcut, sums)
         of_bias, product = sums.sum(0, dtype=torch.float64)
         of_weight = product * inverse
         # weight * inverse * (gradient - mean of gradient - (x - mean) * inverse^2 * mean of product), in terms of x
@@ -127,7 +121,9 @@ class _Normalization(torch.autograd.Function):
         level = -scale * of_bias / rows - slope * mean
         of_x = torch.empty_like(x)
         reaching = of_y if of_shortcut is None else of_shortcut
-        call("gradient", ctx.following, rows, channels, reaching, x, scale, shift, slope.float(), level.float(), of_x)
+        library.call(
+            "gradient", ctx.following, rows, channels, reaching, x, scale, shift, slope.float(), level.float(), of_x
+        )
         return of_x, of_weight.float(), of_bias.float(), of_shortcut, None, None
 
 
@@ -137,12 +133,15 @@ def _differentiable_backward(
     """The same gradients by operations that torch can differentiate again (`create_graph=True`)."""
     normalized = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
     if ctx.following != NOTHING:
-        of_y = of_y * ((normalized if y is None else y) > 0)
-    asked = [i for i in range(3) if ctx.needs_input_grad[i]]
-    found = torch.autograd.grad(normalized, [(x, weight, bias)[i] for i in asked], of_y, create_graph=True)
-    gradients = dict(zip(asked, found, strict=True))
+        of_y = of_y.masked_fill((normalized if y is None else y) <= 0, 0)
     of_shortcut = of_y if ctx.following == SHORTCUT_RELU else None
-    return gradients.get(0), gradients.get(1), gradients.get(2), of_shortcut, None, None
+    asked = [i for i in range(3) if ctx.needs_input_grad[i]]
+    found: list[Tensor | None] = [None, None, None]
+    if asked:
+        inputs = [(x, weight, bias)[i] for i in asked]
+        for i, each in zip(asked, torch.autograd.grad(normalized, inputs, of_y, create_graph=True), strict=True):
+            found[i] = each
+    return *found, of_shortcut, None, None
 
 
 def _rows_and_channels(x: Tensor) -> tuple[int, int]:
@@ -150,4 +149,4 @@ def _rows_and_channels(x: Tensor) -> tuple[int, int]:
 
 
 def _sums(rows: int, channels: int) -> Tensor:
-    return torch.empty(-(-rows // BLOCK), 2, channels)
+    return torch.empty(-(-rows // BLOCK), 2, channels, dtype=torch.float32, device="cpu")

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.kernels.library import call, why_unavailable
+from cifarbn.kernels import library
 
 CHANNELS = 64  # in and out, at the least
 POSITIONS = 16  # of the output, at the most
-MORE_POSITIONS, MORE_OUTPUTS = 64, 256  # so many of the one, from so many of the other on
+MORE_POSITIONS = 64  # at the most, where there are at least
+MANY_OUTPUTS = 256
 WEIGHTS = 2**20  # in bf16 they fill a core's second cache; from here on all three products are worth it
 
 
@@ -30,8 +31,14 @@ class Conv2d(nn.Conv2d):
         128, 128    8x8          0.8 (1.5)     0.9 (1.6)          3.2 (3.2)
 
     So the weights' gradient is a product for up to 16 positions, and up to 64 where there are many outputs; the other
-    two are where, with up to 16, there are many weights. The same sums of products, in another order.
+    two are where, with up to 16, there are many weights. The same sums of products, in another order. A 1x1 convolution
+    gains less, between nothing and half of the weights' gradient.
+
+    Attributes:
+        kernels: whether patches may be copied by this package's C; `Hardware.prepare` says so for a whole net.
     """
+
+    kernels = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W'), as in torch."""
@@ -39,11 +46,13 @@ class Conv2d(nn.Conv2d):
             return super().forward(x)
         everything = self.weight.numel() >= WEIGHTS and self._positions(x) <= POSITIONS
         bias = None if self.bias is None else self.bias.bfloat16()
-        return _Convolution.apply(x.bfloat16(), self.weight.bfloat16(), bias, self.stride, self.padding, everything)
+        x, weight = x.bfloat16(), self.weight.bfloat16()
+        return _Convolution.apply(x, weight, bias, self.stride, self.padding, everything, self.kernels)
 
     def _is_small_under_bf16(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
+            and x.dim() == 4
             and torch.is_autocast_enabled("cpu")
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
             and self.weight.requires_grad
@@ -51,17 +60,17 @@ class Conv2d(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
-            and self._positions(x) <= (POSITIONS if self.out_channels < MORE_OUTPUTS else MORE_POSITIONS)
+            and 0 < self._positions(x) <= (POSITIONS if self.out_channels < MANY_OUTPUTS else MORE_POSITIONS)
         )
 
     def _positions(self, x: Tensor) -> int:
         sides = zip(x.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)
         rows, columns = ((side + 2 * int(p) - kernel) // stride + 1 for side, p, kernel, stride in sides)  # type: ignore[call-overload]
-        return rows * columns
+        return max(rows, 0) * max(columns, 0)
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d without dilation and groups; the weight's gradient is a product, or `everything`. Differentiable twice."""
+    """conv2d without dilation and groups, differentiable twice; the weight's gradient is a product, or `everything`."""
 
     @staticmethod
     def forward(
@@ -72,9 +81,10 @@ class _Convolution(torch.autograd.Function):
         stride: tuple[int, int],
         padding: tuple[int, int],
         everything: bool,
+        kernels: bool,
     ) -> Tensor:
-        ctx.stride, ctx.padding = stride, padding
-        patches = patches_of(x, weight.shape[2:], stride, padding) if everything else None
+        ctx.stride, ctx.padding, ctx.kernels = stride, padding, kernels
+        patches = patches_of(x, weight.shape[2:], stride, padding, kernels) if everything else None
         ctx.save_for_backward(x, weight, patches)
         if patches is None:
             return functional.conv2d(x, weight, bias, stride, padding)
@@ -88,42 +98,43 @@ class _Convolution(torch.autograd.Function):
         again = torch.is_grad_enabled()  # this gradient is to be differentiated, so that it must come from x itself
         if ctx.needs_input_grad[0]:
             if patches is not None and ctx.stride == (1, 1) and not again:
-                of_x = input_gradient(weight, gradient, ctx.padding)
+                of_x = input_gradient(weight, gradient, ctx.padding, ctx.kernels)
             else:
                 of_x = nn.grad.conv2d_input(list(x.shape), weight, gradient, ctx.stride, ctx.padding)  # type: ignore[attr-defined]
         if ctx.needs_input_grad[1]:
             if patches is None or again:
-                patches = patches_of(x, weight.shape[2:], ctx.stride, ctx.padding)
+                patches = patches_of(x, weight.shape[2:], ctx.stride, ctx.padding, ctx.kernels and not again)
             of_weight = weight_gradient(patches, gradient, weight.shape)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, None, None, None
+        return of_x, of_weight, of_bias, None, None, None, None
 
 
-def patches_of(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+def patches_of(
+    x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], kernels: bool = False
+) -> Tensor:
     """What each position of a convolution's output is computed from: (N, H', W', rows, columns, inputs).
 
     Args:
         x: (N, inputs, H, W); channels_last, or it is copied more slowly.
-        kernel: rows and columns of the weights.
+        size: rows and columns of the weights.
         stride: of the convolution.
         padding: zeros on each side, above and below, left and right; a negative number cuts off.
+        kernels: in one pass over memory, by this package's C, where x is fit for it; no gradient finds its way back.
     """
+    if kernels and library.takes(x):
+        return _copied_patches(x, size, stride, padding)
     above, left = padding
-    if x.dtype == torch.bfloat16 and not torch.is_grad_enabled() and why_unavailable() is None:
-        return _copied_patches(x, kernel, stride, padding)
     padded = functional.pad(x, (left, left, above, above)).permute(0, 2, 3, 1)
-    patches = padded.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])
+    patches = padded.unfold(1, size[0], stride[0]).unfold(2, size[1], stride[1])
     return patches.permute(0, 1, 2, 4, 5, 3).contiguous()
 
 
-def _copied_patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """The same by one pass over memory, where no gradient has to find its way back."""
-    x = x.contiguous(memory_format=torch.channels_last)
+def _copied_patches(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     pictures, channels, *sides = x.shape
-    out = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(sides, padding, kernel, stride, strict=True)]
-    patches = torch.empty(pictures, *out, *kernel, channels, dtype=x.dtype)
-    call("patches", pictures, *sides, channels, *out, *kernel, *stride, *padding, x, patches)
+    out = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(sides, padding, size, stride, strict=True)]
+    patches = torch.empty(pictures, *out, *size, channels, dtype=x.dtype, device=x.device)
+    library.call("patches", pictures, *sides, channels, *out, *size, *stride, *padding, x, patches)
     return patches
 
 
@@ -133,13 +144,14 @@ def convolve(patches: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return functional.linear(patches.flatten(3), matrix, bias).permute(0, 3, 1, 2)
 
 
-def input_gradient(weight: Tensor, gradient: Tensor, padding: Sequence[int]) -> Tensor:
+def input_gradient(weight: Tensor, gradient: Tensor, padding: Sequence[int], kernels: bool = False) -> Tensor:
     """The gradient of a convolution's input, given its output's (N, outputs, H', W'); for stride 1.
 
     It is the gradient's own convolution with the weights turned by half a turn, outputs and inputs exchanged.
     """
     rows, columns = weight.shape[2:]
-    patches = patches_of(gradient, (rows, columns), (1, 1), (rows - 1 - padding[0], columns - 1 - padding[1]))
+    around = (rows - 1 - padding[0], columns - 1 - padding[1])
+    patches = patches_of(gradient, (rows, columns), (1, 1), around, kernels)
     # (rows, columns, outputs) by inputs: of a channels_last weight this moves whole lines of inputs.
     matrix = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)
     return (patches.flatten(3) @ matrix).permute(0, 3, 1, 2)

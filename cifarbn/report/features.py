@@ -1,5 +1,7 @@
 """What the trained nets see: the feature maps of a test picture and the filters of the first layer."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -81,8 +83,8 @@ def choose_picture(wanted: str | None, test: Images, classes: tuple[str, ...]) -
 def stage_outputs(net: nn.Module, picture: Tensor) -> list[FeatureMaps]:
     """What the net's stages make of one normalised picture (1, 3, H, W), in the order of the net.
 
-    Stages are the residual blocks; where there are none, what goes into each max pool; where there is neither, what
-    comes out of each convolution.
+    Stages are the residual blocks; where there are none, what goes into each max pool, unless pools come right after
+    convolutions; where there is neither, what comes out of each convolution.
     """
     found: list[FeatureMaps] = []
 
@@ -91,7 +93,11 @@ def stage_outputs(net: nn.Module, picture: Tensor) -> list[FeatureMaps]:
 
     modules = list(net.named_modules())
     blocks = [(name, module) for name, module in modules if is_block(module)]
-    pools = [module for _, module in modules if isinstance(module, nn.MaxPool2d)]
+    pools = [
+        module
+        for (_, before), (_, module) in pairwise(modules)
+        if isinstance(module, nn.MaxPool2d) and not isinstance(before, nn.Conv2d)
+    ]
     convolutions = [(name, module) for name, module in modules if isinstance(module, nn.Conv2d)]
     handles = []
     if pools and not blocks:

@@ -11,8 +11,7 @@ from cifarbn.kernels import library
 
 CHANNELS = 64  # in and out, at the least
 POSITIONS = 16  # of the output, at the most
-MORE_POSITIONS = 64  # at the most, where there are at least
-MANY_OUTPUTS = 256
+MANY_OUTPUTS, POSITIONS_OF_MANY = 256, 64  # from so many channels out on, so many positions
 WEIGHTS = 2**20  # in bf16 they fill a core's second cache; from here on all three products are worth it
 
 
@@ -60,7 +59,7 @@ class Conv2d(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
-            and 0 < self._positions(x) <= (POSITIONS if self.out_channels < MANY_OUTPUTS else MORE_POSITIONS)
+            and 0 < self._positions(x) <= (POSITIONS if self.out_channels < MANY_OUTPUTS else POSITIONS_OF_MANY)
         )
 
     def _positions(self, x: Tensor) -> int:

@@ -2,8 +2,7 @@
 
 #include "bf16.h"
 
-/* Where the four values of a window stand, the first channel of each, counted from x; of a window of pixels `row` and
-   `column` in a picture of `height` and `width`. */
+/* The four pixels of the window in this `picture`, `row` and `column` of the output: their first channels. */
 #define CORNERS(x)                                                                                         \
     x + ((picture * height + 2 * row) * width + 2 * column) * channels,                                    \
     x + ((picture * height + 2 * row) * width + 2 * column + 1) * channels,                                \

@@ -120,3 +120,16 @@ def test_a_net_s_gradient_is_as_near_to_the_exact_one_as_without(make):
     exact, with_kernels, without = gradient(True, bf16=False), gradient(True), gradient(False)
     assert not torch.equal(with_kernels, without)
     assert (with_kernels - exact).norm() < 1.2 * (without - exact).norm()
+
+
+def channels_last(*shape, dtype=torch.bfloat16):
+    return torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}")
+def test_maps_are_taken_whose_channels_fill_whole_registers():
+    assert library.takes(channels_last(2, 16, 3, 3)) and library.takes(channels_last(1, 48, 1, 1))
+    assert not library.takes(channels_last(2, 24, 3, 3))
+    assert not library.takes(channels_last(2, 16, 3, 3, dtype=torch.float32))
+    assert not library.takes(torch.zeros(2, 16, 3, 3, dtype=torch.bfloat16))
+    assert not library.takes(torch.zeros(16, 3, 3, dtype=torch.bfloat16))

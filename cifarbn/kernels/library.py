@@ -15,17 +15,19 @@ from torch import Tensor
 
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 SECONDS = 60  # for the compiler, which takes half a second
+LANES = 16  # channels that go through one instruction; of a number that is no multiple the rest goes one by one, slowly
 
 
 def takes(x: Tensor) -> bool:
-    """Whether x is what the functions work on, bf16 maps (N, C, H, W) in channels_last on a CPU, and they are there.
+    """Whether the functions are there and x is what they work well on: bf16 maps (N, C, H, W), channels_last, on a CPU.
 
-    While a net is being compiled as a whole they would only be in the way.
+    C is a multiple of `LANES`. While a net is being compiled as a whole they would only be in the way.
     """
     return (
         x.device.type == "cpu"
         and x.dtype == torch.bfloat16
         and x.dim() == 4
+        and x.shape[1] % LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
         and why_unavailable() is None

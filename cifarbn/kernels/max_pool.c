@@ -10,7 +10,7 @@
     x + ((picture * height + 2 * row + 1) * width + 2 * column + 1) * channels
 
 /* y = the largest of each window; which = its number, 0 to 3, the first of equal ones, or the last NaN, as in torch */
-void max_pool(long pictures, long height, long width, long channels, const bf16 *x, bf16 *y, uint8_t *which) {
+void max_pool(long pictures, long height, long width, long channels, const bf16 *x, bf16 *y, uint16_t *which) {
     long rows = height / 2, columns = width / 2;
 #pragma omp parallel for collapse(2) schedule(static)
     for (long picture = 0; picture < pictures; picture++)
@@ -36,7 +36,7 @@ void max_pool(long pictures, long height, long width, long channels, const bf16 
 
 /* of_x = the gradient of y where x was the largest of its window, else 0; rows and columns that no window covers stay
    as they are */
-void max_pool_gradient(long pictures, long height, long width, long channels, const bf16 *of_y, const uint8_t *which,
+void max_pool_gradient(long pictures, long height, long width, long channels, const bf16 *of_y, const uint16_t *which,
                        bf16 *of_x) {
     long rows = height / 2, columns = width / 2;
 #pragma omp parallel for collapse(2) schedule(static)

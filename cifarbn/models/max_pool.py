@@ -12,7 +12,7 @@ from cifarbn.kernels import library
 class MaxPool2d(nn.MaxPool2d):
     """torch's max pooling; 2x2 windows of bf16 maps on a CPU are pooled by a kernel of our own, bit for bit the same.
 
-    It keeps one byte for each window for the gradient, where torch keeps the input and eight.
+    It keeps two bytes for each window for the gradient, where torch keeps the input and eight.
 
     Attributes:
         kernels: whether the kernel may be used; `Hardware.prepare` says so for a whole net.
@@ -42,7 +42,7 @@ class _MaxPool(torch.autograd.Function):
         pictures, channels, height, width = x.shape
         shape = (pictures, channels, height // 2, width // 2)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        which = torch.empty_like(y, dtype=torch.uint8)
+        which = torch.empty_like(y, dtype=torch.int16)
         library.call("max_pool", pictures, height, width, channels, x, y, which)
         ctx.save_for_backward(which)
         ctx.shape = x.shape

@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from cifarbn.data import Images
+from cifarbn.kernels import library
 
 
 @pytest.fixture
@@ -24,6 +25,21 @@ def make_images():
         return Images(pixels.byte(), torch.arange(n))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """The C of `cifarbn.kernels` is there."""
+    if reason := library.why_unavailable():
+        pytest.skip(f"no kernels: {reason}")
+
+
+@pytest.fixture(scope="module")
+def kernels_for_any_number_of_channels(kernels):
+    """Odd numbers of channels show more mistakes; that the kernels are slow for them is no matter here."""
+    before, library.LANES = library.LANES, 1
+    yield
+    library.LANES = before
 
 
 @pytest.fixture

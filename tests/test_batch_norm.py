@@ -9,17 +9,7 @@ from torch import nn
 from cifarbn.kernels import library
 from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
 
-pytestmark = pytest.mark.skipif(
-    library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def any_number_of_channels():
-    """Odd numbers of channels show more mistakes; that the kernel is slow for them is no matter here."""
-    before, library.LANES = library.LANES, 1
-    yield
-    library.LANES = before
+pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 
 
 def maps(*shape, seed=0, dtype=torch.bfloat16):
@@ -154,11 +144,11 @@ def test_a_gradient_can_be_differentiated_again(activation, with_shortcut):
 
 
 def test_what_does_not_pass_the_relu_is_zero_for_infinite_gradients_too():
-    x, norm = maps(4, 6, 3, 3), layer(6)
-    out = normalize_and_activate(norm, nn.ReLU(), x, x.detach().requires_grad_())
+    shortcut = maps(4, 6, 3, 3)
+    out = normalize_and_activate(layer(6), nn.ReLU(), shortcut.detach().requires_grad_(), shortcut)
     upstream = torch.full_like(out, float("inf"))
     of_shortcut = [
-        torch.autograd.grad(out, out.grad_fn.next_functions[3][0].variable, upstream, **options)[0]
+        torch.autograd.grad(out, shortcut, upstream, **options)[0]
         for options in ({"retain_graph": True}, {"create_graph": True})
     ]
     assert torch.equal(*of_shortcut) and of_shortcut[0][out <= 0].eq(0).all()

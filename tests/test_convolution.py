@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cifarbn.kernels import library
 from cifarbn.models import convolution
 from cifarbn.models.convolution import Conv2d, _Convolution, convolve, input_gradient, patches_of, weight_gradient
 
@@ -38,7 +37,7 @@ def test_the_three_products_are_torch_s_convolution(kernel, stride, padding, hei
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(-1, 3), st.integers(-1, 3)),
 )
-@pytest.mark.skipif(library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}")
+@pytest.mark.usefixtures("kernels")
 def test_patches_copied_by_the_kernel_are_torch_s(shape, size, stride, padding):
     assume(all(side + 2 * p >= k for side, p, k in zip(shape[2:], padding, size, strict=True)))
     x = torch.randn(shape).repeat(1, 16, 1, 1).bfloat16().contiguous(memory_format=torch.channels_last)

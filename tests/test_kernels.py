@@ -26,8 +26,8 @@ print(hardware.kernels, why_unavailable())
 """
 
 
-def run(**environment):
-    command = [sys.executable, "-c", CODE]
+def run(code=CODE, **environment):
+    command = [sys.executable, "-c", code]
     finished = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
@@ -47,11 +47,10 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
     assert run(CC=str(compiler)) == f"False {compiler} failed: cc: error: no such luck\n"
 
 
-@pytest.mark.skipif(library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}")
+@pytest.mark.usefixtures("kernels")
 def test_there_is_one_openmp_in_the_process():
-    code = CODE + "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'iomp' in line})"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    first, second = finished.stdout.splitlines()
+    loaded = "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'iomp' in line})"
+    first, second = run(CODE + loaded).splitlines()
     assert first == "True None" and len(second.split()) == 1
 
 
@@ -103,7 +102,7 @@ def test_a_net_compiles_into_one_graph_without_them(make):
         torch.testing.assert_close(compiled, expected)
 
 
-@pytest.mark.skipif(library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", NETS)
 def test_a_net_s_gradient_is_as_near_to_the_exact_one_as_without(make):
     torch.manual_seed(0)
@@ -126,7 +125,7 @@ def channels_last(*shape, dtype=torch.bfloat16):
     return torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.skipif(library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}")
+@pytest.mark.usefixtures("kernels")
 def test_maps_are_taken_whose_channels_fill_whole_registers():
     assert library.takes(channels_last(2, 16, 3, 3)) and library.takes(channels_last(1, 48, 1, 1))
     assert not library.takes(channels_last(2, 24, 3, 3))

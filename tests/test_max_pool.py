@@ -10,17 +10,7 @@ from torch.nn import functional
 from cifarbn.kernels import library
 from cifarbn.models.max_pool import MaxPool2d
 
-pytestmark = pytest.mark.skipif(
-    library.why_unavailable() is not None, reason=f"no kernels: {library.why_unavailable()}"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def any_number_of_channels():
-    """Odd numbers of channels show more mistakes; that the kernel is slow for them is no matter here."""
-    before, library.LANES = library.LANES, 1
-    yield
-    library.LANES = before
+pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 
 
 def maps(*shape, seed=0):

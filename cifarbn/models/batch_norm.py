@@ -61,17 +61,12 @@ def normalize_and_activate(norm: nn.Module, activation: nn.Module, x: Tensor, sh
         type(norm) is BatchNorm2d
         and type(activation) is nn.ReLU
         and norm._takes(x)
-        and (shortcut is None or _is_laid_out_like(shortcut, x))
+        and (shortcut is None or shortcut.shape == x.shape and library.takes(shortcut))
         and not (_has_hooks(norm) or _has_hooks(activation))
     ):
         return norm._fused(x, shortcut, RELU if shortcut is None else SHORTCUT_RELU)
     x = norm(x)
     return activation(x if shortcut is None else x + shortcut)
-
-
-def _is_laid_out_like(shortcut: Tensor, x: Tensor) -> bool:
-    same = (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
-    return same and shortcut.is_contiguous(memory_format=torch.channels_last)
 
 
 def _has_hooks(module: nn.Module) -> bool:

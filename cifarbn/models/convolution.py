@@ -41,14 +41,15 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W'), as in torch."""
-        if not self._is_small_under_bf16(x):
+        positions = self._positions(x) if self._may_be_products(x) else 0
+        if not 0 < positions <= (POSITIONS if self.out_channels < MANY_OUTPUTS else POSITIONS_OF_MANY):
             return super().forward(x)
-        everything = self.weight.numel() >= WEIGHTS and self._positions(x) <= POSITIONS
+        everything = self.weight.numel() >= WEIGHTS and positions <= POSITIONS
         bias = None if self.bias is None else self.bias.bfloat16()
         x, weight = x.bfloat16(), self.weight.bfloat16()
         return _Convolution.apply(x, weight, bias, self.stride, self.padding, everything, self.kernels)
 
-    def _is_small_under_bf16(self, x: Tensor) -> bool:
+    def _may_be_products(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
             and x.dim() == 4
@@ -59,7 +60,6 @@ class Conv2d(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
-            and 0 < self._positions(x) <= (POSITIONS if self.out_channels < MANY_OUTPUTS else POSITIONS_OF_MANY)
         )
 
     def _positions(self, x: Tensor) -> int:

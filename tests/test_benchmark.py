@@ -57,7 +57,7 @@ def test_loop_measures_the_three_ways(tmp_path, capsys):
 
 def test_probe_measures_every_recorder(tmp_path, capsys):
     found = report(tmp_path, "probe --net resnet18_narrow --rounds 1 --steps 3 --batch-size 8")
-    assert len(found["seconds"]) == 7 and min(s[0] for s in found["seconds"].values()) > 0
+    assert len(found["seconds"]) == 8 and min(s[0] for s in found["seconds"].values()) > 0
     assert "last-layer gradients:" in capsys.readouterr().out
 
 

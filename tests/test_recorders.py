@@ -21,6 +21,7 @@ from cifarbn.recorders import (
     LastCheckpoint,
     LastLayerGradients,
     RecordingsFile,
+    ScaleInvariantBeta,
     StepChange,
     StepHistory,
     Timing,
@@ -33,6 +34,7 @@ def everything(folder):
     return [
         LastLayerGradients(folder, raw=True),
         GradientProbe(folder, every=2, points=3),
+        ScaleInvariantBeta(folder, every=2),
         StepChange(folder, every=2),
         CovariateShift(folder, every=2),
         ActivationDrift(folder, every=2),
@@ -138,6 +140,31 @@ def test_the_update_s_direction_ends_where_the_step_change_looked(recorded):
     np.testing.assert_allclose(arrays["probe.update.loss"][:, 0], arrays["step_change.loss_after"], rtol=1e-6)
     distance = arrays["probe.update.gradient_distance"][:, 0]
     np.testing.assert_allclose(distance, arrays["step_change.change"], rtol=1e-5)
+
+
+def test_the_matched_walk_is_along_the_gradient_by_shares_of_the_true_step(recorded):
+    _, arrays, _ = recorded
+    assert arrays["probe.shares"].tolist() == [0.5, 1, 2, 4]
+    true_step = arrays["probe.update.distance_moved"]
+    np.testing.assert_allclose(arrays["probe.matched.distance_moved"], true_step * [0.5, 1, 2, 4], rtol=1e-5)
+    # Under plain SGD the true step lies along the gradient, so at a share of 1 the two walks meet.
+    for name in ("loss", "gradient_distance", "cosine"):
+        matched, update = arrays[f"probe.matched.{name}"][:, 1], arrays[f"probe.update.{name}"][:, 0]
+        np.testing.assert_allclose(matched, update, rtol=1e-4, err_msg=name)
+
+
+def test_every_weight_is_walked_alone_by_shares_of_its_norm(recorded):
+    folder, arrays, _ = recorded
+    prefix = "scale_invariant_beta"
+    assert arrays[f"{prefix}.step"].tolist() == [0, 2, 4]
+    names = arrays[f"{prefix}.weights"].tolist()
+    assert names == [n for n, d in zip(arrays["probe.parameters"], arrays["probe.dimensions"], strict=True) if d > 1]
+    assert len(names) == 8 + 3
+    norms = arrays[f"{prefix}.weight_norm"]
+    np.testing.assert_allclose(norms, arrays["probe.gradient.parameter_norm"][:, arrays["probe.dimensions"] > 1])
+    moved = np.array([0.01, 0.03, 0.1])[:, None] * norms[:, None]
+    np.testing.assert_allclose(arrays[f"{prefix}.distance_moved"], moved, rtol=1e-5)
+    assert (arrays[f"{prefix}.gradient_distance"] > 0).all()
 
 
 def test_the_step_under_sgd_is_lr_times_the_gradient(recorded):
@@ -266,8 +293,24 @@ def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, af
         ({"steps": "resnet"}, "vgg, dln or a list"),
         ({"steps": [0.1, -1]}, "positive"),
         ({"directions": ["sideways"]}, "sideways"),
+        ({"shares": [1, 0]}, "shares must be positive"),
     ],
 )
 def test_the_probe_refuses_what_it_cannot_do(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         GradientProbe(tmp_path, **options)
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"shares": []}, {"shares": [0.1, -0.1]}])
+def test_scale_invariant_beta_refuses_what_it_cannot_do(tmp_path, options):
+    with pytest.raises(UserError, match=rf"record\.scale_invariant_beta\.{next(iter(options))}"):
+        ScaleInvariantBeta(tmp_path, **options)
+
+
+def test_a_probe_without_shares_or_without_the_update_has_no_matched_walk(tmp_path):
+    for options in ({"shares": []}, {"directions": ["gradient"]}):
+        folder = tmp_path / str(len(options))
+        folder.mkdir(exist_ok=True)
+        train(plain_vgg, folder, [GradientProbe(folder, every=2, points=2, **options)], epochs=1)
+        found = np.load(folder / "recordings.npz").files
+        assert "probe.gradient.loss" in found and not [name for name in found if "matched" in name]

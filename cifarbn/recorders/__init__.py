@@ -7,6 +7,7 @@ from cifarbn.recorders.held_out_accuracy import HeldOutAccuracy
 from cifarbn.recorders.last_checkpoint import LastCheckpoint
 from cifarbn.recorders.last_layer_gradients import LastLayerGradients
 from cifarbn.recorders.recorder import Recorder, RecordingsFile
+from cifarbn.recorders.scale_invariant_beta import ScaleInvariantBeta
 from cifarbn.recorders.step_change import StepChange
 from cifarbn.recorders.step_history import StepHistory
 from cifarbn.recorders.timing import Timing
@@ -20,6 +21,7 @@ __all__ = [
     "LastLayerGradients",
     "Recorder",
     "RecordingsFile",
+    "ScaleInvariantBeta",
     "StepChange",
     "StepHistory",
     "Timing",

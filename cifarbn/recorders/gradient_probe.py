@@ -13,10 +13,11 @@ from torch import Tensor
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, trained
 from cifarbn.smoothness.evaluation import LossAndGradient, loss_and_gradient, standing_at
-from cifarbn.smoothness.vectors import random_direction
+from cifarbn.smoothness.vectors import norm, random_direction
 from cifarbn.smoothness.walk import Walk, dln_steps, vgg_steps, walk
 
 DIRECTIONS = ("gradient", "random", "update")
+SHARES = (0.5, 1.0, 2.0, 4.0)  # the paper's [1/2, 4] x eta, in true steps
 
 
 class GradientProbe(Recorder):
@@ -26,8 +27,13 @@ class GradientProbe(Recorder):
     `smoothness.walk.Walk`, named `gradient.loss`, `gradient.gradient_distance`, ...: entries (probes, S) and, per
     parameter tensor, (probes, S, P). The parameters are saved and copied back, bit for bit.
 
-    Costs |S| + 1 forward-backward passes for the gradient's direction, |S| more for the random one, one more for the
-    update; holds two more copies of the parameters, and a third for a direction other than the gradient.
+    The paper's step sizes are made for SGD at a rate of 0.1; under Adam the same s is another number of optimizer
+    steps at every rate. `matched.loss`, ... are of a further walk along the gradient, by `shares` of the length of the
+    step that the optimizer then takes: the paper's range, in true steps, whatever the optimizer.
+
+    Costs |S| + 1 forward-backward passes for the gradient's direction, |S| more for the random one, and one more for
+    the update plus one for each share; holds two more copies of the parameters, and a third for a direction other than
+    the gradient.
 
     Args:
         folder: the run folder.
@@ -37,6 +43,8 @@ class GradientProbe(Recorder):
         points: how many s in those ranges; the paper gives no number.
         directions: "gradient"; "random", uniform on the sphere of the gradient's length, drawn from a generator of
             its own, another one at every probe; "update", the optimizer's true step, at its end: s = 1.
+        shares: the lengths of the walk called `matched`, in units of the true step's; none leaves it out, and so does
+            leaving out the update.
 
     Raises:
         UserError: for an unknown preset or direction, or a number out of range.
@@ -52,6 +60,7 @@ class GradientProbe(Recorder):
         eta: float = 0.1,
         points: int = 8,
         directions: Sequence[str] = DIRECTIONS,
+        shares: Sequence[float] = SHARES,
     ) -> None:
         super().__init__()
         if every < 1 or points < 1:
@@ -65,7 +74,10 @@ class GradientProbe(Recorder):
             steps = presets[steps](eta, points)
         if not steps or min(steps) <= 0:
             raise UserError(f"record.gradient_probe.steps must be positive numbers, not {list(steps)}")
+        if any(share <= 0 for share in shares):
+            raise UserError(f"record.gradient_probe.shares must be positive numbers, not {list(shares)}")
         self.every = every
+        self.shares = tuple(float(share) for share in shares)
         self.s = tuple(float(s) for s in steps)
         self.directions = tuple(directions)
         self._names: list[str] = []
@@ -111,13 +123,17 @@ class GradientProbe(Recorder):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look along the step that the optimizer has taken, on the same minibatch."""
+        """Look along the step that the optimizer has taken, and as far along the gradient, on the same minibatch."""
         if self._start is None:
             return
         parameters = list(trained(pl_module).values())
         with measuring(pl_module, batch) as loss_fn, standing_at(parameters, self._before) as after:
             update = [old - new for old, new in zip(self._before, after, strict=True)]
             self._enter("update", walk(loss_fn, parameters, [1.0], start=self._start, direction=update))
+            if self.shares:
+                scale = norm(update) / norm(self._start.gradient)
+                as_long = [g * scale.to(g.dtype) for g in self._start.gradient]
+                self._enter("matched", walk(loss_fn, parameters, self.shares, start=self._start, direction=as_long))
         self.note(**self._entry)
         self._before, self._start = [], None
 
@@ -125,9 +141,10 @@ class GradientProbe(Recorder):
         self._entry |= {f"{kind}.{name}": value for name, value in vars(seen).items() if name != "s"}
 
     def constants(self) -> dict[str, NDArray]:
-        """The step sizes, and the names and dimensions of the parameter tensors."""
+        """The step sizes and shares, and the names and dimensions of the parameter tensors."""
         return {
             "s": np.array(self.s),
+            "shares": np.array(self.shares),
             "every": np.array(self.every),
             "parameters": np.array(self._names),
             "dimensions": np.array(self._dimensions),

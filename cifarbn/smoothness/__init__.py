@@ -6,7 +6,7 @@ Three definitions and their controls, each in a file of its own:
   (min and max over runs, aligned by step);
 * the paper's: `walk` (loss and gradient along a direction), `walk_curves` (bands, effective beta) and
   `covariate_shift` (definition 2.1);
-* the controls: `step_change`, `dead_runs`, and what the curvature itself says: `curvature`, `lanczos`,
+* the controls: `step_change`, `weight_walks`, `dead_runs`, and what the curvature itself says: `curvature`, `lanczos`,
   `landscape`, `trajectory`, `theory`.
 
 Two context managers keep a measurement from disturbing what it measures: `preserving.preserved` (buffers, modes,

@@ -28,7 +28,7 @@ def effective_beta(gradient_distance: ArrayLike, distance_moved: ArrayLike) -> A
 
     Trap: divides by the distance each point was moved, whatever the learning rate of the training was. Not
     invariant to reparametrisation: a conv weight before batch normalisation times c leaves the loss alone and
-    divides the curvature by c^2, see `scale_invariant_beta`. Say so beside every plot of BN against none.
+    divides the curvature by c^2, see `weight_walks.scale_invariant_beta`. Say so beside every plot of BN against none.
     """
     return np.max(_slope(gradient_distance, distance_moved), axis=-1)
 
@@ -36,20 +36,6 @@ def effective_beta(gradient_distance: ArrayLike, distance_moved: ArrayLike) -> A
 def relative_distance(gradient_distance: ArrayLike, gradient_norm: ArrayLike) -> Array:
     """d_t(s) / ||g_t||, shape (..., S), from distances (..., S) and norms (...); NaN where the gradient is 0."""
     return _slope(gradient_distance, np.asarray(gradient_norm)[..., None])
-
-
-def scale_invariant_beta(parameter_distance: ArrayLike, parameter_moved: ArrayLike, parameter_norm: ArrayLike) -> Array:
-    """The beta ||w||^2 of each parameter tensor, shape (..., P): what a weight's mere scale cannot change.
-
-    Here beta is max_s of the tensor's own gradient distance over its own move, from (..., S, P) twice;
-    `parameter_norm` is ||w||, (..., P). NaN where a tensor was not moved.
-
-    Trap: w -> c w leaves it exactly alone only where that tensor is walked by itself, and by c^2 s. In a walk of all
-    tensors at once the others' moves enter its distance. And a conv's bias before batch normalisation has gradient
-    0, so its entry is rounding over rounding.
-    """
-    slope = _slope(parameter_distance, parameter_moved)
-    return np.max(slope, axis=-2) * np.square(np.asarray(parameter_norm, dtype=np.float64))
 
 
 def _band(values: ArrayLike) -> tuple[Array, Array]:

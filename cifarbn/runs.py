@@ -70,6 +70,7 @@ class Result(TypedDict, total=False):
     versions: dict[str, str]
     git_commit: str | None
     confusion: list[list[int]]
+    constant_prediction_loss: float | None  # see `cifarbn.smoothness.dead_runs`
     divergence: dict[str, Any]
 
 

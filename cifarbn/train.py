@@ -21,6 +21,7 @@ from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
 from cifarbn.runs import Result, Run
+from cifarbn.smoothness.dead_runs import constant_prediction_loss
 from cifarbn.sources import sources
 
 say = rank_zero_only(print)
@@ -57,6 +58,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar]
         trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, **options)
         say(f"{folder}\n{hardware}")
+        level = constant_prediction_loss(loss, len(getattr(data, "classes", ())), getattr(data, "batch_size", None))
+        run.update(constant_prediction_loss=level)
         run.update(**asdict(hardware), devices=trainer.world_size, parameters=sum(p.numel() for p in net.parameters()))
 
         try:

@@ -107,8 +107,8 @@ class RunRecord:
         return _columns(ends, COLUMNS), _columns(last, STEP_COLUMNS)
 
     def _died(self, steps: Mapping[str, np.ndarray]) -> int | None:
-        classes = self.config.get("model", {}).get("num_classes", 10)
-        return dead_since(steps["step/loss"], steps["step/grad_norm"], num_classes=classes, patience=DEAD_STEPS)
+        level = constant_loss(self.result)
+        return dead_since(steps["step/loss"], level, steps["step/grad_norm"], patience=DEAD_STEPS)
 
     def _lines(self) -> Iterator[str]:
         """The rows of metrics.csv; nothing where there is none, or it is not in the order that this code writes."""
@@ -235,6 +235,23 @@ def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without `seed`, wherever in it that is repeated."""
     nested = {key: without_seed(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     return {key: value for key, value in nested.items() if key != "seed"}
+
+
+def constant_loss(result: Result) -> float | None:
+    """What a constant prediction would cost under the run's own loss, or None where that is not known.
+
+    Results from before `constant_prediction_loss` was recorded name their loss only; the default is cross entropy.
+    """
+    if "constant_prediction_loss" in result:
+        return result["constant_prediction_loss"]
+    config = result.get("config", {})
+    classes = config.get("model", {}).get("num_classes", 10)
+    target = config.get("loss", {}).get("_target_", "torch.nn.CrossEntropyLoss")
+    known = {
+        "torch.nn.CrossEntropyLoss": math.log(classes),
+        "cifarbn.losses.OneHotMSELoss": (1 - 1 / classes) / classes,
+    }
+    return known.get(target)
 
 
 def _rank(group: Group) -> tuple[bool, str, float, str]:

@@ -1,6 +1,6 @@
-"""The band of a family of runs: the least and the greatest value at every step."""
+"""The band of a family of runs: the least and the greatest value at every step; and how bands differ between seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,56 @@ def band(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], omit: Mapping[str, s
         low[at], high[at] = np.minimum(low[at], values), np.maximum(high[at], values)
         count[at] += 1
     return Band(steps, low, high, count, omitted)
+
+
+@dataclass(frozen=True)
+class SeedBand:
+    """Several seeds' bands as one: its middle, and how far any of them reaches; all arrays have shape (steps,)."""
+
+    steps: NDArray[np.int64]
+    low: NDArray[np.float64]
+    """Median over seeds of the lower edge."""
+    high: NDArray[np.float64]
+    """Median over seeds of the upper edge."""
+    lowest: NDArray[np.float64]
+    """Least lower edge of any seed."""
+    highest: NDArray[np.float64]
+    """Greatest upper edge of any seed."""
+    seeds: int
+    """How many seeds there are."""
+
+
+def over_seeds(bands: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> SeedBand:
+    """The median of several bands' edges at every step that any of them has, and their extremes; one band is itself.
+
+    The minimum and maximum that made each band come first, the median over seeds after: a band of seed-averaged curves
+    would be another, narrower thing.
+
+    Args:
+        bands: of each seed the steps, the lower and the upper edge, all (T,); a line has both edges alike. Aligned by
+            step; a step at which an edge is not finite is not counted.
+
+    Raises:
+        ValueError: without any band.
+    """
+    if not bands:
+        raise ValueError("there is no band to take the median of")
+    arrays = [[np.asarray(a) for a in band] for band in bands]
+    steps = np.unique(np.concatenate([own for own, _, _ in arrays]))
+    edges = np.full((2, len(arrays), len(steps)), np.nan)
+    for i, (own, low, high) in enumerate(arrays):
+        defined = np.isfinite(low) & np.isfinite(high)
+        edges[:, i, np.searchsorted(steps, own[defined])] = low[defined], high[defined]
+    known = np.isfinite(edges[0]).any(axis=0)
+    low, high = edges[:, :, known]
+    return SeedBand(
+        steps=steps[known],
+        low=np.nanmedian(low, axis=0),
+        high=np.nanmedian(high, axis=0),
+        lowest=np.nanmin(low, axis=0),
+        highest=np.nanmax(high, axis=0),
+        seeds=len(arrays),
+    )
 
 
 def _defined_part(name: str, steps: NDArray, values: NDArray) -> tuple[NDArray, NDArray]:

@@ -38,6 +38,31 @@ def relative_distance(gradient_distance: ArrayLike, gradient_norm: ArrayLike) ->
     return _slope(gradient_distance, np.asarray(gradient_norm)[..., None])
 
 
+def at_distance(distance_moved: ArrayLike, values: ArrayLike, wanted: ArrayLike) -> Array:
+    """What each walk's curve has at another distance than its own points', shape (T,), for T walks.
+
+    Interpolates in a straight line in the distance, which is exact for the gradient distance of a quadratic loss. NaN
+    where the wanted distance lies outside the walk's own points (by more than 0.01 %, for rounding): nothing is
+    extrapolated, for d_t(s) bends.
+
+    Args:
+        distance_moved: of each walk's points, (T, S), in any order.
+        values: at those points, such as the gradient distance, (T, S).
+        wanted: the distance, (T,): a share of the true step's length, say.
+    """
+    rows = []
+    for moved, row, distance in zip(*map(_float64, (distance_moved, values, wanted)), strict=True):
+        order = np.argsort(moved)
+        ends = moved[order[[0, -1]]]
+        inside = ends[0] * (1 - 1e-4) <= distance <= ends[1] * (1 + 1e-4)
+        rows.append(np.interp(distance, moved[order], row[order]) if inside else np.nan)
+    return np.array(rows)
+
+
+def _float64(values: ArrayLike) -> Array:
+    return np.asarray(values, dtype=np.float64)
+
+
 def _band(values: ArrayLike) -> tuple[Array, Array]:
     values = np.asarray(values, dtype=np.float64)
     return values.min(axis=-1), values.max(axis=-1)

@@ -5,6 +5,7 @@ from cifarbn.figures.curves import comparison, training_curves
 from cifarbn.figures.pictures import FeatureMaps, feature_maps, first_layer_filters, misclassified
 from cifarbn.figures.smoothness import bands, distance_curves, factors, lines, walks
 from cifarbn.figures.structure import Layer, structure
+from cifarbn.figures.style import save
 
 __all__ = [
     "FeatureMaps",
@@ -18,6 +19,7 @@ __all__ = [
     "first_layer_filters",
     "lines",
     "misclassified",
+    "save",
     "structure",
     "training_curves",
     "walks",

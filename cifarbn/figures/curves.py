@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cifarbn.figures.style import MUTED, PALETTE, styled, wrapped
+from cifarbn.figures.style import MUTED, PALETTE, logarithmic, styled, wrapped
 
 # Validation and test curves lie on each other more often than not, hence the dashes.
 PARTS = {
@@ -72,7 +72,7 @@ def comparison(curves: Mapping[str, np.ndarray], quantity: str, what: str, title
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     shown = {names[label]: handle for label in coloured if (handle := handles.get(label))}
     if grey:
-        shown[f"{grey} others"] = handles[list(curves)[-1]]
+        shown[f"{grey} other{'s' if grey > 1 else ''}"] = handles[list(curves)[-1]]
     _legend(figure, list(shown.values()), list(shown))
     return figure
 
@@ -106,7 +106,7 @@ def _finish(axes: Axes, quantity: str, label: str) -> None:
     if quantity == "acc":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     elif axes.dataLim.ymin > 0 and axes.dataLim.ymax > ORDERS_OF_MAGNITUDE * axes.dataLim.ymin:
-        axes.set_yscale("log")
+        logarithmic(axes, "y")
 
 
 def _legend(figure: Figure, handles: list[Any], labels: list[str], ncols: int = 1) -> None:

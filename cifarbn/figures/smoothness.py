@@ -1,30 +1,42 @@
-"""Smoothness against the step: bands over learning rates, a line for each rate, and where definitions disagree."""
+"""Smoothness against the step: bands over learning rates, a line for each run, and where definitions disagree."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cifarbn.figures.style import INK, MUTED, PALETTE, styled, wrapped
-from cifarbn.smoothness.bands import Band
+from cifarbn.figures.style import INK, MUTED, PALETTE, logarithmic, shades, styled, wrapped
+from cifarbn.smoothness.bands import SeedBand
+from cifarbn.smoothness.factors import Factor
 
 WIDTH = 5.2  # inches
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values, both (T,)."""
-COLOURS = (*PALETTE, "#8c6d31", "#111111", "#e377c2")  # the paper has eight nets in one figure
-# Rates from low to high go from light to dark; light enough to tell, dark enough to see on white.
-SHADES = ("#9ecae1", "#4292c6", "#2171b5", "#08306b", "#74a9cf", "#3690c0", "#0570b0", "#034e7b")
+COLOURS = (*PALETTE, "#8c6d31", "#111111", "#a83279")  # the paper has eight nets in one figure
+ONE_COLUMN = 4  # panels that stand below each other; more stand in two columns
+DENSE = 200  # points from which on a line is drawn thin
+
+
+class Walks(NamedTuple):
+    """What the paper's figure 4 shows of one family: three bands over its seeds; beta's two edges are alike."""
+
+    loss: SeedBand
+    distance: SeedBand
+    beta: SeedBand
 
 
 @styled
-def bands(found: Mapping[str, Band], what: str, title: str, *, log: bool = False) -> Figure:
+def bands(found: Mapping[str, SeedBand], what: str, title: str, *, log: bool = False) -> Figure:
     """[least, greatest] value at every step, filled between, a colour for each family of runs.
 
+    Of several seeds the median edges are filled between; paler, what any seed's band reaches.
+
     Args:
-        found: family -> its band.
+        found: family -> its band over seeds.
         what: label of the vertical axis, with its unit.
         title: of the figure.
         log: whether the vertical axis is logarithmic.
@@ -32,118 +44,120 @@ def bands(found: Mapping[str, Band], what: str, title: str, *, log: bool = False
     figure = _figure(2.9, title)
     axes = figure.subplots()
     for (name, band), colour in zip(found.items(), cycle(COLOURS), strict=False):
-        _band(axes, band.steps, band.low, band.high, colour, name)
+        _band(axes, band, colour, name)
     _finish(axes, what, log)
-    figure.legend(loc="outside lower left", ncols=2)
+    _legend(figure, [axes])
     return figure
 
 
 @styled
-def lines(found: Mapping[str, Mapping[str, Curve]], what: str, title: str, *, log: bool = False) -> Figure:
-    """A panel for each family of runs, in it a line for each learning rate; all panels share their axes.
+def lines(found: Mapping[str, Mapping[str, Sequence[Curve]]], what: str, title: str, *, log: bool = False) -> Figure:
+    """A panel for each family of runs, in it a line for each run, a colour for each rate; all panels share their axes.
 
     Args:
-        found: family -> learning rate -> its curve.
+        found: family -> learning rate -> the curve of each of its runs.
         what: label of the vertical axis, with its unit; "accuracy" is drawn in percent.
         title: of the figure.
         log: whether the vertical axis is logarithmic.
     """
-    figure = _figure(1.75 * len(found) + 0.6, title)
-    panels = figure.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    shades = _shades(sorted({rate for curves in found.values() for rate in curves}, key=float))
-    for axes, (name, curves) in zip(panels, found.items(), strict=True):
-        dense = max((len(steps) for steps, _ in curves.values()), default=0) > 200
-        for rate, (steps, values) in sorted(curves.items(), key=lambda item: float(item[0])):
-            axes.plot(steps, values, color=shades[rate], label=f"lr {rate}", lw=0.7 if dense else 1.6)
-        axes.set_title(name)
+    figure, panels = _panels(found, title)
+    colours = shades(sorted({rate for curves in found.values() for rate in curves}, key=float))
+    for axes, curves in zip(panels, found.values(), strict=True):
+        for rate, runs in sorted(curves.items(), key=lambda item: float(item[0])):
+            thin = len(runs) > 1 or max(len(steps) for steps, _ in runs) > DENSE
+            for steps, values in runs:
+                axes.plot(steps, values, color=colours[rate], label=f"lr {rate}", lw=0.7 if thin else 1.6)
         _finish(axes, what, log)
-        axes.label_outer()
-    handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    legend = figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=4)
-    for line in legend.get_lines():
-        line.set_linewidth(2)
+    _label_above_a_gap(panels)
+    _legend(figure, panels, numbered=True)
     return figure
 
 
 @styled
-def walks(found: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
+def walks(found: Mapping[str, Walks], title: str) -> Figure:
     """The paper's figure 4: loss, gradient predictiveness and effective beta along the gradient, against the step.
 
+    Of several seeds the median edges are drawn; paler, what any seed reaches.
+
     Args:
-        found: family -> `step` (T,), `loss_low`, `loss_high`, `distance_low`, `distance_high` and `beta`, all (T,).
+        found: family -> its three bands over seeds.
         title: of the figure.
     """
     figure = _figure(5.4, title)
     panels = figure.subplots(3, 1, sharex=True)
     for (name, seen), colour in zip(found.items(), cycle(COLOURS), strict=False):
-        _band(panels[0], seen["step"], seen["loss_low"], seen["loss_high"], colour, name)
-        _band(panels[1], seen["step"], seen["distance_low"], seen["distance_high"], colour, name)
-        panels[2].plot(seen["step"], seen["beta"], color=colour, label=name, lw=1.4)
+        _band(panels[0], seen.loss, colour, name)
+        _band(panels[1], seen.distance, colour, name)
+        _reach(panels[2], seen.beta, colour)
+        panels[2].plot(seen.beta.steps, seen.beta.low, color=colour, label=name, lw=1.4)
     for axes, what in zip(panels, ("loss", "gradient distance", "effective β"), strict=True):
         _finish(axes, what, log=True)
         axes.label_outer()
     figure.align_ylabels()
-    handles, labels = panels[2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=2)
+    _legend(figure, panels[2:])
     return figure
 
 
 @styled
-def distance_curves(found: Mapping[str, Mapping[int, Curve]], title: str) -> Figure:
+def distance_curves(found: Mapping[str, Mapping[int, Sequence[Curve]]], title: str) -> Figure:
     """The paper's figure 11: how far the gradient changes against how far one moves along it, at chosen steps.
 
     Args:
-        found: family -> step -> (distance moved (S,), gradient distance (S,)).
+        found: family -> step -> of each run (distance moved (S,), gradient distance (S,)).
         title: of the figure.
     """
-    figure = _figure(1.9 * len(found) + 0.6, title)
-    panels = figure.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    figure, panels = _panels(found, title)
     steps = sorted({step for curves in found.values() for step in curves})
-    shades = _shades([str(step) for step in steps])
-    for axes, (name, curves) in zip(panels, found.items(), strict=True):
-        for step, (moved, distance) in sorted(curves.items()):
-            axes.plot(moved, distance, color=shades[str(step)], marker="o", ms=3, lw=1.3, label=f"step {step}")
-        axes.set_title(name)
-        axes.set(xlabel="distance moved, s‖g‖", ylabel="gradient distance", xscale="log", yscale="log")
+    colours = shades([str(step) for step in steps])
+    for axes, curves in zip(panels, found.values(), strict=True):
+        for step, runs in sorted(curves.items()):
+            for moved, distance in runs:
+                axes.plot(moved, distance, color=colours[str(step)], marker="o", ms=3, lw=1.3, label=f"step {step}")
+        axes.set(xlabel="distance moved, s‖g‖", ylabel="gradient distance")
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
         axes.label_outer()
-    handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=4)
+    _label_above_a_gap(panels)
+    _legend(figure, panels, numbered=True)
     return figure
 
 
 @styled
-def factors(found: Mapping[str, Mapping[str, float]], reference: str, title: str, groups: Sequence[int] = ()) -> Figure:
-    """By which factor each definition of smoothness differs between two families: a dot for each learning rate.
+def factors(
+    found: Mapping[str, Mapping[str, Factor]], reference: str, title: str, groups: Sequence[int] = ()
+) -> Figure:
+    """By which factor a measure differs between two families: a dot for each learning rate, and its interval.
+
+    A dot without an interval is hollow.
 
     Args:
-        found: definition -> learning rate -> factor (of the reference over the other), positive.
+        found: what was measured -> learning rate -> factor.
         reference: what a factor above 1 means, written along the axis.
         title: of the figure.
-        groups: the numbers of definitions in each block, for a line between blocks; none draws no line.
+        groups: the numbers of rows in each block, for a line between blocks; none draws no line.
     """
     rates = sorted({rate for values in found.values() for rate in values}, key=float)
-    shades = _shades(rates)
-    figure = _figure(0.34 * len(found) + 1.2, title)
+    colours = shades(rates)
+    figure = _figure((0.24 + 0.08 * len(rates)) * len(found) + 1.2, title)
     axes = figure.subplots()
+    # One below the other, or intervals would hide each other.
+    places = dict(zip(rates, (np.arange(len(rates)) - (len(rates) - 1) / 2) * 0.7 / len(rates), strict=True))
     for row, values in enumerate(found.values()):
-        ordered = sorted(values.values())
-        axes.plot([ordered[0], ordered[-1]], [row, row], color=MUTED, lw=1, zorder=1)
-        for rate, factor in values.items():
-            axes.scatter(factor, row, color=shades[rate], s=34, zorder=2, label=f"lr {rate}")
+        for rate, one in values.items():
+            if one.interval:
+                axes.plot(one.interval, [row + places[rate]] * 2, color=colours[rate], lw=1.2, zorder=1)
+            face = colours[rate] if one.interval else "white"
+            axes.scatter(one.factor, row + places[rate], facecolor=face, edgecolor=colours[rate], s=20, zorder=2)
     axes.axvline(1, color=INK, lw=1)
     for boundary in np.cumsum(groups)[:-1]:
         axes.axhline(boundary - 0.5, color=MUTED, lw=0.6, ls=(0, (4, 3)))
     axes.set_yticks(range(len(found)), [wrapped(name, 2.1, 9) for name in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    logarithmic(axes, "x")
     axes.set_xlabel(wrapped(reference, WIDTH - 1.9))
-    axes.tick_params(axis="x", labelrotation=0)
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    names = [f"lr {rate}" for rate in rates]
-    figure.legend([handles[name] for name in names], names, loc="outside lower left", ncols=4)
+    for rate in rates:
+        axes.scatter([], [], color=colours[rate], s=20, label=f"lr {rate}")
+    _legend(figure, [axes], numbered=True)
     return figure
 
 
@@ -154,19 +168,53 @@ def _figure(height: float, title: str) -> Figure:
     return figure
 
 
-def _band(axes: Axes, steps: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: str) -> None:
-    axes.fill_between(steps, low, high, color=colour, alpha=0.45, lw=0, label=name)
-    for edge in (low, high):
-        axes.plot(steps, edge, color=colour, lw=0.7)
+def _panels(names: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a titled panel for each name; all share their axes."""
+    columns = 1 if len(names) <= ONE_COLUMN else 2
+    rows = -(-len(names) // columns)
+    figure = _figure(1.75 * rows + 0.6, title)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.ravel())
+    for axes, name in zip(panels, names, strict=False):
+        axes.set_title(wrapped(name, (WIDTH - 0.8) / columns))
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    return figure, panels[: len(names)]
+
+
+def _band(axes: Axes, band: SeedBand, colour: str, name: str) -> None:
+    _reach(axes, band, colour)
+    # No edges: over thousands of steps they would fill the band and hide what lies behind it.
+    axes.fill_between(band.steps, band.low, band.high, color=colour, alpha=0.45, lw=0, label=name)
+
+
+def _reach(axes: Axes, band: SeedBand, colour: str) -> None:
+    if band.seeds > 1:
+        axes.fill_between(band.steps, band.lowest, band.highest, color=colour, alpha=0.18, lw=0)
 
 
 def _finish(axes: Axes, what: str, log: bool) -> None:
     axes.set(xlabel="step", ylabel=what)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if log:
-        axes.set_yscale("log")
+        logarithmic(axes, "y")
     if what == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.label_outer()
 
 
-def _shades(names: Sequence[str]) -> dict[str, str]:
-    return {name: SHADES[i % len(SHADES)] for i, name in enumerate(names)}
+def _label_above_a_gap(panels: Sequence[Axes]) -> None:
+    """Where the last row of two columns is half empty, the panel above the gap is an outer one as well."""
+    if len(panels) > ONE_COLUMN and len(panels) % 2:
+        panels[-2].tick_params(labelbottom=True)
+        panels[-2].set_xlabel(panels[-1].get_xlabel())
+
+
+def _legend(figure: Figure, panels: Sequence[Axes], *, numbered: bool = False) -> None:
+    """One entry for each label of any panel; numbered ones, such as `lr 0.001`, in the order of their colours."""
+    handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    order = sorted(handles, key=lambda label: float(label.split()[-1])) if numbered else list(handles)
+    columns = 4 if numbered else 2
+    legend = figure.legend([handles[label] for label in order], order, loc="outside lower left", ncols=columns)
+    for line in legend.get_lines():
+        line.set_linewidth(2)  # a thin one does not show its colour

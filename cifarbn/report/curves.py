@@ -33,18 +33,36 @@ def _comparisons(data: str, groups: list[Group]) -> list[Drawing]:
     drawings: list[Drawing] = []
     if len(groups) == 1:
         return drawings
-    validated = any(_measured(group.curves("val/loss")) for group in groups)
-    part, word = ("val", "validation") if validated else ("train", "training")
+    part, word = _compared(groups)
     for quantity, noun in (("acc", "accuracy"), ("loss", "loss")):
         curves = {group.label: group.curves(f"{part}/{quantity}") for group in groups}
-        if not any(map(_measured, curves.values())):
+        curves = {label: values for label, values in curves.items() if _measured(values)}
+        if not curves:
             continue
-        figure = figures.comparison(curves, quantity, f"{word} {noun}", names_and_n(groups))
-        caption = f"{word.capitalize()} {noun} of all groups, best in the table first. {data_and_n(groups)}"
+        drawn = [group for group in groups if group.label in curves]
+        what = f"{word} {noun}"
+        figure = figures.comparison(curves, quantity, what, f"{what.capitalize()}: {names_and_n(drawn)}")
+        caption = f"{what.capitalize()} of all groups, best in the table first. {data_and_n(drawn)}"
+        if missing := [group.label for group in groups if group.label not in curves]:
+            caption = caption.replace("of all groups", f"of the groups that measured it, without {', '.join(missing)}")
         ends = [f"{label} ends at {_last(values, quantity)}" for label, values in curves.items()]
-        alt = f"Line chart of {word} {noun} against epoch for {len(groups)} groups. {'; '.join(ends[:10])}."
+        alt = f"Line chart of {what} against epoch for {len(curves)} groups. {'; '.join(ends[:10])}."
         drawings.append(Drawing(f"comparison-{data}-{noun}", figure, caption, alt))
     return drawings
+
+
+def _compared(groups: list[Group]) -> tuple[str, str]:
+    """The part of the data that groups are compared on, and its name: what they did not train on, where that is known.
+
+    Validation where every group has it, else the test curve where no fewer groups have that, else training, which every
+    group has. Nothing is selected by the test curve.
+    """
+    validated, tested = (
+        sum(_measured(group.curves(f"{part}/loss")) for group in groups) for part in ("val", "test_curve")
+    )
+    if validated == len(groups):
+        return "val", "validation"
+    return ("test_curve", "test") if tested and tested >= validated else ("train", "training")
 
 
 def _procedure(group: Group, name: str) -> Drawing:

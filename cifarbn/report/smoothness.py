@@ -2,24 +2,21 @@
 
 import csv
 import io
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from cifarbn import figures
-from cifarbn.figures.smoothness import Curve
-from cifarbn.report.definitions import WHOSE, Recordings, curves, walk_of
-from cifarbn.report.gather import RunRecord, Sweep, without_seed
-from cifarbn.report.names import name_groups, short
+from cifarbn.figures.smoothness import Curve, Walks
+from cifarbn.report import factors
+from cifarbn.report.definitions import WHOSE, curves, walk_of
+from cifarbn.report.families import Family, find_families, find_pairs
+from cifarbn.report.gather import RunRecord, Sweep
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.runs import Result
-from cifarbn.smoothness.bands import Band, band
+from cifarbn.smoothness.bands import SeedBand, band, over_seeds
 
-WARM_UP = 10  # first steps left out of the factors: there the nets have not learnt anything yet
 DISTANCE_CURVES = 4  # steps in the figure of distance curves
 
 NOISE = (
@@ -29,199 +26,216 @@ NOISE = (
 RATES = "The band runs over learning rates, that is over different trajectories: it measures sensitivity to the rate."
 SCALE = (
     "A weight before batch normalisation times c leaves the loss alone and divides the curvature by c²: raw beta is "
-    "not invariant to reparametrisation, so compare it between nets together with the scale-invariant beta."
+    "not invariant to reparametrisation, so compare it between nets together with the scale-invariant beta (each "
+    "weight walked alone by shares of its own norm; the median over weights)."
 )
-
-
-@dataclass
-class Family:
-    """Runs that differ in nothing but their learning rate and seed.
-
-    Attributes:
-        label: what sets it apart, to be read by people.
-        norm: its normalisation layer's class, such as BatchNorm2d; Identity for none.
-        runs: learning rate -> its runs that count.
-        left_out: name of run -> why it is in no band.
-        data: the name of its data set.
-    """
-
-    label: str = ""
-    norm: str = ""
-    runs: dict[str, list[RunRecord]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    data: str = ""
-
-    def first_of_each(self) -> dict[str, RunRecord]:
-        """Learning rate -> the run with the least seed, which the figures of single runs draw."""
-        return {rate: runs[0] for rate, runs in self.runs.items()}
+SEEDS = "Filled: between the median edges over the seeds; paler: what any seed reaches."
 
 
 def smoothness(sweep: Sweep, options: Options) -> Section | None:
     """All figures that the recordings allow, and every definition's values as one long table."""
-    everyone = _families(sweep)
+    everyone = find_families(sweep)
     families = [family for family in everyone if family.runs]
-    found = {run.name: curves(run.recordings) for family in families for _, run in _each(family)}
+    found = {run.name: curves(run.recordings) for family in families for _, run in family.each()}
     if not any(found.values()):
         return None
+    pairs = [(plain, other, factors.compare(plain, other, found)) for plain, other in find_pairs(families)]
     drawings: list[Drawing] = []
     sets = list(dict.fromkeys(family.data for family in families))
     for data in sets:
-        own = _drawings([family for family in families if family.data == data], found)
+        alike = [family for family in families if family.data == data]
+        own = _drawings(alike, found, [pair for pair in pairs if pair[0].data == data])
         drawings += own if len(sets) == 1 else [replace(d, name=f"{d.name}-{data}") for d in own]
     left_out = {name: why for family in everyone for name, why in family.left_out.items()}
     text = "Three definitions of smoothness, and controls, of the same runs. "
     text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in left_out.items()) + "." if left_out else ""
-    files = {"smoothness.csv": _as_csv(families, found), "factors.csv": _factors_as_csv(families, found)}
+    files = {"smoothness.csv": _as_csv(families, found), "factors.csv": factors.as_csv(pairs)}
     return Section("Smoothness", text.strip(), drawings, files)
 
 
-def _drawings(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
+def _drawings(
+    families: list[Family],
+    found: Mapping[str, Mapping[str, Curve]],
+    pairs: list[tuple[Family, Family, list[factors.Comparison]]],
+) -> list[Drawing]:
     """All figures of families on the same data."""
-    words = _words(families)
-    return [
-        *_accuracy(families, words),
-        *_over_rates(families, found, words),
-        *_per_rate(families, found, words),
-        *_walks(families, words),
-        *_distances(families, words),
-        *_disagreement(families, found, words),
+    drawings = [
+        *_accuracy(families),
+        *_over_rates(families, found),
+        *_per_rate(families, found),
+        *_walks(families),
+        *_distances(families),
     ]
+    for number, (plain, other, comparisons) in enumerate(pairs, 1):
+        suffix = f"-{number}" if len(pairs) > 1 else ""
+        words = f"{SCALE} {_data([plain, other])}"
+        drawings += factors.drawings(plain, other, comparisons, suffix, words)
+    return drawings
 
 
-def _families(sweep: Sweep) -> list[Family]:
-    members: dict[str, list[RunRecord]] = {}
-    for group in sweep.groups:
-        for run in (*group.runs, *group.left_out):
-            if run.config.get("optim", {}).get("lr") is None:
-                continue  # an optimizer that has no rate of its own: nothing here could be said of it
-            members.setdefault(json.dumps(_without_rate(run.config), sort_keys=True), []).append(run)
-    stripped: list[Result] = []
-    for runs in members.values():
-        # Where rates are experiments of their own, the family has the plainest one's name.
-        result = min((run.result for run in runs), key=lambda result: len(" ".join(result.get("overrides", []))))
-        overrides = [o for o in result.get("overrides", []) if not o.startswith("optim.lr=")]
-        stripped.append({"overrides": overrides, "config": _without_rate(result.get("config", {}))})
-    labels, _ = name_groups(stripped)
-    families = []
-    for label, runs in zip(labels, members.values(), strict=True):
-        norm = str(runs[0].config.get("model", {}).get("norm", {}).get("_target_", "")).rpartition(".")[2]
-        family = Family(label, norm, data=runs[0].data)
-        for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
-            if run.trouble:
-                family.left_out[run.name] = run.trouble
-            else:
-                family.runs.setdefault(short(run.config["optim"]["lr"]), []).append(run)
-        families.append(family)
-    return sorted(families, key=lambda family: family.norm == "Identity")
-
-
-def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without seed, learning rate and what goes with it: a schedule's peak, a probe's range, a target."""
-    kept = json.loads(json.dumps(without_seed(config)))
-    for key in ("source", "target"):
-        kept.pop(key, None)
-    for *groups, key in (("optim", "lr"), ("schedule", "max_lr"), ("record", "gradient_probe", "eta")):
-        node = kept
-        for group in groups:
-            node = node.get(group) or {}
-        node.pop(key, None)
-    return kept
-
-
-def _each(family: Family) -> list[tuple[str, RunRecord]]:
-    return [(rate, run) for rate, runs in family.runs.items() for run in runs]
-
-
-def _words(families: list[Family]) -> str:
-    """Data, batch, runs: what every caption must say."""
-    run = _each(families[0])[0][1]
+def _data(families: list[Family]) -> str:
+    """Which data, which batch."""
+    run = families[0].each()[0][1]
     data = run.result.get("data", {})
     batches = dict.fromkeys(
-        str(run.config.get("data", {}).get("batch_size", "full")) for family in families for _, run in _each(family)
-    )
-    counts = "; ".join(
-        f"{family.label}: n = {len(_each(family))} ({', '.join(f'lr {rate}' for rate in family.runs)})"
-        for family in families
+        str(run.config.get("data", {}).get("batch_size", "full")) for family in families for _, run in family.each()
     )
     size = f", {data['train_size']:,} training pictures" if "train_size" in data else ""
-    return f"Data: {run.data}{size}, batch {' or '.join(batches)}. {counts}. Nothing is smoothed."
+    return f"Data: {run.data}{size}, batch {' or '.join(batches)}. Nothing is smoothed."
 
 
-def _accuracy(families: list[Family], words: str) -> list[Drawing]:
+def _words(families: list[Family], drawn: Mapping[str, str]) -> str:
+    """The end of every caption: the data, and how many runs of each family are drawn."""
+    shown = [family for family in families if family.label in drawn]
+    counts = "; ".join(f"{label}: {number}" for label, number in drawn.items())
+    return _data(shown).replace(" Nothing", f" {counts}. Nothing")
+
+
+def _runs(by_rate: Mapping[str, int]) -> str:
+    """Such as: n = 1 run at each of lr 0.001, 0.002 and n = 3 runs at lr 0.004."""
+    parts = []
+    for n in dict.fromkeys(by_rate.values()):
+        rates = [rate for rate, count in by_rate.items() if count == n]
+        each = "each of " if len(rates) > 1 else ""
+        parts.append(f"n = {_count(n, 'run')} at {each}lr {', '.join(rates)}")
+    return " and ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _range(numbers: Iterable[int], noun: str) -> str:
+    """15 probes; 14 to 15 probes."""
+    ordered = sorted(set(numbers))
+    return _count(ordered[0], noun) if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]} {noun}s"
+
+
+def _accuracy(families: list[Family]) -> list[Drawing]:
     recorded = {
-        family.label: by_rate for family in families if (by_rate := _with("held_out.acc", family.first_of_each()))
+        family.label: {
+            rate: with_it
+            for rate, runs in family.runs.items()
+            if (with_it := [run.recordings for run in runs if "held_out.acc" in run.recordings])
+        }
+        for family in families
     }
+    recorded = {label: by_rate for label, by_rate in recorded.items() if by_rate}
     if not recorded:
         return []
     found = {
-        label: {rate: (recordings["held_out.step"], recordings["held_out.acc"]) for rate, recordings in by_rate.items()}
+        label: {rate: [(r["held_out.step"], r["held_out.acc"]) for r in runs] for rate, runs in by_rate.items()}
         for label, by_rate in recorded.items()
     }
-    one, *_ = (recordings for by_rate in recorded.values() for recordings in by_rate.values())
+    one, *_ = (r for by_rate in recorded.values() for runs in by_rate.values() for r in runs)
     every = int(np.diff(one["held_out.step"][:2])[0]) if len(one["held_out.step"]) > 1 else 0
     source = {"val": "held-out", "test_curve": "test"}[str(one["held_out.source"])]
-    ends = "; ".join(
-        f"{label}: " + ", ".join(f"{float(values[-1]):.1%} at lr {rate}" for rate, (_, values) in by_rate.items())
-        for label, by_rate in found.items()
+    ends = _readings(found, lambda values: float(values[-1]), "{:.1%}")
+    words = _words(families, {label: _runs_of(by_rate) for label, by_rate in found.items()})
+    caption = (
+        f"Accuracy on {source} pictures every {every} steps (the report's figure 11), a line for each run. {words}"
     )
-    caption = f"Accuracy on {source} pictures every {every} steps (the report's figure 11). {words}"
     figure = figures.lines(found, "accuracy", "Accuracy during training")
     return [Drawing("accuracy-every-few-steps", figure, caption, f"Accuracy against step. At the end: {ends}.")]
 
 
-def _with(name: str, runs: Mapping[str, RunRecord]) -> dict[str, Recordings]:
-    """The recordings of those runs that recorded this, under the same keys."""
-    return {key: run.recordings for key, run in runs.items() if name in run.recordings}
+def _runs_of(by_rate: Mapping[str, Sequence[Curve]]) -> str:
+    return _runs({rate: len(runs) for rate, runs in by_rate.items()})
 
 
-def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
-    """The bands over learning rates: the report's figure 12 and the course's; of each rate the run of least seed."""
-    families = _with_rates(families)
-    if not families:
-        return []
-    losses = {
-        family.label: band(
-            {rate: (run.steps["step"], run.steps["step/loss"]) for rate, run in family.first_of_each().items()}
+def _readings(
+    found: Mapping[str, Mapping[str, Sequence[Curve]]], read: Callable[[np.ndarray], float], form: str
+) -> str:
+    """For each family and rate one number of its run, or the median of its runs' with the least and the greatest."""
+    families = []
+    for label, by_rate in found.items():
+        parts = []
+        for rate, runs in by_rate.items():
+            values = [read(values) for _, values in runs]
+            middle = form.format(float(np.median(values)))
+            if len(values) > 1:
+                middle += f" ({form.format(min(values))} to {form.format(max(values))} over {len(values)} runs)"
+            parts.append(f"{middle} at lr {rate}")
+        families.append(f"{label}: " + ", ".join(parts))
+    return "; ".join(families)
+
+
+def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
+    """The bands over learning rates, the report's figure 12 and the course's: one for each seed, then their median."""
+    losses = _bands_over_rates(families, lambda run: (run.steps["step"], run.steps["step/loss"]))
+    course = _bands_over_rates(families, lambda run: found[run.name].get("course gradient distance"))
+    drawings = []
+    if losses:
+        drawings.append(
+            Drawing(
+                "loss-landscape-over-rates",
+                figures.bands(
+                    {label: one for label, (one, _) in losses.items()},
+                    "training loss",
+                    "Loss landscape as the report draws it: min and max over rates",
+                ),
+                "At every step the least and the greatest training loss over the learning rates (the report's figure "
+                f"12). {RATES} {_seeds(losses)}{_words(families, _bands_drawn(losses))}",
+                _band_words(losses, "Training loss"),
+            )
         )
-        for family in families
-    }
-    drawings = [
-        Drawing(
-            "loss-landscape-over-rates",
-            figures.bands(losses, "training loss", "Loss landscape as the report draws it: min and max over rates"),
-            f"At every step the least and the greatest training loss over the learning rates (the report's figure "
-            f"12). {RATES} {words}",
-            _band_words(losses, "Training loss"),
-        )
-    ]
-    distance = "course gradient distance"
-    course = {
-        family.label: band({rate: found[run.name][distance] for rate, run in family.first_of_each().items()})
-        for family in families
-        if all(distance in found[run.name] for _, run in family.first_of_each().items())
-    }
     if course:
         drawings.append(
             Drawing(
                 "course-gradient-distance",
                 figures.bands(
-                    course, "‖Gₜ − Gₜ₋₁‖", "The course's gradient distance: min and max over rates", log=True
+                    {label: one for label, (one, _) in course.items()},
+                    "‖Gₜ − Gₜ₋₁‖",
+                    "The course's gradient distance: min and max over rates",
+                    log=True,
                 ),
                 "‖G(t) − G(t−1)‖, G the gradient of the last linear layer's weight: band over the learning rates. Its "
-                f"upper edge is what the course calls beta; it is divided by no distance. {RATES} {NOISE} {words}",
+                "upper edge is what the course calls beta; it is divided by no distance. "
+                f"{RATES} {NOISE} {_seeds(course)}{_words(families, _bands_drawn(course))}",
                 _band_words(course, "Gradient distance"),
             )
         )
     return drawings
 
 
-def _with_rates(families: list[Family]) -> list[Family]:
-    """Those of which a band over rates can be drawn."""
-    return [family for family in families if len(family.runs) > 1]
+OverRates = Mapping[str, tuple[SeedBand, list[str]]]
+"""Family -> the median of its seeds' bands, and the learning rates of each."""
 
 
-def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
-    """A line per learning rate: the report's figures 13 and 14."""
+def _bands_over_rates(families: list[Family], curve_of: Callable[[RunRecord], Curve | None]) -> OverRates:
+    """For each family the band over rates of every seed that has them all; without families that have no such seed."""
+    bands: dict[str, tuple[SeedBand, list[str]]] = {}
+    for family in families:
+        edges, rates = [], []
+        for by_rate in family.across_rates():
+            measured = {rate: curve for rate, run in by_rate.items() if (curve := curve_of(run))}
+            if len(measured) == len(by_rate):
+                one = band(measured)
+                edges.append((one.steps, one.low, one.high))
+                rates = list(by_rate)
+        if edges:
+            bands[family.label] = over_seeds(edges), rates
+    return bands
+
+
+def _bands_drawn(bands: OverRates) -> dict[str, str]:
+    return {
+        label: f"n = {_count(one.seeds, 'seed')} with a run at each of lr {', '.join(rates)}"
+        for label, (one, rates) in bands.items()
+    }
+
+
+def _seeds(bands: OverRates) -> str:
+    return f"{SEEDS} " if any(one.seeds > 1 for one, _ in bands.values()) else ""
+
+
+def _band_words(bands: OverRates, what: str) -> str:
+    widths = "; ".join(f"{label}: median width {_middle(b.high - b.low):.3g}" for label, (b, _) in bands.items())
+    return f"{what} between its least and greatest over learning rates, against the step. {widths}."
+
+
+def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
+    """A line for each run: the report's figures 13 and 14."""
     drawings = []
     for name, what, number, caption in (
         ("report Lipschitz", "‖Gₜ₊₁ − Gₜ‖", 13, "‖G(t+1) − G(t)‖"),
@@ -229,118 +243,116 @@ def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]], 
     ):
         shown = {
             family.label: {
-                rate: found[run.name][name] for rate, run in family.first_of_each().items() if name in found[run.name]
+                rate: measured
+                for rate, runs in family.runs.items()
+                if (measured := [found[run.name][name] for run in runs if name in found[run.name]])
             }
             for family in families
         }
-        if not any(shown.values()):
+        shown = {label: by_rate for label, by_rate in shown.items() if by_rate}
+        if not shown:
             continue
-        medians = "; ".join(
-            f"{label}: " + ", ".join(f"{_middle(v):.3g} at lr {rate}" for rate, (_, v) in by_rate.items())
-            for label, by_rate in shown.items()
-        )
+        words = _words(families, {label: _runs_of(by_rate) for label, by_rate in shown.items()})
         drawings.append(
             Drawing(
                 name.replace(" ", "-").lower(),
                 figures.lines(shown, what, f"The {name.replace('report', 'report’s')}, per learning rate", log=True),
-                f"{caption}, G the gradient of the last linear layer's weight, for each learning rate (the report's "
+                f"{caption}, G the gradient of the last linear layer's weight, a line for each run (the report's "
                 f"figure {number}). {NOISE} {words}",
-                f"{name} against step, medians: {medians}.",
+                f"{name} against step, medians: {_readings(shown, _middle, '{:.3g}')}.",
             )
         )
     return drawings
 
 
-def _walks(families: list[Family], words: str) -> list[Drawing]:
+def _walks(families: list[Family]) -> list[Drawing]:
+    """The paper's figure 4, one for each learning rate: the median edges over its runs, and how far any reaches."""
     drawings = []
     for rate in dict.fromkeys(rate for family in families for rate in family.runs):
-        at_rate = {family.label: family.runs[rate][0] for family in families if rate in family.runs}
-        probed = _with("probe.gradient.loss", at_rate)
-        shown = {label: seen for label, recordings in probed.items() if (seen := walk_of(recordings))}
-        if not shown:
+        probed = {
+            family.label: seen
+            for family in families
+            if (seen := [walk for run in family.runs.get(rate, []) if (walk := walk_of(run.recordings))])
+        }
+        if not probed:
             continue
-        one, *_ = probed.values()
+        shown = {label: _walks_over_seeds(seen) for label, seen in probed.items()}
+        drawn = {
+            label: f"n = {_count(len(seen), 'run')} of {_range((len(walk['step']) for walk in seen), 'probe')}"
+            for label, seen in probed.items()
+        }
+        one = next(
+            run.recordings
+            for family in families
+            for run in family.runs.get(rate, [])
+            if "probe.gradient.loss" in run.recordings
+        )
         s = one["probe.s"]
         settings = (
             f"At every {int(one['probe.every'])}th step the loss and the gradient at {len(s)} points along the "
             f"gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in fp32, "
             "batch normalisation in train mode; training goes on from where it was."
         )
-        medians = "; ".join(f"{label}: median beta {_middle(v['beta']):.3g}" for label, v in shown.items())
+        medians = "; ".join(f"{label}: median beta {_middle(v.beta.low):.3g}" for label, v in shown.items())
+        seeds = f"{SEEDS} " if any(len(seen) > 1 for seen in probed.values()) else ""
         drawings.append(
             Drawing(
                 f"paper-figure-4-lr-{rate}",
-                figures.walks(shown, f"Along the gradient, as the paper measures it, lr {rate}"),
-                f"Santurkar et al. 2018, figure 4: band of the loss, band of the gradient distance "
+                figures.walks(shown, f"Along the gradient, as the paper measures it, lr\N{NO-BREAK SPACE}{rate}"),
+                "Santurkar et al. 2018, figure 4: band of the loss, band of the gradient distance "
                 f"‖∇L(θ − s g) − g‖, and effective beta, the greatest of that distance over s‖g‖. {settings} {SCALE} "
-                f"{words}",
+                f"{seeds}{_words(families, drawn)}",
                 f"Three panels against the step at lr {rate}. {medians}.",
             )
         )
     return drawings
 
 
-def _distances(families: list[Family], words: str) -> list[Drawing]:
-    rates = [rate for rate in families[0].runs if all(rate in family.runs for family in families)]
-    if not rates:
-        return []
-    rate, shown = rates[0], {}
-    for family in families:
-        recordings = family.runs[rate][0].recordings
-        if "probe.gradient.gradient_distance" not in recordings:
-            continue
-        steps = recordings["probe.step"]
-        chosen = np.unique(np.linspace(0, len(steps) - 1, DISTANCE_CURVES).round().astype(int))
-        moved, distance = (recordings[f"probe.gradient.{k}"] for k in ("distance_moved", "gradient_distance"))
-        shown[family.label] = {int(steps[i]): (moved[i], distance[i]) for i in chosen}
-    if not shown:
-        return []
-    figure = figures.distance_curves(shown, f"How far the gradient changes along its own direction, lr {rate}")
-    caption = f"Santurkar et al. 2018, figure 11: gradient distance against distance moved, at some steps. {words}"
-    alt = "Gradient distance against distance moved along the gradient, a line for each of some steps."
-    return [Drawing("distance-curves", figure, caption, alt)]
+def _walks_over_seeds(seen: Sequence[Mapping[str, np.ndarray]]) -> Walks:
+    return Walks(
+        *(
+            over_seeds([(walk["step"], walk[low], walk[high]) for walk in seen])
+            for low, high in (("loss_low", "loss_high"), ("distance_low", "distance_high"), ("beta", "beta"))
+        )
+    )
 
 
-def _disagreement(families: list[Family], found: Mapping[str, Mapping[str, Curve]], words: str) -> list[Drawing]:
-    families = _with_rates(families) or families
-    if len(families) != 2:
+def _distances(families: list[Family]) -> list[Drawing]:
+    """The paper's figure 11 at the learning rate that most families have been probed at, a curve for each run."""
+    probed = {
+        rate: {
+            family.label: runs
+            for family in families
+            if (runs := [r for run in family.runs.get(rate, []) if "probe.gradient.loss" in (r := run.recordings)])
+        }
+        for rate in dict.fromkeys(rate for family in families for rate in family.runs)
+    }
+    rate = max(probed, key=lambda rate: len(probed[rate]))
+    if not probed[rate]:
         return []
-    other, plain = families
-    factors = _factors(plain, other, found)
-    if not factors:
-        return []
-    blocks = [sum(WHOSE[name] == who for name in factors) for who in dict.fromkeys(WHOSE[n] for n in factors)]
-    reading = "; ".join(
-        f"{name}: {min(values.values()):.2g} to {max(values.values()):.2g}" for name, values in factors.items()
-    )
-    figure = figures.factors(
-        factors,
-        f"{plain.label} over {other.label}: right of 1, {other.label} is smoother",
-        "Where definitions disagree",
-        blocks,
-    )
+    shown: dict[str, dict[int, list[Curve]]] = {}
+    for label, runs in probed[rate].items():
+        steps = runs[0]["probe.step"]
+        chosen = steps[np.unique(np.linspace(0, len(steps) - 1, DISTANCE_CURVES).round().astype(int))]
+        shown[label] = {
+            int(step): [
+                (r["probe.gradient.distance_moved"][i], r["probe.gradient.gradient_distance"][i])
+                for r in runs
+                for i in np.flatnonzero(r["probe.step"] == step)
+            ]
+            for step in chosen
+        }
+    drawn = {
+        label: f"n = {_range(map(len, by_step.values()), 'run')} at each of {_count(len(by_step), 'step')}"
+        for label, by_step in shown.items()
+    }
+    title = f"How far the gradient changes along its own direction, lr\N{NO-BREAK SPACE}{rate}"
     caption = (
-        f"For each definition and learning rate the median over steps (the first {WARM_UP} left out) of {plain.label}, "
-        f"divided by that of {other.label}. Blocks: the report's, the course's, the paper's, controls. {SCALE} {words}"
+        "Santurkar et al. 2018, figure 11: gradient distance against distance moved, a line for each run at some of "
+        f"its probes. {_words(families, drawn)}"
     )
-    return [Drawing("where-definitions-disagree", figure, caption, f"Factors by definition. {reading}.")]
-
-
-def _factors(plain: Family, other: Family, found: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, float]]:
-    """Definition -> learning rate -> median of the plain net over median of the other."""
-    factors: dict[str, dict[str, float]] = {}
-    for name in WHOSE:
-        for rate in plain.runs:
-            medians = [_median(found, family.runs.get(rate, []), name) for family in (plain, other)]
-            if all(m is not None and m > 0 for m in medians):
-                factors.setdefault(name, {})[rate] = medians[0] / medians[1]  # type: ignore[operator]
-    return factors
-
-
-def _median(found: Mapping[str, Mapping[str, Curve]], runs: list[RunRecord], name: str) -> float | None:
-    values = [v[steps >= WARM_UP] for run in runs if name in found[run.name] for steps, v in [found[run.name][name]]]
-    finite = np.concatenate(values)[np.isfinite(np.concatenate(values))] if values else np.empty(0)
-    return float(np.median(finite)) if len(finite) else None
+    alt = "Gradient distance against distance moved along the gradient, a line for each of some steps."
+    return [Drawing("distance-curves", figures.distance_curves(shown, title), caption, alt)]
 
 
 def _middle(values: np.ndarray) -> float:
@@ -349,35 +361,15 @@ def _middle(values: np.ndarray) -> float:
     return float(np.median(finite)) if len(finite) else math.nan
 
 
-def _band_words(found: Mapping[str, Band], what: str) -> str:
-    widths = "; ".join(f"{label}: median width {_middle(b.high - b.low):.3g}" for label, b in found.items())
-    return f"{what} between its least and greatest over learning rates, against the step. {widths}."
-
-
 def _as_csv(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("step", "lr", "norm", "family", "seed", "definition", "source", "value"))
     for family in families:
-        for rate, run in _each(family):
+        for rate, run in family.each():
             for name, (steps, values) in found[run.name].items():
                 for step, value in zip(steps.tolist(), values.tolist(), strict=True):
                     if np.isfinite(value):
                         row = (step, rate, family.norm, family.label, run.seed, name, WHOSE[name], f"{value:.6g}")
                         writer.writerow(row)
-    return text.getvalue()
-
-
-def _factors_as_csv(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("definition", "source", "lr", *(f"median {family.label}" for family in families), "factor"))
-    for name in WHOSE:
-        for rate in dict.fromkeys(rate for family in families for rate in family.runs):
-            medians = [_median(found, family.runs.get(rate, []), name) for family in families]
-            if all(m is not None for m in medians):
-                factor = medians[-1] / medians[0] if len(medians) == 2 and medians[0] else ""  # type: ignore[operator]
-                writer.writerow(
-                    (name, WHOSE[name], rate, *(f"{m:.6g}" for m in medians), f"{factor:.4g}" if factor else "")
-                )
     return text.getvalue()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cifarbn.figures import save
 from cifarbn.report import curves, features, mistakes, smoothness, structure, table
 from cifarbn.report.gather import Sweep
 from cifarbn.report.page import Image, html_page, markdown_page
@@ -49,8 +50,8 @@ def write_report(sweep: Sweep, out: Path, options: Options = DEFAULTS, opening: 
 
 
 def _save(drawing: Drawing, folder: Path) -> Image:
-    drawing.figure.savefig(folder / f"{drawing.name}.pdf", metadata={"CreationDate": None})
+    save(drawing.figure, folder / f"{drawing.name}.pdf", metadata={"CreationDate": None})
     file = folder / f"{drawing.name}.png"
-    drawing.figure.savefig(file, dpi=PIXELS_PER_INCH, metadata={"Software": None})
+    save(drawing.figure, file, dpi=PIXELS_PER_INCH, metadata={"Software": None})
     width, _ = drawing.figure.get_size_inches()
     return Image(file.read_bytes(), width)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from cifarbn.report.smoothness import smoothness
 NORMS = {"vgg_a": "torch.nn.Identity", "vgg_a_bn": "torch.nn.BatchNorm2d"}
 
 
-def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None, batch=8):
-    """A run whose last-layer differences are all `scale` and whose walk has d(s) = 2 scale s at every probe."""
-    folder = root / f"data.batch_size={batch},model={model},optim.lr={lr}"
+def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None, batch=8, seed=0, **facts):
+    """A run whose last-layer differences are all `scale` and whose walk has d(s) = 2 scale s at every probe.
+
+    It moves by s / 2, so that d is 4 scale times the distance, and the true step moves by 0.1.
+    """
+    folder = root / f"data.batch_size={batch},model={model},optim.lr={lr},seed={seed}"
     folder.mkdir(parents=True)
     config = {
         "model": {"norm": {"_target_": NORMS[model]}, "num_classes": 10},
@@ -26,7 +30,7 @@ def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None,
         "schedule": {"max_lr": lr},
         "record": {"gradient_probe": {"eta": lr}},
         "data": {"_target_": "cifarbn.data.Shapes", "batch_size": batch},
-        "seed": 0,
+        "seed": seed,
     }
     result = {
         "status": status,
@@ -34,6 +38,7 @@ def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None,
         "overrides": [f"model={model}", f"optim.lr={lr}", f"data.batch_size={batch}"],
         "metrics": {"test/acc": 0.5},
         "data": {"name": "shapes", "train_size": 240, "val_size": 0, "test_size": 10},
+        **facts,
     }
     (folder / "result.json").write_text(json.dumps(result))
     losses = np.linspace(2, 1, steps) * scale if loss is None else np.full(steps, loss)
@@ -60,13 +65,18 @@ def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None,
         "probe.every": np.array(5),
         "probe.parameters": np.array(["conv.weight", "conv.bias", "head.weight"]),
         "probe.dimensions": np.array([4, 1, 2]),
+        "probe.gradient.loss_at_start": np.full(n, 0.5) * scale,
         "probe.gradient.loss": np.tile([1.0, 2.0, 4.0], (n, 1)) * scale,
         "probe.gradient.gradient_norm": np.full(n, 0.5),
         "probe.gradient.distance_moved": np.tile(s * 0.5, (n, 1)),
         "probe.gradient.gradient_distance": np.tile(2 * scale * s, (n, 1)),
-        "probe.gradient.parameter_distance": np.ones((n, 3, 3)) * scale,
-        "probe.gradient.parameter_moved": np.ones((n, 3, 3)),
-        "probe.gradient.parameter_norm": np.full((n, 3), 2.0),
+        "probe.update.distance_moved": np.full((n, 1), 0.1),
+        "scale_invariant_beta.step": probes,
+        "scale_invariant_beta.weights": np.array(["a", "b", "c"]),
+        "scale_invariant_beta.gradient_distance": np.array([[0, 0, np.nan], [0.5, 1, np.nan]])
+        * np.full((n, 1, 1), scale),
+        "scale_invariant_beta.distance_moved": np.tile([[0.01, 0.01, 0.01], [0.1, 0.1, 0.1]], (n, 1, 1)),
+        "scale_invariant_beta.weight_norm": np.full((n, 3), 2.0),
     }
     np.savez(folder / "recordings.npz", **arrays)
     return folder
@@ -93,7 +103,8 @@ def test_definitions_of_one_run_by_hand(tmp_path):
         "paper gradient predictiveness": 2 * 6 * 0.4,
         "paper effective beta": 2 * 6 / 0.5,
         "relative gradient distance": 2 * 6 * 0.4 / 0.5,
-        "scale-invariant beta": 6 * 2.0**2,
+        # The median over the weights that have a gradient: beta is 30 and 60 at the larger share, ||w||^2 is 4.
+        "scale-invariant beta": 4 * (30 + 60) / 2,
     }
     for name, value in expected.items():
         np.testing.assert_allclose(found[name][1], value, err_msg=name)
@@ -111,9 +122,11 @@ def test_families_differ_in_more_than_rate_and_what_follows_from_it(sweep):
         "paper-figure-4-lr-0.002",
         "distance-curves",
         "where-definitions-disagree",
+        "factors-at-matched-distance-and-loss",
     }
     for drawing in section.drawings:
-        assert "Data: shapes, 240 training pictures, batch 8. vgg_a_bn: n = 2" in drawing.caption, drawing.name
+        assert "Data: shapes, 240 training pictures, batch 8." in drawing.caption, drawing.name
+        assert "Nothing is smoothed." in drawing.caption
 
 
 def test_factors_compare_the_net_without_normalisation_with_the_other(sweep):
@@ -121,12 +134,184 @@ def test_factors_compare_the_net_without_normalisation_with_the_other(sweep):
     rows = list(csv.DictReader(io.StringIO(files["factors.csv"])))
     assert {float(row["factor"]) for row in rows} == {3.0}, "6 over 2, for every definition and rate"
     assert {row["lr"] for row in rows} == {"0.001", "0.002"}
+    assert {(row["reference"], row["other"]) for row in rows} == {("vgg_a", "vgg_a_bn")}
+    one = next(row for row in rows if (row["definition"], row["lr"]) == ("report Lipschitz", "0.001"))
+    assert one == {
+        "matched": "step",
+        "definition": "report Lipschitz",
+        "source": "report",
+        "true steps": "",
+        "lr": "0.001",
+        "reference": "vgg_a",
+        "other": "vgg_a_bn",
+        "median reference": "6",
+        "median other": "2",
+        "factor": "3",
+        "interval low": "3",
+        "interval high": "3",
+        "interval over": "probes",
+        "runs reference": "1",
+        "runs other": "1",
+        "probes reference": "19",  # steps 10 to 28: the last has no successor
+        "probes other": "19",
+    }
+    few = next(row for row in rows if (row["definition"], row["lr"]) == ("paper effective beta", "0.001"))
+    assert few["probes reference"] == "4" and not few["interval low"] and not few["interval over"]
+
+
+def rows_of(root):
+    return list(csv.DictReader(io.StringIO(smoothness(gather(root), Options()).files["factors.csv"])))
+
+
+def keep_only(folder, *prefixes):
+    with np.load(folder / "recordings.npz") as file:
+        kept = {name: array for name, array in file.items() if name.startswith(prefixes)}
+    np.savez(folder / "recordings.npz", **kept)
+
+
+def test_more_families_than_two_are_compared_where_they_differ_in_the_norm_only(tmp_path):
+    """As in the laptop's record: two nets at four rates, last-layer gradients only, beside nets that pair with none."""
+    for model, scale in (("vgg_a", 6.0), ("vgg_a_bn", 2.0)):
+        for lr in (1e-4, 5e-4, 1e-3, 2e-3):
+            write_run(tmp_path, model, lr, scale=scale)
+    for batch in (16, 32):
+        write_run(tmp_path, "vgg_a_bn", 1e-3, batch=batch)
+    for folder in tmp_path.iterdir():
+        keep_only(folder, "last_layer")
+    rows = rows_of(tmp_path)
+    assert len(rows) == 12
+    assert {float(row["factor"]) for row in rows} == {3.0}
+    assert {row["lr"] for row in rows} == {"0.0001", "0.0005", "0.001", "0.002"}
+    assert {row["reference"] for row in rows} == {"vgg_a, batch_size 8"}
+
+
+def test_every_pair_has_a_figure_of_its_own(sweep):
+    for model in ("vgg_a", "vgg_a_bn"):
+        write_run(sweep, model, 0.001, batch=16)
+    drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
+    sides = {drawings[f"where-definitions-disagree-{i}"].figure.axes[0].get_xlabel().split(":")[0] for i in (1, 2)}
+    assert {" ".join(side.split()) for side in sides} == {
+        f"vgg_a, batch_size {batch} over vgg_a_bn, batch_size {batch}" for batch in (8, 16)
+    }
+    assert "where-definitions-disagree" not in drawings
+
+
+def test_at_matched_distance_the_curves_are_read_at_true_steps(tmp_path):
+    """The net with norm steps twice as far, so at one true step each, 4 scale times the distance, 3 becomes 1.5."""
+    write_run(tmp_path, "vgg_a", 0.001, scale=6.0, steps=60)
+    bn = write_run(tmp_path, "vgg_a_bn", 0.001, scale=2.0, steps=60)
+    with np.load(bn / "recordings.npz") as file:
+        arrays = dict(file)
+    arrays["probe.update.distance_moved"] *= 2
+    np.savez(bn / "recordings.npz", **arrays)
+    found = {
+        (row["definition"], row["true steps"]): (float(row["factor"]), row["median reference"])
+        for row in rows_of(tmp_path)
+        if row["matched"] == "distance"
+    }
+    assert found["paper gradient predictiveness", "0.5"] == (1.5, "1.2")
+    assert found["paper gradient predictiveness", "1"] == (1.5, "2.4")
+    assert found["paper effective beta", "1"] == (3.0, "24")
+    assert found["relative gradient distance", "1"] == (1.5, "4.8")
+    assert {share for _, share in found} == {"0.5", "1"}, "the walks go from 0.025 to 0.2"
+
+
+def test_shares_that_the_probe_has_walked_are_taken_as_they_are(tmp_path):
+    for model, scale in (("vgg_a", 6.0), ("vgg_a_bn", 2.0)):
+        folder = write_run(tmp_path, model, 0.001, scale=scale, steps=60)
+        with np.load(folder / "recordings.npz") as file:
+            arrays = dict(file)
+        n = len(arrays["probe.step"])
+        arrays["probe.shares"] = np.array([1.0, 32.0])
+        arrays["probe.matched.gradient_distance"] = np.tile([scale, scale**2], (n, 1))
+        arrays["probe.matched.loss"] = np.tile([0.25 * scale, 2 * scale], (n, 1))
+        np.savez(folder / "recordings.npz", **arrays)
+    found = {
+        (row["definition"], row["true steps"]): float(row["factor"])
+        for row in rows_of(tmp_path)
+        if row["matched"] == "distance"
+    }
+    assert found["paper gradient predictiveness", "1"] == 3
+    assert found["paper gradient predictiveness", "32"] == 9
+    assert found["loss change", "1"] == found["loss change", "32"] == 3
+    assert ("paper gradient predictiveness", "4") not in found, "neither walked nor within the walk"
+
+
+def test_at_matched_loss_probes_pair_that_start_from_equal_losses(tmp_path):
+    """Losses of 12 to 6 and of 7.2 to 3.6: only what lies between 6 and 7.2, give or take 10 %, can pair."""
+    write_run(tmp_path, "vgg_a", 0.001, scale=6.0, steps=200)
+    write_run(tmp_path, "vgg_a_bn", 0.001, scale=3.6, steps=200)
+    rows = [row for row in rows_of(tmp_path) if row["matched"] == "loss"]
+    assert {row["definition"] for row in rows} == {
+        *("paper loss range", "paper gradient predictiveness", "paper effective beta", "relative gradient distance"),
+        "scale-invariant beta",
+    }
+    (pairs,) = {int(row["probes reference"]) for row in rows} & {int(row["probes other"]) for row in rows}
+    assert 8 <= pairs <= 14, "of 38 probes"
+    assert all(float(row["factor"]) == pytest.approx(6 / 3.6, rel=1e-3) and row["interval low"] for row in rows)
+    write_run(tmp_path, "vgg_a", 0.002, scale=6.0)
+    write_run(tmp_path, "vgg_a_bn", 0.002, scale=2.0)
+    matched = [row for row in rows_of(tmp_path) if row["lr"] == "0.002" and row["matched"] == "loss"]
+    assert not matched, "12 to 6 and 4 to 2 never meet"
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    root = tmp_path_factory.mktemp("three_seeds")
+    for model, scale in (("vgg_a", 6.0), ("vgg_a_bn", 2.0)):
+        for lr in (0.001, 0.002):
+            for seed in range(3):
+                write_run(root, model, lr, scale=scale * (1 + seed), steps=60, seed=seed)
+    return smoothness(gather(root), Options())
+
+
+def test_every_seed_is_drawn_and_counted(three_seeds):
+    drawings = {drawing.name: drawing for drawing in three_seeds.drawings}
+    for name in ("accuracy-every-few-steps", "report-lipschitz", "report-beta"):
+        assert [len(axes.lines) for axes in drawings[name].figure.axes] == [2 * 3] * 2, "two rates, three seeds"
+        assert "vgg_a: n = 3 runs at each of lr 0.001, 0.002" in drawings[name].caption
+    assert "12 (6 to 18 over 3 runs) at lr 0.001" in drawings["report-lipschitz"].alt
+    assert "vgg_a: n = 3 seeds with a run at each of lr 0.001, 0.002" in drawings["loss-landscape-over-rates"].caption
+    assert "what any seed reaches" in drawings["loss-landscape-over-rates"].caption
+    assert "vgg_a: n = 3 runs of 12 probes" in drawings["paper-figure-4-lr-0.001"].caption
+    curves = [len(axes.lines) for axes in drawings["distance-curves"].figure.axes]
+    assert curves == [4 * 3] * 2 and "n = 3 runs at each of 4 steps" in drawings["distance-curves"].caption
+    assert "n = 3 runs of either net" in drawings["where-definitions-disagree"].caption
+
+
+def test_the_band_over_seeds_is_the_median_edge_and_any_seed_s_reach(three_seeds):
+    drawings = {drawing.name: drawing for drawing in three_seeds.drawings}
+    beta = drawings["paper-figure-4-lr-0.001"].figure.axes[2]
+    # beta is 4 scale: 8, 16 and 24 with norm, 24, 48 and 72 without.
+    assert [set(np.round(line.get_ydata(), 6)) for line in beta.lines] == [{16}, {48}]
+    reach = [set(np.round(c.get_paths()[0].vertices[:, 1], 6)) for c in beta.collections]
+    assert reach == [{8, 24}, {24, 72}]
+
+
+def test_the_interval_covers_seeds_where_there_are_some(three_seeds):
+    rows = csv.DictReader(io.StringIO(three_seeds.files["factors.csv"]))
+    row = next(row for row in rows if (row["definition"], row["lr"]) == ("report Lipschitz", "0.001"))
+    assert (row["factor"], row["interval over"], row["runs reference"]) == ("3", "probes and seeds", "3")
+    assert row["probes reference"] == str(3 * 49)
+    # Seeds' medians are 6, 12, 18 and 2, 4, 6: the extremes are 6 / 6 and 18 / 2.
+    assert 1 <= float(row["interval low"]) < 2 and 5 < float(row["interval high"]) <= 9
+
+
+def test_a_seed_that_lacks_a_rate_is_in_no_band_over_rates(sweep):
+    for lr in (0.001, 0.002):
+        write_run(sweep, "vgg_a", lr, seed=1)
+    write_run(sweep, "vgg_a", 0.001, seed=2)
+    for folder in sweep.iterdir():
+        keep_only(folder, "last_layer")
+    drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
+    assert "vgg_a: n = 2 seeds with a run at each of lr 0.001, 0.002" in drawings["loss-landscape-over-rates"].caption
+    assert "vgg_a: n = 3 runs at lr 0.001 and n = 2 runs at lr 0.002" in drawings["report-beta"].caption
 
 
 def test_another_batch_size_is_another_family(sweep):
     write_run(sweep, "vgg_a", 0.001, batch=16)
     captions = [drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings]
-    assert "vgg_a, batch_size 16: n = 1 (lr 0.001)" in captions[0]
+    assert "vgg_a, batch_size 16: n = 1 run at lr 0.001; vgg_a, batch_size 8: n = 1 run at each of" in captions[0]
 
 
 def test_the_long_table_has_step_rate_norm_definition_and_value(sweep):
@@ -145,10 +330,49 @@ def test_dead_and_diverged_runs_are_in_no_band_and_named(sweep):
     write_run(sweep, "vgg_a", 0.004, loss=2.3026, steps=150)
     write_run(sweep, "vgg_a", 0.008, status="diverged")
     section = smoothness(gather(sweep), Options())
-    assert "optim.lr=0.004 (dead since step 0" in section.text
-    assert "optim.lr=0.008 (diverged" in section.text
+    assert "optim.lr=0.004,seed=0 (dead since step 0" in section.text
+    assert "optim.lr=0.008,seed=0 (diverged" in section.text
     figure4 = [drawing.name for drawing in section.drawings if "figure-4" in drawing.name]
     assert figure4 == ["paper-figure-4-lr-0.001", "paper-figure-4-lr-0.002"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "loss", "dead"),
+    [
+        ({"constant_prediction_loss": 0.09}, 0.09, True),
+        ({"constant_prediction_loss": 0.09}, 0.08, False),
+        ({"constant_prediction_loss": 0.09}, math.log(10), False),
+        ({"constant_prediction_loss": None}, math.log(10), False),
+        ({}, math.log(10), True),
+    ],
+)
+def test_a_run_is_dead_at_the_level_of_its_own_loss(tmp_path, facts, loss, dead):
+    write_run(tmp_path, "vgg_a", 0.004, loss=loss, steps=150, **facts)
+    assert_dead(tmp_path, dead)
+
+
+def assert_dead(root, dead):
+    (group,) = gather(root).groups
+    (run,) = group.runs + group.left_out
+    assert (run.trouble or "").startswith("dead since step 0") is dead
+
+
+@pytest.mark.parametrize(
+    ("target", "loss", "dead"),
+    [
+        ("cifarbn.losses.OneHotMSELoss", 0.09, True),
+        ("cifarbn.losses.OneHotMSELoss", math.log(10), False),
+        ("torch.nn.CrossEntropyLoss", math.log(10), True),
+        ("cifarbn.losses.SumOfSquares", math.log(10), False),
+        ("my.own.Loss", math.log(10), False),
+    ],
+)
+def test_results_from_before_the_level_was_recorded_go_by_the_loss_s_name(tmp_path, target, loss, dead):
+    folder = write_run(tmp_path, "vgg_a", 0.004, loss=loss, steps=150)
+    result = json.loads((folder / "result.json").read_text())
+    result["config"]["loss"] = {"_target_": target}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert_dead(tmp_path, dead)
 
 
 def test_captions_carry_the_caveats(sweep):
@@ -180,7 +404,7 @@ def test_runs_that_recorded_different_things_stand_in_one_sweep(sweep):
 
 
 def test_a_figure_says_and_shows_one_data_set(sweep):
-    for folder in sweep.glob("*lr=0.002"):
+    for folder in sweep.glob("*lr=0.002,*"):
         result = json.loads((folder / "result.json").read_text())
         result["data"] |= {"name": "cifar10", "train_size": 50_000}
         result["config"]["data"]["_target_"] = "cifarbn.data.CIFAR10"

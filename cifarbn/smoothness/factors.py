@@ -115,21 +115,27 @@ def pair_by_loss(first: ArrayLike, second: ArrayLike, tolerance: float = 0.1) ->
     Two losses pair where the larger is at most 1 + tolerance times the smaller. Losses that are not positive and
     finite pair with nothing. Walking up both sorted lists and taking every pair that comes gives the most pairs.
     """
-    losses = [np.asarray(a, dtype=np.float64) for a in (first, second)]
-    orders = [[int(i) for i in np.argsort(a) if np.isfinite(a[i]) and a[i] > 0] for a in losses]
-    sorted_losses = [a[order].tolist() for a, order in zip(losses, orders, strict=True)]
+    (order_a, sorted_a), (order_b, sorted_b) = _ascending(first), _ascending(second)
     ratio, pairs, i, j = 1 + tolerance, [], 0, 0
-    while i < len(orders[0]) and j < len(orders[1]):
-        a, b = sorted_losses[0][i], sorted_losses[1][j]
+    while i < len(sorted_a) and j < len(sorted_b):
+        a, b = sorted_a[i], sorted_b[j]
         if a > b * ratio:
             j += 1
         elif b > a * ratio:
             i += 1
         else:
-            pairs.append((orders[0][i], orders[1][j]))
+            pairs.append((i, j))
             i, j = i + 1, j + 1
     found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+    return order_a[found[:, 0]], order_b[found[:, 1]]
+
+
+def _ascending(losses: ArrayLike) -> tuple[Indices, list[float]]:
+    """Where the positive, finite losses are, from the least to the greatest, and these losses."""
+    losses = np.asarray(losses, dtype=np.float64)
+    usable = np.flatnonzero(np.isfinite(losses) & (losses > 0))
+    order = usable[np.argsort(losses[usable], kind="stable")]
+    return order, losses[order].tolist()
 
 
 def _factor(

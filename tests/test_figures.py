@@ -10,7 +10,10 @@ from numpy.testing import assert_allclose
 
 from cifarbn import figures
 from cifarbn.figures import FeatureMaps, Layer
-from cifarbn.figures.style import PALETTE, styled, wrapped
+from cifarbn.figures.smoothness import COLOURS, Walks
+from cifarbn.figures.style import PALETTE, logarithmic, shades, styled, wrapped
+from cifarbn.smoothness.bands import over_seeds
+from cifarbn.smoothness.factors import Factor
 
 LONG = "resnet18_pool, batch_size 256, weight_decay 1e-5, label_smoothing 0.1 (cifar10, n = 3)"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -25,7 +28,22 @@ LAYERS = [
     Layer("head", "linear", "linear", (10,), 1930),
 ]
 
+STEPS = np.arange(300)
+NOISY = RNG.lognormal(size=(3, 300))
+SEED_BAND = over_seeds([(STEPS, row, 2 * row) for row in NOISY])
+ONE_BAND = over_seeds([(STEPS, NOISY[0], 2 * NOISY[0])])
+CURVES = [(STEPS, row) for row in NOISY]
+FACTOR = Factor((3.0, 2.0), 1.5, (1.2, 1.9), (1, 1), (9, 9))
+
 DRAWN = {
+    "bands": lambda: figures.bands({LONG: SEED_BAND, "b": ONE_BAND}, "‖Gₜ − Gₜ₋₁‖", LONG, log=True),
+    "lines": lambda: figures.lines({LONG: {"0.1": CURVES, "1e-05": CURVES[:1]}}, "‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖", LONG, log=True),
+    "many lines": lambda: figures.lines({f"{LONG} {i}": {"0.1": CURVES} for i in range(9)}, "accuracy", LONG),
+    "walks": lambda: figures.walks({LONG: Walks(*[SEED_BAND] * 3), "b": Walks(*[ONE_BAND] * 3)}, LONG),
+    "distances": lambda: figures.distance_curves({LONG: {0: CURVES, 40: CURVES}, "b": {0: CURVES}}, LONG),
+    "factors": lambda: figures.factors(
+        {f"{LONG[:30]} {i}": {"0.1": FACTOR, "1e-05": FACTOR._replace(interval=None)} for i in range(9)}, LONG, LONG
+    ),
     "confusion": lambda: figures.confusion_matrix(RNG.integers(0, 2000, (10, 10)), CLASSES, LONG),
     "curves": lambda: figures.training_curves({"train/loss": 2 - ACCURACIES, "val/acc": ACCURACIES}, LONG),
     "one epoch": lambda: figures.training_curves({"train/loss": np.array([[2.0]])}, "short"),
@@ -136,3 +154,94 @@ def test_styled_keeps_the_docstring():
 def test_wrapped_breaks_lines():
     assert wrapped("short", 4) == "short"
     assert wrapped("one two three four five six", 1).count("\n") > 1
+
+
+def contrast(colour: str) -> float:
+    """On white, as WCAG 2.2 defines it."""
+    channels = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+
+
+def test_every_colour_of_a_line_can_be_seen_on_white():
+    assert contrast("#000000") == pytest.approx(21) and contrast("#777777") == pytest.approx(4.48, abs=0.01)
+    for colour in (*PALETTE, *COLOURS, *(c for n in range(1, 13) for c in shades([str(i) for i in range(n)]).values())):
+        assert contrast(colour) >= 3, colour
+
+
+def test_ordered_names_have_different_colours_from_light_to_dark():
+    found = list(map(contrast, shades([str(i) for i in range(8)]).values()))
+    assert found == sorted(found) and len(set(found)) == 8
+
+
+@pytest.mark.parametrize(
+    "span", [(0.8, 1.25), (0.97, 1.02), (1e-9, 1e3), (2, 4), (0.05, 0.2), (1.1, 1.9), (3e-6, 5e-6), (4e5, 9e5)]
+)
+def test_a_logarithmic_axis_has_two_labelled_ticks_and_not_too_many(span):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot(span, span)
+    logarithmic(axes, "y")
+    FigureCanvasAgg(figure).draw()
+    low, high = axes.get_ylim()
+    labels = [t.label1.get_text() for t in axes.yaxis.get_major_ticks() if low <= t.get_loc() <= high and t.label1]
+    assert 2 <= len([label for label in labels if label]) <= 10
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(0.05, "0.05"), (20, "20"), (1e4, "$10^{4}$"), (2e-6, r"$2\times10^{-6}$")]
+)
+def test_ticks_are_written_as_people_read_them(value, label):
+    figure = Figure()
+    axes = figure.subplots()
+    logarithmic(axes, "x")
+    assert axes.xaxis.get_major_formatter()(value) == label
+
+
+def test_bands_have_no_edges_and_seeds_a_paler_reach():
+    (axes,) = DRAWN["bands"]().axes
+    assert not axes.lines
+    reach, band, alone = axes.collections
+    assert (reach.get_alpha(), band.get_alpha(), alone.get_alpha()) == (0.18, 0.45, 0.45)
+    assert all(c.get_linewidth() == 0 for c in axes.collections)
+    heights = {round(float(y), 6) for y in reach.get_paths()[0].vertices[:, 1]}
+    assert heights >= {round(float(NOISY[:, 7].min()), 6), round(float(2 * NOISY[:, 7].max()), 6)}
+
+
+def test_every_run_has_its_line_and_every_rate_one_entry():
+    figure = DRAWN["lines"]()
+    assert len(figure.axes[0].lines) == 4
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lr 1e-05", "lr 0.1"]
+
+
+def test_many_families_stand_in_two_columns_and_the_last_of_each_is_labelled():
+    figure = DRAWN["many lines"]()
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 9 and figure.get_figheight() < 13
+    assert [bool(axes.get_xlabel()) for axes in shown] == [False] * 7 + [True] * 2
+
+
+def test_a_factor_without_an_interval_is_hollow_and_has_no_line():
+    (axes,) = DRAWN["factors"]().axes
+    dots = [c for c in axes.collections if len(c.get_offsets())]
+    assert len(dots) == 18
+    hollow = [c for c in dots if mpl.colors.to_hex(c.get_facecolor()[0]) == "#ffffff"]
+    intervals = [line for line in axes.lines if list(line.get_xdata()) == [1.2, 1.9]]
+    assert len(hollow) == 9 == len(intervals)
+
+
+def test_one_other_is_one_other():
+    figure = figures.comparison({f"group {i}": ACCURACIES for i in range(8)}, "acc", "accuracy", "title")
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "1 other"
+
+
+@pytest.mark.parametrize("name", ["bands", "factors", "confusion", "structure"])
+def test_a_saved_pdf_has_no_type_3_fonts(name, tmp_path):
+    file = tmp_path / "figure.pdf"
+    with mpl.rc_context({"pdf.fonttype": 3, "pdf.compression": 0}):
+        figures.save(DRAWN[name](), file)
+        assert mpl.rcParams["pdf.fonttype"] == 3, "the user's settings stay"
+    written = file.read_bytes()
+    assert b"/FontFile2" in written or b"/CIDFontType2" in written
+    assert b"/Type3" not in written

@@ -4,7 +4,7 @@ import slow_smoothness as slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifarbn.smoothness.bands import band
+from cifarbn.smoothness.bands import band, over_seeds
 
 NAN, INF = float("nan"), float("inf")
 
@@ -120,3 +120,35 @@ def test_the_order_of_runs_does_not_matter(runs, rng):
     first, second = band(curves(runs)), band(dict(shuffled))
     for name in ("steps", "low", "high", "count"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_over_seeds_takes_the_median_edge_and_the_extremes_by_step():
+    found = over_seeds(
+        [
+            ([0, 1, 2], [1.0, 2.0, 3.0], [5.0, 6.0, 7.0]),
+            ([1, 2, 3], [4.0, 1.0, 9.0], [8.0, 9.0, 10.0]),
+            ([1], [0.0], [7.0]),
+        ]
+    )
+    assert found.steps.tolist() == [0, 1, 2, 3] and found.seeds == 3
+    assert found.low.tolist() == [1, 2, 2, 9] and found.high.tolist() == [5, 7, 8, 10]
+    assert found.lowest.tolist() == [1, 0, 1, 9] and found.highest.tolist() == [5, 8, 9, 10]
+
+
+def test_over_one_seed_is_its_own_band():
+    found = over_seeds([([3, 5], [1.0, np.nan], [2.0, np.nan])])
+    assert (found.steps.tolist(), found.seeds) == ([3], 1)
+    assert found.low == found.lowest == 1 and found.high == found.highest == 2
+
+
+def test_the_edges_come_before_the_median():
+    """Two seeds whose least and greatest run change places: the band of their mean curves would have no width."""
+    one = band({"a": ([0], [0.0]), "b": ([0], [2.0])})
+    other = band({"a": ([0], [2.0]), "b": ([0], [0.0])})
+    found = over_seeds([(b.steps, b.low, b.high) for b in (one, other)])
+    assert (found.low.item(), found.high.item()) == (0, 2)
+
+
+def test_over_no_seed_is_an_error():
+    with pytest.raises(ValueError, match="no band"):
+        over_seeds([])

@@ -13,6 +13,7 @@ from cifarbn.smoothness.randomness import replayed
 from cifarbn.smoothness.vectors import random_direction
 from cifarbn.smoothness.walk import dln_steps, vgg_steps, walk
 from cifarbn.smoothness.walk_curves import (
+    at_distance,
     effective_beta,
     loss_band,
     predictiveness_band,
@@ -276,6 +277,21 @@ def test_predictiveness_is_a_distance_and_not_a_norm():
 def test_a_dead_gradient_gives_nan_and_no_warning():
     assert np.isnan(effective_beta([0.0, 0.0], [0.0, 0.0]))
     assert np.isnan(relative_distance([0.0], 0.0)).all()
+
+
+def test_at_another_distance_a_quadratic_s_curve_is_exact_and_nothing_is_extrapolated():
+    h, parameters, loss_fn = quadratic()
+    seen = walk(loss_fn, parameters, [0.4, 0.1])  # in any order
+    g = h @ torch.cat([p.detach().flatten() for p in parameters])
+    distances = np.array([0.1, 0.25, 0.4, 0.099, 0.41]) * g.norm().item()
+    moved, curve = (np.tile(a.numpy(), (5, 1)) for a in (seen.distance_moved, seen.gradient_distance))
+    found = at_distance(moved, curve, distances)
+    assert found[:3] == pytest.approx([s * (h @ g).norm().item() for s in (0.1, 0.25, 0.4)], rel=1e-12)
+    assert np.isnan(found[3:]).all()
+
+
+def test_an_end_that_only_rounding_leaves_outside_is_inside():
+    assert at_distance([[1.0, 2.0]] * 2, [[3.0, 5.0]] * 2, [1 - 1e-7, 2 + 1e-7]).tolist() == [3, 5]
 
 
 def test_arrays_are_the_fields():

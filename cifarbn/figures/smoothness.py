@@ -171,12 +171,13 @@ def _figure(height: float, title: str) -> Figure:
 def _panels(names: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
     """A figure with a titled panel for each name; all share their axes."""
     columns = 1 if len(names) <= ONE_COLUMN else 2
-    rows = -(-len(names) // columns)
-    figure = _figure(1.75 * rows + 0.6, title)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    titles = [wrapped(name, (WIDTH - 0.8) / columns) for name in names]
+    lines = [max(t.count("\n") for t in titles[i : i + columns]) for i in range(0, len(titles), columns)]
+    figure = _figure(1.75 * len(lines) + 0.17 * sum(lines) + 0.6, title)
+    grid = figure.subplots(len(lines), columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.ravel())
-    for axes, name in zip(panels, names, strict=False):
-        axes.set_title(wrapped(name, (WIDTH - 0.8) / columns))
+    for axes, text in zip(panels, titles, strict=False):
+        axes.set_title(text)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     return figure, panels[: len(names)]
@@ -211,10 +212,17 @@ def _label_above_a_gap(panels: Sequence[Axes]) -> None:
 
 
 def _legend(figure: Figure, panels: Sequence[Axes], *, numbered: bool = False) -> None:
-    """One entry for each label of any panel; numbered ones, such as `lr 0.001`, in the order of their colours."""
+    """One entry for each label of any panel; numbered ones, such as `lr 0.001`, in the order of their colours.
+
+    The figure grows by what the legend needs beyond one line.
+    """
     handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     order = sorted(handles, key=lambda label: float(label.split()[-1])) if numbered else list(handles)
-    columns = 4 if numbered else 2
-    legend = figure.legend([handles[label] for label in order], order, loc="outside lower left", ncols=columns)
+    texts = [wrapped(label, WIDTH - 0.8, 9) for label in order]
+    in_two = all(wrapped(label, WIDTH / 2 - 0.8, 9) == label for label in order)
+    columns = 4 if numbered else 2 if in_two else 1
+    lines = -(-sum(text.count("\n") + 1 for text in texts) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.19 * (lines - 1))
+    legend = figure.legend([handles[label] for label in order], texts, loc="outside lower left", ncols=columns)
     for line in legend.get_lines():
         line.set_linewidth(2)  # a thin one does not show its colour

@@ -12,13 +12,13 @@ from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 
 
-def write_run(root, model, *parts):
+def write_run(root, model, *parts, loss="a"):
     """A run of two epochs that measured these parts of the data."""
     folder = root / f"model={model}"
     folder.mkdir(parents=True)
     result = {
         "status": "done",
-        "config": {"model": {"_target_": f"cifarbn.models.{model}"}, "seed": 0},
+        "config": {"model": {"_target_": f"cifarbn.models.{model}"}, "seed": 0, "loss": {"_target_": loss}},
         "overrides": [f"model={model}"],
         "metrics": {"test/acc": 0.5},
         "data": {"name": "shapes"},
@@ -70,3 +70,12 @@ def test_a_group_that_did_not_measure_it_is_named(tmp_path):
     assert drawing.caption.startswith("Test accuracy of the groups that measured it, without m2, best")
     assert "for 2 groups" in drawing.alt and len(drawing.figure.axes[0].lines) == 2
     assert np.allclose(drawing.figure.axes[0].lines[0].get_ydata(), [0.25, 0.5])
+
+
+def test_losses_of_different_kinds_do_not_compare(tmp_path):
+    write_run(tmp_path, "m0")
+    write_run(tmp_path, "m1")
+    assert "do not compare" not in comparisons(tmp_path)["loss"].caption
+    write_run(tmp_path, "m2", loss="b")
+    found = comparisons(tmp_path)
+    assert "do not compare" in found["loss"].caption and "do not compare" not in found["accuracy"].caption

@@ -159,6 +159,14 @@ def test_factors_compare_the_net_without_normalisation_with_the_other(sweep):
     assert few["probes reference"] == "4" and not few["interval low"] and not few["interval over"]
 
 
+def test_captions_of_factors_say_what_their_intervals_cover(sweep):
+    drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
+    caption = drawings["where-definitions-disagree"].caption
+    assert "n = 1 run of each net, 2 to 20 steps or probes" in caption
+    assert "interval of the bootstrap over probes. Over the probes of a single run" in caption
+    assert "A hollow dot has fewer than 5 probes" in caption
+
+
 def rows_of(root):
     return list(csv.DictReader(io.StringIO(smoothness(gather(root), Options()).files["factors.csv"])))
 
@@ -276,7 +284,10 @@ def test_every_seed_is_drawn_and_counted(three_seeds):
     assert "vgg_a: n = 3 runs of 12 probes" in drawings["paper-figure-4-lr-0.001"].caption
     curves = [len(axes.lines) for axes in drawings["distance-curves"].figure.axes]
     assert curves == [4 * 3] * 2 and "n = 3 runs at each of 4 steps" in drawings["distance-curves"].caption
-    assert "n = 3 runs of either net" in drawings["where-definitions-disagree"].caption
+    assert "n = 3 runs of each net, 30 to 150 steps" in drawings["where-definitions-disagree"].caption
+    assert (
+        "interval of the bootstrap over probes and seeds. Over a few" in drawings["where-definitions-disagree"].caption
+    )
 
 
 def test_the_band_over_seeds_is_the_median_edge_and_any_seed_s_reach(three_seeds):

@@ -1,16 +1,21 @@
 import copy
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.nn import functional
 
+from cifarbn.command_line import CONF
 from cifarbn.losses import OneHotMSELoss, SumOfSquares
 from cifarbn.models import VGG, DeepLinear
 from cifarbn.smoothness.dead_runs import constant_prediction_loss, dead_since, diverged_at
+from cifarbn.train import train
 
+SMALL = ["model=vgg_a", "model.width=4", "trainer=cpu", "record=held_out_accuracy"]
 GUESS = math.log(10)
 LEARNS = list(np.linspace(GUESS, 0.5, 100))
 
@@ -147,3 +152,20 @@ def test_the_deep_linear_net_is_no_false_alarm():
     for level in (losses[-1], GUESS, 0.09):
         shifted = np.array(losses) * level / losses[-1]
         assert dead_since(shifted, constant_prediction_loss(SumOfSquares(), 0), norms, patience=10) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "level"),
+    [
+        (["data=shapes", "data.train_size=100", "data.test_size=20", "data.val_size=20", "loss=mse", *SMALL], 0.09),
+        (["experiment=paper/dln", "trainer.max_steps=2", "model.depth=2", "record=held_out_accuracy"], None),
+    ],
+)
+def test_a_run_records_its_own_level(tmp_path, overrides, level):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides, "epochs=1", "trainer.enable_progress_bar=false"])
+    cfg.record = {}
+    (tmp_path / "run").mkdir()
+    result = train(cfg, tmp_path / "run", [])
+    assert result["status"] == "done"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["constant_prediction_loss"] == pytest.approx(level)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -66,6 +67,7 @@ def test_result_is_complete(undisturbed):
     assert result["steps"] == STEPS
     assert set(result["metrics"]) == {f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "acc")}
     assert result["data"]["name"] == "shapes" and result["data"]["fingerprint"]
+    assert result["constant_prediction_loss"] == pytest.approx(math.log(10))
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert result["images_per_second"] > 0
     assert {"first_step", "train", "evaluate", "checkpoint", "total"} <= set(result["seconds"])

@@ -45,6 +45,8 @@ def _comparisons(data: str, groups: list[Group]) -> list[Drawing]:
         caption = f"{what.capitalize()} of all groups, best in the table first. {data_and_n(drawn)}"
         if missing := [group.label for group in groups if group.label not in curves]:
             caption = caption.replace("of all groups", f"of the groups that measured it, without {', '.join(missing)}")
+        if noun == "loss" and len({str(group.config.get("loss")) for group in drawn}) > 1:
+            caption += " The groups were trained by different losses, whose values do not compare with each other."
         ends = [f"{label} ends at {_last(values, quantity)}" for label, values in curves.items()]
         alt = f"Line chart of {what} against epoch for {len(curves)} groups. {'; '.join(ends[:10])}."
         drawings.append(Drawing(f"comparison-{data}-{noun}", figure, caption, alt))

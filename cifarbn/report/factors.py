@@ -23,9 +23,6 @@ COLUMNS = (
     *("median reference", "median other", "factor", "interval low", "interval high", "interval over"),
     *("runs reference", "runs other", "probes reference", "probes other"),
 )
-INTERVAL = (
-    "A line is a 95 % interval of the bootstrap over {what}, none where there are fewer than {fewest} probes{warning}."
-)
 
 
 class Comparison(NamedTuple):
@@ -187,18 +184,26 @@ def _rows(comparisons: list[Comparison]) -> dict[str, dict[str, Factor]]:
 def _n(comparisons: list[Comparison]) -> str:
     """How many runs and probes each dot rests on, and what its interval covers."""
     factors = [one.factor for one in comparisons]
-    runs = sorted({n for one in factors for n in one.runs})
-    probes = sorted({n for one in factors for n in one.probes})
-    count = f"{runs[0]} run{'s' if runs[-1] > 1 else ''}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]} runs"
-    values = f"{probes[0]:,}" if len(probes) == 1 else f"{probes[0]:,} to {probes[-1]:,}"
-    over = list(dict.fromkeys(_over(one) for one in factors if one.interval)) or ["probes"]
-    warning = ""
+    runs = _from_to(n for one in factors for n in one.runs)
+    probes = _from_to(n for one in factors for n in one.probes)
+    text = (
+        f"Each dot: n = {runs} run{'' if runs == '1' else 's'} of each net, {probes} steps or probes of all its runs. "
+    )
+    over = dict.fromkeys(_over(one) for one in factors if one.interval)
+    if over:
+        text += f"A line is a 95 % interval of the bootstrap over {' or '.join(over)}. "
     if "probes" in over:
-        warning += ", where a single run says nothing about other seeds"
-    if runs[-1] > 1:
-        warning += ", where few seeds give too narrow an interval"
-    interval = INTERVAL.format(what=" or ".join(over), fewest=FEWEST, warning=warning)
-    return f"Each dot: n = {count} of either net, {values} steps or probes in all. {interval}"
+        text += "Over the probes of a single run it says nothing about other seeds. "
+    if "probes and seeds" in over:
+        text += "Over a few seeds it is too narrow. "
+    if len([one for one in factors if one.interval]) < len(factors):
+        text += f"A hollow dot has fewer than {FEWEST} probes and no interval. "
+    return text.rstrip()
+
+
+def _from_to(numbers: Iterable[int]) -> str:
+    least, *_, greatest = sorted([*numbers] * 2)
+    return f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
 
 
 def _over(one: Factor) -> str:

@@ -195,6 +195,7 @@ def test_a_logarithmic_axis_has_two_labelled_ticks_and_not_too_many(span):
 def test_ticks_are_written_as_people_read_them(value, label):
     figure = Figure()
     axes = figure.subplots()
+    axes.plot([1, 2], [1, 2])
     logarithmic(axes, "x")
     assert axes.xaxis.get_major_formatter()(value) == label
 
@@ -245,3 +246,14 @@ def test_a_saved_pdf_has_no_type_3_fonts(name, tmp_path):
     written = file.read_bytes()
     assert b"/FontFile2" in written or b"/CIDFontType2" in written
     assert b"/Type3" not in written
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, -1.0, 3.0])
+def test_a_curve_that_cannot_be_drawn_logarithmically_is_no_warning(value):
+    values = np.full(5, value)
+    band = over_seeds([(np.arange(5), values, values)])
+    for figure in (
+        figures.lines({"a": {"0.1": [(np.arange(5), values)]}}, "what", "title", log=True),
+        figures.bands({"a": band}, "what", "title", log=True),
+    ):
+        FigureCanvasAgg(figure).draw()

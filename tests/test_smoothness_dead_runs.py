@@ -168,4 +168,6 @@ def test_a_run_records_its_own_level(tmp_path, overrides, level):
     (tmp_path / "run").mkdir()
     result = train(cfg, tmp_path / "run", [])
     assert result["status"] == "done"
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["constant_prediction_loss"] == pytest.approx(level)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["constant_prediction_loss"] == pytest.approx(
+        level
+    )

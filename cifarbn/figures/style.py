@@ -83,7 +83,12 @@ def shades(names: Sequence[str]) -> dict[str, str]:
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic, with at least two labelled ticks however little it spans."""
+    """Make an axis logarithmic, with at least two labelled ticks however little it spans.
+
+    One whose data have nothing positive stays linear. Call it when everything is drawn.
+    """
+    if not np.isfinite(getattr(axes.dataLim, f"minpos{which}")):
+        return
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(_LogTicks())

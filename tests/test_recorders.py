@@ -314,3 +314,12 @@ def test_a_probe_without_shares_or_without_the_update_has_no_matched_walk(tmp_pa
         train(plain_vgg, folder, [GradientProbe(folder, every=2, points=2, **options)], epochs=1)
         found = np.load(folder / "recordings.npz").files
         assert "probe.gradient.loss" in found and not [name for name in found if "matched" in name]
+
+
+def test_weights_that_are_freed_in_training_are_refused(tmp_path):
+    class Frees(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.net.head.weight.requires_grad_(trainer.global_step > 1)
+
+    with pytest.raises(UserError, match=r"record\.scale_invariant_beta: this net freezes"):
+        train(plain_vgg, tmp_path, [ScaleInvariantBeta(tmp_path, every=1)], extra=[Frees()], epochs=1)

@@ -59,8 +59,8 @@ class ScaleInvariantBeta(Recorder):
         walked = weights(pl_module)
         if list(walked) != self._names:
             raise UserError(
-                "record.scale_invariant_beta: this net freezes or frees parameters during training, so its weights "
-                "cannot be compared between steps (for speednet, model.whitening_bias_epochs=null keeps them all)"
+                "record.scale_invariant_beta: this net freezes or frees weights during training, so its measurements "
+                "cannot be compared between steps; leave this recorder out"
             )
         with measuring(pl_module, batch) as loss_fn:
             self.note(step=trainer.global_step, **vars(walk_each_weight(loss_fn, walked.values(), self.shares)))

@@ -106,16 +106,15 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def starts_processes(options: Mapping[str, Any]) -> bool:
     """Whether a run with these options of conf/trainer has, or may have, several processes: not so in a sweep."""
-    nodes = options.get("num_nodes", 1)
     on_gpus = options.get("accelerator") != "cpu" and torch.cuda.is_available()
     devices = options.get("devices", 1)
-    if devices == "auto" or str(devices) == "-1":
+    if str(devices) in ("auto", "-1"):
         count = torch.cuda.device_count() if on_gpus else 1
-    elif isinstance(devices, str):
-        count = int(devices) if devices.isdecimal() else len([each for each in devices.split(",") if each.strip()])
-    else:
-        count = devices if isinstance(devices, int) else len(devices)
-    return options.get("strategy", "auto") != "auto" or count > 1 or nodes != 1
+    elif str(devices).isdecimal():
+        count = int(devices)
+    else:  # numbers of devices, as a list or as words
+        count = len(devices.split(",") if isinstance(devices, str) else devices)
+    return options.get("strategy", "auto") != "auto" or count > 1 or options.get("num_nodes", 1) != 1
 
 
 def check_one_process(options: Mapping[str, Any]) -> None:

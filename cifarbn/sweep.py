@@ -93,7 +93,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Plan; Hydra takes an exception here for a warning, but not an exit."""
         with plain_errors():
-            check_one_process(config.trainer)
+            check_one_process(config.get("trainer") or {})
             folder = Path(config.hydra.sweep.dir) / ".sweeps"
             folder.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+HALF = (torch.bfloat16, torch.float16)
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -27,7 +29,7 @@ def in_full_precision(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return half-precision numbers as float32, and anything else as it is."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 class OneHotMSELoss(nn.Module):

@@ -29,5 +29,5 @@ class MeanOverImages(Metric):
         self.images += images
 
     def compute(self) -> Tensor:
-        """Return the mean as float32; NaN where there was no image."""
+        """Return the mean as float32."""
         return (self.total / self.images).float()

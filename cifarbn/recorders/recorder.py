@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifarbn.classifier import Batch, Classifier
-from cifarbn.losses import Loss, at_least_float32
+from cifarbn.losses import HALF, Loss, at_least_float32
 from cifarbn.runs import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.preserving import preserved
@@ -130,7 +130,7 @@ def _in_full_precision(net: nn.Module) -> Iterator[None]:
 
     Only the weights: `preserved`, around it, puts back the buffers.
     """
-    halves = [(p, p.data) for p in net.parameters() if at_least_float32(p.data) is not p.data]
+    halves = [(p, p.data) for p in net.parameters() if p.dtype in HALF]
     if halves:
         net.float()
     try:

@@ -48,8 +48,9 @@ class Classifier(pl.LightningModule):
         test_views: "plain", or what to average test logits over besides, see `mean_over_views`.
 
     Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`, each the mean over images whatever the batch size; the training
-    curve is the step-history recorder's. Accuracies are fractions. They are of the plain pictures; that over other views has their name, such as `test/acc_flip_shift`.
-    `confusion`, (C, C) int64 with rows = true class, holds the last test's counts.
+    curve is the step-history recorder's. Accuracies are fractions. They are of the plain pictures; that over other
+    views has their name, such as `test/acc_flip_shift`. `confusion`, (C, C) int64 with rows = true class, holds the
+    last test's counts.
 
     Before the first step of a run it shows the net a batch of the training data and refuses what cannot work, see
     `cifarbn.preflight`.
@@ -276,6 +277,11 @@ class Classifier(pl.LightningModule):
             raise UserError(
                 f"data: there are {len(loaders)} validation loaders, and val_names names {len(names)}; return one from "
                 "val_dataloader, or set val_names = ('val', 'test_curve')"
+            )
+        if not hasattr(trainer.train_dataloader, "state_dict"):
+            rank_zero_only(print)(
+                "the training loader has no state_dict: a run that is cut off within an epoch continues it with other "
+                "batches than it would have had"
             )
         pair = inputs_and_labels(trainer.precision_plugin.convert_input(batch))
         inputs, labels = (each.to(self.device) for each in pair)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
 HALF = (torch.bfloat16, torch.float16)
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -25,8 +25,9 @@ class MeanOverImages(Metric):
 
     def update(self, batch_mean: Tensor, images: int) -> None:
         """Add a batch of so many images, of which `batch_mean` is the mean value; the host does not wait for it."""
-        self.total += batch_mean.detach() * images
-        self.images += images
+        # A net in half precision (trainer.precision=bf16-true) has taken these sums along.
+        self.total = self.total.double() + batch_mean.detach().double() * images
+        self.images = self.images.double() + images
 
     def compute(self) -> Tensor:
         """Return the mean as float32."""

@@ -28,7 +28,7 @@ def make_optimizer(factory: OptimizerFactory, parameters: Iterable[nn.Parameter]
     with _named("optim", factory):
         optimizer = factory(parameters)
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"optim: {_name(factory)} makes a {type(optimizer).__name__}, which is not a torch Optimizer")
+        raise UserError(f"optim: {_name(factory)} makes a {type(optimizer).__name__}, which is no torch Optimizer")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
@@ -40,7 +40,8 @@ def make_optimizer(factory: OptimizerFactory, parameters: Iterable[nn.Parameter]
 
 def moves_every_step(factory: ScheduleFactory) -> bool:
     """Whether a schedule moves every step: those that ask for `total_steps` do, others move once an epoch."""
-    return "total_steps" in inspect.signature(factory).parameters
+    with _named("schedule", factory):
+        return "total_steps" in inspect.signature(factory).parameters
 
 
 def make_schedule(factory: ScheduleFactory, optimizer: Optimizer, total_steps: int) -> LRScheduler:
@@ -54,14 +55,17 @@ def make_schedule(factory: ScheduleFactory, optimizer: Optimizer, total_steps: i
     Raises:
         UserError: if it refuses its arguments.
     """
-    if not moves_every_step(factory):
-        with _named("schedule", factory):
-            return factory(optimizer)
-    given = getattr(factory, "keywords", {})
-    if own := [key for key in ("total_steps", "epochs", "steps_per_epoch") if given.get(key) is not None]:
-        raise UserError(f"schedule.{own[0]}: leave it out; the number of steps in the run is known, {total_steps}")
+    arguments = {}
+    if moves_every_step(factory):
+        given = getattr(factory, "keywords", {})
+        if own := [key for key in ("total_steps", "epochs", "steps_per_epoch") if given.get(key) is not None]:
+            raise UserError(f"schedule.{own[0]}: leave it out; the number of steps in the run is known, {total_steps}")
+        arguments["total_steps"] = total_steps
     with _named("schedule", factory):
-        return factory(optimizer, total_steps=total_steps)
+        schedule = factory(optimizer, **arguments)
+    if not isinstance(schedule, LRScheduler):
+        raise UserError(f"schedule: {_name(factory)} makes a {type(schedule).__name__}, which is no torch LRScheduler")
+    return schedule
 
 
 def rehearse(
@@ -105,7 +109,9 @@ def _named(group: str, factory: Callable[..., Any]) -> Iterator[None]:
         raise
     except Exception as error:
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-        raise UserError(f"{group}: {_name(factory)} cannot be used so ({kind}{str(error) or 'no reason given'})") from error
+        raise UserError(
+            f"{group}: {_name(factory)} cannot be used so ({kind}{str(error) or 'no reason given'})"
+        ) from error
 
 
 def _name(factory: Callable[..., Any]) -> str:

@@ -103,13 +103,12 @@ def check_batch_of_one(net: nn.Module, inputs: Tensor) -> None:
 
 def smallest_batch(loader: Any, batches: int) -> int | None:
     """Return the number of images in the smallest of an epoch's first `batches` batches; None where it is not known."""
-    if isinstance(loader, DataLoader):
-        if loader.batch_size is None:
-            return None
+    sizes: tuple[int, int] | None = getattr(loader, "batch_sizes", None)
+    if isinstance(loader, DataLoader) and loader.batch_size is not None:
         left_over = 0 if loader.drop_last else len(loader.sampler) % loader.batch_size  # type: ignore[arg-type]
         sizes = loader.batch_size, left_over or loader.batch_size
-    else:
-        sizes = getattr(loader, "batch_sizes", (None, None))
+    if sizes is None:
+        return None
     return sizes[0] if batches < len(loader) else sizes[1]
 
 

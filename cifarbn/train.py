@@ -55,7 +55,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
             classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views)
         with building("record"):
-            recorders = [instantiate(recorder, folder=folder) for recorder in chosen_recorders(cfg.get("record"), overrides)]
+            recorders = [
+                instantiate(recorder, folder=folder) for recorder in chosen_recorders(cfg.get("record"), overrides)
+            ]
 
         timing, history = Timing(), StepHistory(folder)
         last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)

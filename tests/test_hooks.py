@@ -33,7 +33,9 @@ def test_hooks_on_every_stage_fire_once_a_pass_and_see_what_the_stage_gives(name
     for stage in stages:
         module = net.get_submodule(stage)
         module.register_forward_hook(lambda _, inputs, output, stage=stage: seen.setdefault(stage, []).append(output))
-        module[-1].register_forward_hook(lambda _, inputs, output, stage=stage: seen.setdefault(f"{stage}'s last", output))
+        module[-1].register_forward_hook(
+            lambda _, inputs, output, stage=stage: seen.setdefault(f"{stage}'s last", output)
+        )
     assert torch.equal(net(pictures), logits)
     assert {stage for stage in seen if stage in stages} == set(stages)
     for stage in stages:

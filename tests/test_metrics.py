@@ -14,8 +14,9 @@ def test_the_mean_is_over_images_whatever_the_batches(sizes):
     assert mean.compute().dtype == torch.float32
 
 
-def test_half_precision_is_added_up_in_full_precision():
-    mean = MeanOverImages()
+@pytest.mark.parametrize("net", [torch.float32, torch.bfloat16, torch.float64])
+def test_half_precision_is_added_up_in_full_precision(net):
+    mean = torch.nn.ModuleList([MeanOverImages()]).to(net)[0]
     for _ in range(1000):
         mean.update(torch.tensor(1.0, dtype=torch.bfloat16), 1)
     mean.update(torch.tensor(2.0, dtype=torch.bfloat16), 1)

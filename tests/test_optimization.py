@@ -111,6 +111,8 @@ def test_every_schedule_of_torch_works_or_is_refused_before_the_first_step(name)
         ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 0}, "StepLR .*ZeroDivisionError"),
         ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": "often"}, "StepLR"),
         ({"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 0}, "CosineAnnealingLR .*ZeroDivision"),
+        ({"_target_": "torch.nn.Identity"}, "Identity makes a Identity, which is no torch LRScheduler"),
+        ({"_target_": "builtins.dict"}, "dict cannot be used so"),
         ({"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "total_steps": 5}, "total_steps: leave"),
         ({"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "epochs": 5}, "epochs: leave it out; .*6"),
     ],
@@ -149,7 +151,7 @@ def test_an_optimizer_that_refuses_its_arguments_says_so_before_any_data_is_read
 
 
 def test_a_target_that_makes_no_optimizer_is_refused():
-    with pytest.raises(UserError, match="makes a Flat, which is not a torch Optimizer"):
+    with pytest.raises(UserError, match="makes a Flat, which is no torch Optimizer"):
         Classifier(Flat(), nn.CrossEntropyLoss(), lambda parameters: Flat())
 
 

@@ -233,9 +233,12 @@ def own(folder, *overrides, model="Net"):
         ("def describe(self): return {'source': 'noise'}", []),
     ],
 )
-def test_a_data_module_of_the_user_s_own_works_to_the_end_with_every_recorder(extra, classes, package, tmp_path):
+def test_a_data_module_of_the_user_s_own_works_to_the_end_with_every_recorder(
+    extra, classes, package, tmp_path, capsys
+):
     package(DATA.replace("EXTRA", extra))
     result = own(tmp_path / "run", "record=all", "epochs=2")
+    assert "the training loader has no state_dict" in capsys.readouterr().out
     assert result["status"] == "done" and result["steps"] == 6
     assert result["data"]["name"] == "Mine" and result["data"]["classes"] == classes
     assert {"val/acc", "test/acc", "test/loss"} <= set(result["metrics"])

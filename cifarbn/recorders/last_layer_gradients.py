@@ -24,7 +24,8 @@ class LastLayerGradients(Recorder):
     """Records ||G_t||, ||G_t - G_{t-1}|| and ||2 G_{t-1} - G_t - G_{t-2}|| of every step, and on request G_t itself.
 
     G_t, (classes, in_features) float32, is the gradient of the last linear layer's weight, `head.weight` in this
-    package's nets, as the optimizer receives it: unscaled, not yet clipped. `layer` in the recording names it. The differences are formed on the device as a stream, so memory does not grow with the gradients.
+    package's nets, as the optimizer receives it: unscaled, not yet clipped. `layer` in the recording names the layer.
+    The differences are formed on the device as a stream, so memory does not grow with the gradients.
     `smoothness.differences` turns the arrays into the report's and the course's curves, which carry other indices.
 
     Args:

@@ -1,18 +1,31 @@
 """The LightningModule: a net, a loss, an optimizer factory and a schedule factory, and nothing else."""
 
-import inspect
-from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from cifarbn.data.interface import val_names
 from cifarbn.errors import UserError
+from cifarbn.losses import Loss, in_full_precision
+from cifarbn.metrics import MeanOverImages
+from cifarbn.optimization import (
+    OptimizerFactory,
+    ScheduleFactory,
+    make_optimizer,
+    make_schedule,
+    moves_every_step,
+    rehearse,
+)
+from cifarbn.preflight import check_batch_of_one, check_logits, check_model, inputs_and_labels, smallest_batch
 from cifarbn.views import SHIFTS, check_views, mean_over_views
 
 Batch = tuple[Tensor, Tensor]
@@ -22,29 +35,34 @@ class Classifier(pl.LightningModule):
     """Trains a net to classify; watches validation and, once at the end, the test set.
 
     Args:
-        net: maps (N, 3, H, W) float pictures to (N, C) logits; its last linear layer is `net.head`. If it has
-            `initialize_from(pictures)`, that is called with a training batch before the first step, but not on a
-            resume; if it has `start_epoch(epoch)`, with every epoch, counted from 0.
-        loss: `(logits, labels) -> scalar`.
+        net: maps (N, 3, H, W) float pictures to (N, C) logits. If it has `initialize_from(pictures)`, that is called
+            with a training batch before the first step, but not on a resume; if it has `start_epoch(epoch)`, with
+            every epoch, counted from 0.
+        loss: `(logits, labels) -> scalar`; computed in float32 at least, see `in_full_precision`.
         optimizer: `parameters -> Optimizer`. Called once here too, so that a bad argument fails before any data is
             read.
         schedule: `optimizer -> LRScheduler`. One that has a `total_steps` argument (OneCycleLR) gets it and moves
-            every step, any other moves once an epoch. None keeps the learning rate.
-        num_classes: C.
+            every step, any other moves once an epoch. ReduceLROnPlateau watches val/loss or, with mode="max", val/acc.
+            None keeps the learning rate.
+        num_classes: of the data; 0 for a regression, None where the data does not say.
         test_views: "plain", or what to average test logits over besides, see `mean_over_views`.
 
-    Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`; the training curve is the step-history recorder's. Accuracies
-    are fractions. They are of the plain pictures; that over other views has their name, such as `test/acc_flip_shift`.
-    `confusion`, (C, C) int64 with rows = true class, holds the last test's counts.
+    Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`, each the mean over images whatever the batch size; the training
+    curve is the step-history recorder's. Accuracies are fractions. They are of the plain pictures; that over other
+    views has their name, such as `test/acc_flip_shift`. `confusion`, (C, C) int64 with rows = true class, holds the
+    last test's counts.
+
+    Before the first step of a run it shows the net a batch of the training data and refuses what cannot work, see
+    `cifarbn.preflight`.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
-        num_classes: int = 10,
+        loss: Loss,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory | None = None,
+        num_classes: int | None = None,
         test_views: str = "plain",
     ) -> None:
         super().__init__()
@@ -53,15 +71,13 @@ class Classifier(pl.LightningModule):
         self.loss = loss
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
+        self.num_classes = num_classes
         self.test_views = test_views
-        optimizer(net.parameters())
+        make_optimizer(optimizer, net.parameters())
         names = ("val", "test_curve", "test", *SHIFTS)
-        # nan_strategy and validate_args: torchmetrics' checks would make the host wait for the device at every batch.
-        self.losses = nn.ModuleDict({n: MeanMetric(nan_strategy="disable") for n in names})
-        self.accuracies = nn.ModuleDict(
-            {n: MulticlassAccuracy(num_classes, average="micro", validate_args=False) for n in names}
-        )
-        self.confusion_metric = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self.losses = nn.ModuleDict({name: MeanOverImages() for name in names})
+        self.accuracies = nn.ModuleDict({name: MeanOverImages() for name in names})
+        self.confusion_metric: MulticlassConfusionMatrix | None = None  # until a test shows how many classes there are
         self.confusion: Tensor | None = None
         self._rng: dict[str, Any] | None = None
 
@@ -71,11 +87,43 @@ class Classifier(pl.LightningModule):
         Raises:
             UserError: naming the layer.
         """
-        alone = {type(module).__name__ for module in self.net.modules() if getattr(module, "one_process", False)}
-        if alone and self.trainer.world_size > 1:
+        if self.trainer.world_size == 1:
+            return
+        # On GPUs Lightning has put torch's SyncBatchNorm in the place of every batch norm; on CPUs there is none.
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        alone = {
+            type(module).__name__
+            for module in self.net.modules()
+            if getattr(module, "one_process", False) or (on_cpu and isinstance(module, _BatchNorm))
+        }
+        if alone:
             raise UserError(
-                f"{', '.join(sorted(alone))} means another net on each number of processes: trainer=auto, or norm=batch"
+                f"{', '.join(sorted(alone))} would compute its statistics in each process for itself, so that results "
+                f"depend on the number of processes. Use trainer=auto, or norm={'group' if on_cpu else 'batch'}"
             )
+
+    @cached_property
+    def last_layer(self) -> str:
+        """The name of the last linear layer: `head`, or else the last `nn.Linear` in the order of the net's modules.
+
+        Raises:
+            UserError: if there is none that is trained.
+        """
+        linear = [name for name, module in self.net.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise UserError(
+                "record: the model has no linear layer (nn.Linear) whose gradients could be recorded; leave out "
+                "last_layer_gradients and step_change, or set record=none"
+            )
+        name = "head" if "head" in linear else linear[-1]
+        if not self.net.get_submodule(name).weight.requires_grad:
+            raise UserError(
+                f"record: the weight of the model's last linear layer, {name}, is not trained and has no gradient; "
+                "leave out last_layer_gradients and step_change, or set record=none"
+            )
+        if name != "head":
+            rank_zero_only(print)(f"recorded as the last layer: {name} (the model has no layer called head)")
+        return name
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits (N, C) of normalised pictures (N, 3, H, W)."""
@@ -85,18 +133,24 @@ class Classifier(pl.LightningModule):
         """The loss, and the accuracy of the same forward pass for whoever records it; both stay on the device."""
         pictures, labels = batch
         logits = self.net(pictures)
-        return {"loss": self.loss(logits, labels), "acc": accuracy(logits.detach(), labels)}
+        check_logits(logits, len(pictures))  # in train mode a net may return more, such as auxiliary logits
+        return {"loss": self.loss_of(logits, labels), "acc": accuracy(logits.detach(), labels)}
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits in whatever precision, in full precision."""
+        return in_full_precision(self.loss, logits, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and accuracy on `val` and, where the run asks for the test curve, on `test_curve`."""
-        names = getattr(self.trainer.datamodule, "val_names", ("val",))  # type: ignore[attr-defined]
-        self._evaluate(names[dataloader_idx], batch)
+        self._evaluate(val_names(self._data)[dataloader_idx], batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss, accuracy and confusion counts on the test set."""
         logits = self._evaluate("test", batch)
         pictures, labels = batch
         if are_classes(labels):
+            if self.confusion_metric is None:
+                self.confusion_metric = MulticlassConfusionMatrix(logits.shape[1], validate_args=False).to(self.device)
             self.confusion_metric.update(logits, labels)
         if self.test_views != "plain":
             logits = mean_over_views(self.net, pictures, logits, self.test_views)
@@ -104,48 +158,85 @@ class Classifier(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Keep the confusion counts for whoever draws them."""
-        if self.confusion_metric.update_called:
+        if self.confusion_metric is not None:
             self.confusion = self.confusion_metric.compute().cpu()
-            self.confusion_metric.reset()
+            self.confusion_metric = None
 
     def _evaluate(self, name: str, batch: Batch) -> Tensor:
         pictures, labels = batch
         logits = self.net(pictures)
-        loss: Metric = self.losses[name]  # type: ignore[assignment]
-        loss.update(self.loss(logits, labels), weight=len(labels))
-        self.log(f"{name}/loss", loss, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        self._log_mean(f"{name}/loss", self.losses[name], self.loss_of(logits, labels), len(labels))
         if are_classes(labels):
             self._log_accuracy(name, f"{name}/acc", logits, labels)
         return logits
 
     def _log_accuracy(self, name: str, column: str, logits: Tensor, labels: Tensor) -> None:
-        right: Metric = self.accuracies[name]  # type: ignore[assignment]
-        right.update(logits, labels)
-        self.log(column, right, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        self._log_mean(column, self.accuracies[name], accuracy(logits, labels), len(labels))
+
+    def _log_mean(self, column: str, mean: nn.Module, batch_mean: Tensor, images: int) -> None:
+        assert isinstance(mean, MeanOverImages)
+        mean.update(batch_mean, images)
+        self.log(column, mean, on_step=False, on_epoch=True, add_dataloader_idx=False)
+
+    @property
+    def _data(self) -> Any:
+        """The data module; None where the trainer was given loaders."""
+        return getattr(self.trainer, "datamodule", None)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and, where there is one, its schedule in the form Lightning asks for."""
-        optimizer = self.optimizer_factory(self.net.parameters())
-        if self.trainer.precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
+        """The optimizer and, where there is one, its schedule in the form Lightning asks for.
+
+        Raises:
+            UserError: if they cannot work together, or not on this data.
+        """
+        trainer, factory = self.trainer, self.schedule_factory
+        total_steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs or 1
+        # Asking for the steps has built the training loader, into which a resume loads its state only as it is built.
+        trainer.fit_loop._combined_loader = None
+        if total_steps < 1:
+            raise UserError("data: the training loader must have a length, the number of batches in an epoch")
+        rehearse(self.optimizer_factory, factory, self.net.parameters(), total_steps, epochs)
+        optimizer = make_optimizer(self.optimizer_factory, self.net.parameters())
+        if trainer.precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise UserError(
                 "trainer.precision=16-mixed needs optim.fused=false: a fused optimizer unscales the gradients itself, "
                 "after clipping and recorders have seen them scaled"
             )
-        if self.schedule_factory is None:
+        if factory is None:
             return optimizer
-        if "total_steps" in inspect.signature(self.schedule_factory).parameters:
-            total_steps = int(self.trainer.estimated_stepping_batches)
-            scheduler, interval = self.schedule_factory(optimizer, total_steps=total_steps), "step"
-        else:
-            scheduler, interval = self.schedule_factory(optimizer), "epoch"
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+        scheduler = make_schedule(factory, optimizer, total_steps)
+        config: dict[str, Any] = {
+            "scheduler": scheduler,
+            "interval": "step" if moves_every_step(factory) else "epoch",
+        }
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if "val" not in val_names(self._data) or not trainer.limit_val_batches:
+                raise UserError(
+                    "schedule: ReduceLROnPlateau watches the validation set, and there is none; raise data.val_size "
+                    "above 0, or use another schedule"
+                )
+            config["monitor"] = _watched(scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Move a schedule; not ReduceLROnPlateau, which Lightning moves after the epoch's checkpoint is written."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_validation_end(self) -> None:
+        """Move ReduceLROnPlateau, by this validation's metrics."""
+        scheduler = self.lr_schedulers()
+        if self.trainer.state.fn == "fit" and isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(self.trainer.callback_metrics[_watched(scheduler)])
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the norm of the whole gradient; Lightning refuses to do it for a fused optimizer, scaled or not."""
+        """Clip the whole gradient's norm, or its values; Lightning refuses to do it for a fused optimizer."""
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+            by_value = gradient_clip_algorithm == "value"
+            clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+            clip(self.net.parameters(), gradient_clip_val)
 
     # Lightning's checkpoints leave out the generators; dropout and noisy batch norm draw from them, so a resumed run
     # could not repeat the one that was never cut off.
@@ -160,22 +251,57 @@ class Classifier(pl.LightningModule):
         self._rng = checkpoint["rng"]
 
     def on_train_start(self) -> None:
-        """Show the net a batch before its first step; on a resume put the generators where the checkpoint had them."""
+        """Look at a batch before the first step, and show it to the net; on a resume restore the generators instead.
+
+        Raises:
+            UserError: if the model, the data and the loss do not fit each other.
+        """
         self.on_train_epoch_start()  # which a resume in the middle of an epoch would go without
         if self._rng is None:
+            with isolate_rng():  # a DataLoader draws as it begins
+                batch = next(iter(self.trainer.train_dataloader))  # type: ignore[arg-type]
+            self._check(batch)
             if initialize_from := getattr(self.net, "initialize_from", None):
-                pictures, _ = next(iter(self.trainer.train_dataloader))  # type: ignore[arg-type]
-                initialize_from(pictures.to(self.device))
+                initialize_from(batch[0].to(self.device))
             return
         torch.set_rng_state(self._rng["cpu"].cpu())
         if len(self._rng["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
         self._rng = None
 
+    def _check(self, batch: Any) -> None:
+        """Refuse what cannot work, by this batch of the training data."""
+        trainer = self.trainer
+        names, loaders = val_names(self._data), trainer.num_val_batches
+        if len(loaders) > len(names):
+            raise UserError(
+                f"data: there are {len(loaders)} validation loaders, and val_names names {len(names)}; return one from "
+                "val_dataloader, or set val_names = ('val', 'test_curve')"
+            )
+        if not hasattr(trainer.train_dataloader, "state_dict"):
+            rank_zero_only(print)(
+                "the training loader has no state_dict: a run that is cut off within an epoch continues it with other "
+                "batches than it would have had"
+            )
+        pair = inputs_and_labels(trainer.precision_plugin.convert_input(batch))
+        inputs, labels = (each.to(self.device) for each in pair)
+        with trainer.precision_plugin.forward_context():
+            options: dict[str, Any] = {"num_classes": self.num_classes, "test_views": self.test_views}
+            check_model(self.net, self.loss, (inputs, labels), **options)
+            batches = int(trainer.num_training_batches)
+            if trainer.max_steps != -1:
+                batches = min(batches, trainer.max_steps)
+            if smallest_batch(trainer.train_dataloader, batches) == 1 and trainer.world_size == 1:
+                check_batch_of_one(self.net, inputs)
+
     def on_train_epoch_start(self) -> None:
         """Tell the net which epoch begins."""
         if start_epoch := getattr(self.net, "start_epoch", None):
             start_epoch(self.current_epoch)
+
+
+def _watched(scheduler: ReduceLROnPlateau) -> str:
+    return "val/loss" if scheduler.mode == "min" else "val/acc"
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

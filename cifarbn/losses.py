@@ -1,8 +1,34 @@
-"""Losses that torch lacks, each `(logits, labels) -> scalar`."""
+"""Losses that torch lacks, each `(logits, labels) -> scalar`, and the precision in which any loss is computed."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+HALF = (torch.bfloat16, torch.float16)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def in_full_precision(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute `loss(logits, labels)` in float32 or, for float64 logits, in float64, whatever the run's precision.
+
+    Autocast does the same for torch's own losses, but not for one written as a formula: in bfloat16 a mean squared
+    error has 8 bits.
+
+    Args:
+        loss: `(logits, labels) -> scalar`.
+        logits: (N, C) of any floating dtype.
+        labels: (N,) class indices, or regression targets of any floating dtype.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return loss(at_least_float32(logits), at_least_float32(labels))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return half-precision numbers as float32, and anything else as it is."""
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 class OneHotMSELoss(nn.Module):
@@ -29,5 +55,14 @@ class SumOfSquares(nn.Module):
     """
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss, a scalar, of outputs and targets of one shape (N, features)."""
+        """The loss, a scalar, of outputs and targets of one shape (N, features).
+
+        Raises:
+            ValueError: if the shapes differ (the subtraction would broadcast them).
+        """
+        if outputs.shape != targets.shape:
+            raise ValueError(
+                f"the sum of squares needs a target for every output; outputs have the shape {tuple(outputs.shape)}, "
+                f"targets {tuple(targets.shape)}"
+            )
         return torch.sum((outputs - targets) ** 2)

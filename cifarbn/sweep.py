@@ -14,10 +14,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cifarbn.command_line import plain_errors
 from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError
+from cifarbn.hardware import check_one_process
 from cifarbn.runs import RESULT, folder_name, read_result
 
 STATUSES = ("done", "diverged", "failed", "refused", "elsewhere")
@@ -92,11 +93,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Plan; Hydra takes an exception here for a warning, but not an exit."""
         with plain_errors():
-            if "ddp" in str(OmegaConf.select(config, "trainer.strategy")):
-                raise UserError(
-                    "a sweep makes its runs one after another in one process, and DDP needs processes of its own: "
-                    "leave out -m and run trainer=ddp once for each combination, or sweep with one device a run"
-                )
+            check_one_process(config.get("trainer") or {})
             folder = Path(config.hydra.sweep.dir) / ".sweeps"
             folder.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")

@@ -1,5 +1,6 @@
 """One training run: `python -m cifarbn.train model=resnet18_pool optim=adam`."""
 
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +14,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cifarbn import figures
 from cifarbn.classifier import Classifier
 from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
-from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.data.interface import check_data, class_names, describe, num_classes
+from cifarbn.errors import UserError
+from cifarbn.hardware import Hardware, check_one_process, check_options, make_trainer, starts_processes
 from cifarbn.progress import ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
+from cifarbn.recorders.choice import chosen_recorders, spell_out
 from cifarbn.runs import Result, Run
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
 from cifarbn.sources import sources
@@ -29,6 +34,8 @@ say = rank_zero_only(print)
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     """Train, then test once; all that comes of it is in `folder`, the run folder. Returns its `result.json`."""
+    if not starts_processes(cfg.trainer):
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a task of SLURM's is not a process of this run's
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
     run = Run.open(folder, config, overrides, sources(config), **how)
@@ -38,25 +45,27 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
 
     with run.recorded():
         pl.seed_everything(cfg.seed, verbose=False)
-        options = dict(cfg.trainer)
+        options = check_options(cfg.trainer)
         chosen = ("accelerator", "precision", "channels_last", "compile", "kernels")
         hardware = Hardware.choose(*map(options.pop, chosen))
         with building("data"):
-            data = instantiate(cfg.data)
+            data = check_data(instantiate(cfg.data))
         with building("model"):
             net = hardware.prepare(instantiate(cfg.model))
         with building("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
-            classifier = Classifier(net, loss, optimizer, schedule, test_views=cfg.test_views)
+            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views)
         with building("record"):
-            recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
+            recorders = [
+                instantiate(recorder, folder=folder) for recorder in chosen_recorders(cfg.get("record"), overrides)
+            ]
 
         timing, history = Timing(), StepHistory(folder)
         last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
         bar = [ProgressBar()] if options["enable_progress_bar"] else []
         logger = TensorBoardLogger(folder, name="", version="", purge_step=run.steps or None)
         callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar]
-        trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, **options)
+        trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, default_root_dir=folder, **options)
         say(f"{folder}\n{hardware}")
         level = constant_prediction_loss(loss, len(getattr(data, "classes", ())), getattr(data, "batch_size", None))
         run.update(constant_prediction_loss=level)
@@ -64,16 +73,19 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
 
         try:
             trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
+        except MisconfigurationException as error:  # such as limit_train_batches=1e-6
+            raise UserError(f"trainer: {error}") from error
         finally:  # a diverged run is a result, an interrupted one will be continued
             run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
-            run.update(metrics=history.epoch_metrics, data=data.describe(), seconds=dict(timing.seconds))
+            run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
         trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=history.epoch_metrics | tested, seconds=dict(timing.seconds))
         logger.log_hyperparams(run.result["config"], run.result["metrics"], step=trainer.global_step)
         if classifier.confusion is not None:
             run.update(confusion=classifier.confusion.tolist())
-            confusion = figures.confusion_matrix(classifier.confusion.numpy(), data.classes)
+            names = class_names(data, len(classifier.confusion))
+            confusion = figures.confusion_matrix(classifier.confusion.numpy(), names)
             logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
         logger.finalize("success")
     say(run)
@@ -87,12 +99,15 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     # In a sweep, `cifarbn.sweep` hears of errors.
     with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else plain_errors():
         check_types(cfg)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            check_one_process(cfg.trainer)
         result = train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
         return result.get("metrics", {}).get("val/acc")
 
 
 def main() -> None:
     """The command line."""
+    sys.argv[1:] = spell_out(sys.argv[1:])
     run_plainly(_hydra_main)
 
 

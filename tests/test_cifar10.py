@@ -1,5 +1,9 @@
 import os
 import pickle
+import shutil
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from cifarbn.data import cifar10, read_cifar10
+from cifarbn.data import CIFAR10, cifar10, read_cifar10
 from cifarbn.errors import UserError
 
 BASE = "cifar-10-batches-py"
@@ -195,3 +199,82 @@ def test_whoever_comes_second_uses_what_the_first_one_brought(tiny_cifar10, tmp_
     (second / "half").touch()
     cifar10._publish(second, tiny_cifar10 / BASE)
     assert len(read_cifar10(tiny_cifar10)[0]) == 50
+
+
+# An archive that is there, and what a killed download leaves
+
+
+def test_an_archive_beside_the_folder_is_used_without_a_network(tiny_cifar10, tiny_archive, no_network, tmp_path):
+    for download in (True, False):
+        root = tmp_path / f"root-{download}"
+        root.mkdir()
+        shutil.copy(tiny_archive, root / "cifar-10-python.tar.gz")
+        assert read_cifar10(root, download)[0].fingerprint == read_cifar10(tiny_cifar10)[0].fingerprint
+        assert sorted(path.name for path in root.iterdir()) == [BASE, "cifar-10-python.tar.gz"]
+
+
+@pytest.mark.parametrize("harm", [truncate, alter])
+def test_an_archive_that_is_not_intact_is_named_and_left(tiny_archive, no_network, tmp_path, harm):
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(tiny_archive, root / "cifar-10-python.tar.gz")
+    harm(root / "cifar-10-python.tar.gz")
+    with pytest.raises(UserError, match="the archive is incomplete or altered: MD5 .* Delete that archive") as error:
+        read_cifar10(root)
+    assert str(root / "cifar-10-python.tar.gz") in str(error.value)
+    assert_names_a_remedy(error)
+    assert [path.name for path in root.iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+def test_what_a_killed_download_has_left_is_removed(tiny_archive, tmp_path):
+    left = tmp_path / "data2" / ".cifar-10-download-abc"
+    left.mkdir(parents=True)
+    (left / "archive").write_bytes(b"half")
+    read_cifar10(tmp_path / "data2")
+    assert [path.name for path in (tmp_path / "data2").iterdir()] == [BASE]
+
+
+DOWNLOADING = """
+import sys, time
+from pathlib import Path
+from cifarbn.data import cifar10
+with cifar10._alone_in(Path(sys.argv[1])) as alone:
+    assert alone
+    (Path(sys.argv[1]) / ".cifar-10-download-theirs").mkdir()
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", ["finished", "killed"])
+def test_a_second_process_waits_for_the_first(tiny_cifar10, tiny_archive, tmp_path, capfd, end):
+    root = tmp_path / "root"
+    root.mkdir()
+    first = subprocess.Popen(
+        [sys.executable, "-c", DOWNLOADING, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline() == "begun\n"
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(read_cifar10, root)
+        said = ""
+        while "waiting for it" not in said and not second.done():
+            said += capfd.readouterr().out
+            time.sleep(0.01)
+        assert (root / ".cifar-10-download-theirs").exists() and not second.done()
+        if end == "finished":
+            (root / ".cifar-10-download-theirs").rmdir()
+            shutil.copytree(tiny_cifar10 / BASE, root / BASE)
+        first.kill()
+        first.wait()
+        assert len(second.result(timeout=60)[0]) == 50
+    assert [path.name for path in root.iterdir()] == [BASE]
+    first.stdin.close(), first.stdout.close()
+
+
+@pytest.mark.parametrize("root", ["", None, 5])
+def test_a_root_that_names_no_folder_is_refused(root):
+    with pytest.raises(UserError, match="data.root must name a folder"):
+        CIFAR10(root)
+    if root == "":
+        with pytest.raises(UserError, match="data.root is empty"):
+            cifar10.find_cifar10(root)

@@ -7,7 +7,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cifarbn.classifier import Classifier
-from cifarbn.data import Images, InMemoryLoader
+from cifarbn.data import Images, InMemoryLoader, Shapes
+from cifarbn.errors import UserError
+from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.losses import OneHotMSELoss
+from cifarbn.models import VGG
+from cifarbn.models.normalization import GroupNorm2d, LpNorm2d
 
 
 class Listening(nn.Module):
@@ -109,3 +114,95 @@ def test_other_views_have_an_accuracy_of_their_own_beside_the_plain_one(views):
     assert metrics["test/acc"] == 0.5
     assert metrics.get("test/acc_flip") == (0.75 if views == "flip" else None)
     assert classifier.confusion.trace() == 2
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.01)
+
+
+def metrics(eval_batch_size, loss, precision="32-true"):
+    """All metrics of a net trained for one epoch, which the size of evaluation's batches must not change."""
+    torch.manual_seed(0)
+    classifier = Classifier(VGG("A", width=2), loss, sgd, num_classes=10)
+    trainer = make_trainer(
+        Hardware.choose("cpu", precision),
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    sizes = {"train_size": 100, "test_size": 50, "val_size": 40, "batch_size": 30, "eval_batch_size": eval_batch_size}
+    data = Shapes(**sizes, test_curve=True)
+    trainer.fit(classifier, data)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer.test(classifier, data, verbose=False)
+    return found | {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_metrics_are_means_over_images_whatever_the_batch_size():
+    whole = metrics(1000, nn.CrossEntropyLoss())
+    assert {"val/loss", "val/acc", "test_curve/loss", "test_curve/acc", "test/loss", "test/acc"} <= set(whole)
+    for size in (7, 13, 1):
+        assert metrics(size, nn.CrossEntropyLoss()) == pytest.approx(whole, rel=1e-6)
+    assert whole["test/loss"] == pytest.approx(whole["test_curve/loss"], rel=1e-6)
+
+
+def test_every_loss_of_a_bf16_run_is_computed_in_full_precision():
+    seen = []
+
+    class Watched(OneHotMSELoss):
+        def forward(self, logits, labels):
+            value = super().forward(logits, labels)
+            seen.append((logits.dtype, value.dtype))
+            return value
+
+    found = metrics(1000, Watched(), precision="bf16-mixed")
+    # The check before training, 2 steps, the validation set, the test curve and the test.
+    assert seen == [(torch.float32, torch.float32)] * 6
+    bits = torch.tensor(found["test/loss"], dtype=torch.float32)
+    assert bits != bits.bfloat16().float()
+
+
+class SeveralProcesses:
+    world_size = 2
+
+    def __init__(self, device):
+        self.strategy = type("Strategy", (), {"root_device": torch.device(device)})
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.BatchNorm1d, lambda channels: LpNorm2d(channels, 2)])
+def test_statistics_of_one_process_are_refused_on_several_cpus(norm):
+    classifier = Classifier(nn.Sequential(nn.Linear(4, 4), norm(4)), nn.CrossEntropyLoss(), sgd)
+    classifier._trainer = SeveralProcesses("cpu")
+    with pytest.raises(UserError, match="Norm.d would compute its statistics in each process.*norm=group"):
+        classifier.setup("fit")
+
+
+def test_a_norm_without_statistics_of_the_batch_may_have_several_processes():
+    classifier = Classifier(nn.Sequential(nn.Linear(4, 4), GroupNorm2d(4)), nn.CrossEntropyLoss(), sgd)
+    classifier._trainer = SeveralProcesses("cpu")
+    classifier.setup("fit")
+
+
+def test_batch_norm_may_have_several_gpus_where_lightning_synchronises_it():
+    classifier = Classifier(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.CrossEntropyLoss(), sgd)
+    classifier._trainer = SeveralProcesses("cuda")
+    classifier.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("net", "name"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5), nn.BatchNorm1d(5)), "1"),
+        (nn.ModuleDict({"head": nn.Linear(3, 4), "aux": nn.Linear(3, 4)}), "head"),
+        (nn.Linear(3, 4), ""),
+    ],
+)
+def test_the_last_layer_is_head_or_else_the_last_linear_one(net, name):
+    assert Classifier(net, nn.CrossEntropyLoss(), sgd).last_layer == name
+
+
+def test_a_last_layer_that_is_frozen_is_refused():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5).requires_grad_(False))
+    with pytest.raises(UserError, match="last linear layer, 1, is not trained"):
+        _ = Classifier(net, nn.CrossEntropyLoss(), sgd).last_layer

@@ -51,7 +51,7 @@ def fails(command, capsys):
         (["data.batch_size=0"], "data.batch_size must be at least 1, not 0"),
         (["data.val_size=200"], "data.val_size must leave some of the 200 pictures"),
         (["model.stem=large"], "cifar"),
-        (["trainer.precision=half"], "trainer: "),
+        (["trainer.precision=half"], "trainer.precision is auto or one of 32-true"),
         (["epochs=0"], "epochs must be at least 1"),
         (["epochs=null"], "epochs must be at least 1"),
         (["record=[gradient_probe]", "record.gradient_probe.every=abc"], "takes a whole number (default 50)"),

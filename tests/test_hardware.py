@@ -1,11 +1,27 @@
+import inspect
+
 import pytest
+import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch import nn
 
 from cifarbn.classifier import Classifier
+from cifarbn.command_line import CONF
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware, make_trainer, multiplies_bf16
+from cifarbn.hardware import (
+    INSTEAD,
+    NEEDED,
+    POSSIBLE,
+    Hardware,
+    check_one_process,
+    check_options,
+    make_trainer,
+    multiplies_bf16,
+    starts_processes,
+)
 from cifarbn.models import ResNet
 
 
@@ -63,3 +79,142 @@ def test_the_whole_gradient_is_clipped_under_bf16_and_a_fused_optimizer(fused):
 def test_epochs_below_one_are_refused():
     with pytest.raises(UserError, match="epochs must be at least 1"):
         make_trainer(choose(), max_epochs=0)
+
+
+# Which options of Lightning's Trainer a run takes
+
+
+def options(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=["trainer=cpu", *overrides]).trainer
+
+
+def test_the_config_s_own_options_are_taken():
+    for trainer in sorted(file.stem for file in (CONF / "trainer").glob("*.yaml")):
+        checked = check_options(options(f"trainer={trainer}"))
+        assert set(checked) == set(NEEDED)
+
+
+def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
+    theirs = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    assert set(NEEDED) - {"channels_last", "compile", "kernels"} | set(POSSIBLE) <= theirs
+    assert not set(INSTEAD) & {*NEEDED, *POSSIBLE} and set(INSTEAD) <= theirs
+    for key in theirs - {*NEEDED, *POSSIBLE}:
+        with pytest.raises(UserError, match=rf"^trainer\.{key} is not supported: \w+"):
+            check_options({**options(), key: None})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+trainer.accumulate_grad_batches=2", "accumulate_grad_batches .* raise data.batch_size"),
+        ("+trainer.accumulate_grad_batches=0", "accumulate_grad_batches .* raise data.batch_size"),
+        ("+trainer.logger=false", "logger is not supported"),
+        ("+trainer.fast_dev_run=-1e400", "use trainer=smoke"),
+        ("+trainer.overfit_batches=2", "use trainer.limit_train_batches"),
+        ("+trainer.max_tim=1", "there is no trainer.max_tim; did you mean trainer.max_time"),
+        ("~trainer.precision", "trainer.precision is missing"),
+        ("~trainer.channels_last", "trainer.channels_last is missing"),
+        ("+trainer.gradient_clip_algorithm=value", "does nothing without trainer.gradient_clip_val"),
+        ("trainer.gradient_clip_val=-1", "must be a number above 0"),
+        ("trainer.gradient_clip_val=0", "must be a number above 0"),
+        ("trainer.max_steps=0", "max_steps must leave at least one step"),
+        ("trainer.limit_train_batches=0", "limit_train_batches must leave at least one step"),
+        ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be"),
+        ("trainer.strategy=fsdp", "strategy must be one of auto, ddp"),
+        ("trainer.devices=2", "trainer=ddp"),
+        ("trainer.devices='2'", "trainer=ddp"),
+        ("trainer.devices=[0,1]", "trainer=ddp"),
+        ("trainer.devices='0,1'", "trainer=ddp"),
+        ("+trainer.num_nodes=2", "trainer.num_nodes asks for several processes"),
+    ],
+)
+def test_nothing_that_a_user_says_of_the_trainer_is_ignored(override, message):
+    with pytest.raises(UserError, match=message):
+        check_options(options(override))
+
+
+def test_an_unknown_way_of_clipping_is_refused():
+    with pytest.raises(UserError, match="must be norm or value, not 'median'"):
+        check_options(options("trainer.gradient_clip_val=1", "+trainer.gradient_clip_algorithm=median"))
+
+
+@pytest.mark.parametrize("devices", [1, "1", [0], "auto", -1])
+def test_one_device_is_one_process(devices):
+    assert not starts_processes({"accelerator": "cpu", "devices": devices, "strategy": "auto"})
+
+
+def test_all_of_several_gpus_are_several_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for devices in ("auto", -1):
+        assert starts_processes({"accelerator": "auto", "devices": devices, "strategy": "auto"})
+        assert not starts_processes({"accelerator": "cpu", "devices": devices, "strategy": "auto"})
+
+
+@pytest.mark.parametrize("override", ["trainer.devices=2", "trainer=ddp", "+trainer.num_nodes=2"])
+def test_several_processes_are_refused_in_a_sweep(override):
+    with pytest.raises(UserError, match="leave out -m"):
+        check_one_process(options(override))
+
+
+@pytest.mark.parametrize(("asked", "precision"), [(32, "32-true"), ("64", "64-true"), ("bf16", "bf16-mixed")])
+def test_a_short_name_of_a_precision_is_recorded_as_lightning_reads_it(asked, precision):
+    assert choose(precision=asked).precision == precision
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", 16])
+def test_a_precision_that_a_cpu_lacks_is_refused(precision):
+    with pytest.raises(UserError, match="needs a GPU; on a CPU use bf16-mixed or 32-true"):
+        choose(precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["transformer-engine", "8-true", None])
+def test_an_unknown_precision_is_refused(precision):
+    with pytest.raises(UserError, match="trainer.precision is auto or one of 32-true"):
+        choose(precision=precision)
+
+
+def trainer(**arguments):
+    return make_trainer(choose(precision="32-true"), max_epochs=1, logger=False, **arguments)
+
+
+@pytest.fixture
+def in_slurm(monkeypatch):
+    """A job of four tasks, of which this process is the third."""
+    for name, value in {"NTASKS": 4, "PROCID": 2, "LOCALID": 2, "JOB_ID": 1, "JOB_NAME": "job", "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+def test_a_run_in_one_process_ignores_slurm_s_tasks(in_slurm):
+    made = trainer()
+    assert isinstance(made._accelerator_connector.cluster_environment, LightningEnvironment)
+    assert made.world_size == 1 and made.is_global_zero
+
+
+def test_lightning_sends_no_job_through_slurm_s_queue_again(in_slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    environment = trainer(strategy="ddp", devices=4)._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
+
+
+def test_what_slurm_and_the_devices_disagree_about_is_one_message(in_slurm):
+    with pytest.raises(UserError, match="^trainer: You set `--ntasks=4`"):
+        trainer(strategy="ddp", devices=2)
+
+
+@pytest.mark.parametrize(("algorithm", "largest"), [("value", 1e-3), ("norm", None)])
+def test_gradients_are_clipped_the_way_that_is_asked_for(algorithm, largest):
+    torch.manual_seed(0)
+    net = ResNet(18, width=4)
+    before = [p.detach().clone() for p in net.parameters()]
+    classifier = Classifier(net, nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=1.0))
+    arguments = {"max_steps": 1, "limit_val_batches": 0, "enable_checkpointing": False, "enable_progress_bar": False}
+    made = trainer(gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm, **arguments)
+    made.fit(classifier, Shapes(train_size=100, test_size=10, val_size=10, batch_size=32))
+    moved = torch.cat([(p - b).flatten() for p, b in zip(net.parameters(), before, strict=True)])
+    if largest:
+        assert moved.abs().max().item() == pytest.approx(largest, rel=1e-3)
+        assert moved.norm() > 10 * largest
+    else:
+        assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)

@@ -107,6 +107,22 @@ def test_recorders_change_nothing(net, precision, tmp_path):
     assert (watched / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("net", [bn_vgg, resnet])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_every_precision_of_a_cpu_can_be_recorded(net, precision, tmp_path):
+    alone, watched = tmp_path / "alone", tmp_path / "watched"
+    alone.mkdir(), watched.mkdir()
+    assert_same(
+        train(net, watched, everything(watched), precision=precision), train(net, alone, [], precision=precision)
+    )
+    assert (watched / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
+    arrays = np.load(watched / "recordings.npz")
+    # Half precision cannot tell a step's two gradients apart; it is measured in float32.
+    assert arrays["probe.gradient.gradient_distance"].dtype in (np.float32, np.float64)
+    for name in ("probe.update.gradient_distance", "step_change.change", "covariate_shift.distance", "held_out.loss"):
+        assert np.isfinite(arrays[name]).all() and (arrays[name] > 0).any(), name
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A run of a BN net under plain SGD with everything on: its folder, recordings and metrics."""

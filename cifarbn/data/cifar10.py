@@ -4,10 +4,13 @@ import hashlib
 import http.client
 import os
 import pickle
+import shutil
 import tarfile
 import tempfile
 import urllib.request
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +29,11 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 """Over all pixels of the training pictures, per channel, in units of 255."""
 
+ARCHIVE = torchvision.datasets.CIFAR10.filename
+"""The name of the archive that is downloaded; one that lies in the root already is used instead."""
+
+_SCRATCH = ".cifar-10-download-"
+
 _REMEDY = (
     "Name the folder that holds cifar-10-batches-py with data.root=PATH or the environment variable CIFARBN_DATA, "
     "or use the drawn pictures with data=shapes."
@@ -39,7 +47,7 @@ def read_cifar10(root: str | Path, download: bool = True) -> tuple[Images, Image
 
     Args:
         root: the folder that holds torchvision's `cifar-10-batches-py`, or that folder itself.
-        download: fetch it into `root` where it is missing.
+        download: fetch it into `root` where neither the folder nor its archive, `ARCHIVE`, is there.
 
     Returns:
         The 50,000 training and the 10,000 test pictures, in the order of the files, channels_last, on the CPU.
@@ -54,7 +62,7 @@ def read_cifar10(root: str | Path, download: bool = True) -> tuple[Images, Image
 
 
 def find_cifar10(root: str | Path, download: bool = True) -> Path:
-    """Return the folder `cifar-10-batches-py` of `root`, downloaded first where it is missing.
+    """Return the folder `cifar-10-batches-py` of `root`; where it is missing, unpacked or downloaded first.
 
     What stands there is not yet verified: `read_cifar10` does that on the very bytes it reads.
 
@@ -62,12 +70,14 @@ def find_cifar10(root: str | Path, download: bool = True) -> Path:
         UserError: where it is missing and not to be had.
     """
     base = torchvision.datasets.CIFAR10.base_folder
+    if not str(root):
+        raise UserError(f"data.root is empty. {_REMEDY}")
     root = Path(root).expanduser().absolute()
     folder = root if root.name == base else root / base
     if not os.path.exists(folder):  # False, where `Path.exists` may raise, for a folder one may not look into
-        if not download:
+        if not download and not os.path.exists(folder.parent / ARCHIVE):
             raise UserError(f"CIFAR-10 is not in {folder} and data.download is false. {_REMEDY}")
-        _download(folder)
+        _bring(folder)
     return folder
 
 
@@ -111,26 +121,64 @@ def _decode(files: dict[str, bytes], batches: list[list[str]]) -> Images:
     return Images(torch.cat(pixels).contiguous(memory_format=torch.channels_last), torch.tensor(labels))
 
 
-def _download(folder: Path) -> None:
-    """Bring CIFAR-10 to `folder`, which does not exist yet; it appears there whole or not at all.
+def _bring(folder: Path) -> None:
+    """Bring CIFAR-10 to `folder`, which does not exist yet, from the archive beside it or else from the network.
 
-    Everything happens in a hidden folder beside it, renamed at the end. Of two processes that download at
-    once the second finds the first one's folder in place and throws its own copy away.
+    It appears there whole or not at all: everything happens in a hidden folder beside it, renamed at the end. Of two
+    processes that want it at once, the second waits for the first.
     """
-    url = torchvision.datasets.CIFAR10.url
+    url, archive = torchvision.datasets.CIFAR10.url, folder.parent / ARCHIVE
+    here = os.path.exists(archive)
     # The nearest ancestor that exists: a failure leaves no empty folder behind, and an ancestor in which
     # nothing can be written shows before the download rather than after it.
     ancestor = next(parent for parent in folder.parents if os.path.exists(parent))
     try:
-        with tempfile.TemporaryDirectory(prefix=".cifar-10-download-", dir=ancestor) as scratch:
-            archive, unpacked = Path(scratch) / "archive", Path(scratch) / folder.name
-            _fetch(url, archive)
-            _unpack(archive, unpacked)
-            _publish(unpacked, folder)
+        with _alone_in(ancestor) as alone:
+            if os.path.exists(folder):
+                return
+            for left in ancestor.glob(f"{_SCRATCH}*") if alone else ():
+                shutil.rmtree(left, ignore_errors=True)  # whoever made it was killed, or it would hold the lock
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=ancestor) as scratch:
+                unpacked = Path(scratch) / folder.name
+                if here:
+                    _check_archive(archive)
+                else:
+                    archive = Path(scratch) / ARCHIVE
+                    _fetch(url, archive)
+                _unpack(archive, unpacked)
+                _publish(unpacked, folder)
     except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error, KeyError) as error:
-        raise UserError(
-            f"CIFAR-10 is not in {folder} and downloading it there from {url} failed: {error}. {_REMEDY}"
-        ) from error
+        what = f"unpacking {archive}" if here else f"downloading it there from {url}"
+        remedy = "Delete that archive to have it downloaded anew. " if here else ""
+        raise UserError(f"CIFAR-10 is not in {folder} and {what} failed: {error}. {remedy}{_REMEDY}") from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Hold the lock on a folder, waiting for it; yields False where this system or file system has no such lock.
+
+    The lock is on the folder itself, so that no file is left behind, and ends with this process, however it ends.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):  # Windows has no fcntl
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            print(f"another process is bringing CIFAR-10 to {folder}; waiting for it", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            alone = True
+        except OSError:  # some network file systems
+            alone = False
+        yield alone
+    finally:
+        os.close(handle)
 
 
 def _fetch(url: str, target: Path) -> None:
@@ -140,9 +188,13 @@ def _fetch(url: str, target: Path) -> None:
             while chunk := response.read(1 << 20):
                 file.write(chunk)
                 bar.update(len(chunk))
-    found, expected = _md5(target.read_bytes()), torchvision.datasets.CIFAR10.tgz_md5
+    _check_archive(target)
+
+
+def _check_archive(archive: Path) -> None:
+    found, expected = _md5(archive.read_bytes()), torchvision.datasets.CIFAR10.tgz_md5
     if found != expected:
-        raise OSError(f"what arrived is incomplete or altered: MD5 {found} instead of {expected}")
+        raise OSError(f"the archive is incomplete or altered: MD5 {found} instead of {expected}")
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -181,6 +181,8 @@ class CIFAR10(DataModule):
             std=std,
             **options,
         )
+        if not isinstance(root, (str, Path)) or not str(root):
+            raise UserError(f"data.root must name a folder, and is {root!r}; leave it out for CIFARBN_DATA, or ./data")
         self.root = root
         self.download = _truth("download", download)
 

@@ -14,8 +14,7 @@ from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_
 class ResNet(nn.Module):
     """ResNet-18, 34, 50, 101 or 152.
 
-    Modules and names are torchvision's, so that its `state_dict` loads once `fc` is renamed to `head`. But a hook
-    belongs on one of `blocks`: `layer1` to `layer4` only hold them and are never called themselves.
+    Modules and names are torchvision's, so that its `state_dict` loads once `fc` is renamed to `head`.
 
     Args:
         depth: number of layers with weights, a column of the paper's table 1.
@@ -80,13 +79,23 @@ class ResNet(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits (N, C) of float pictures (N, 3, H, W)."""
         x = self.maxpool(normalize_and_activate(self.bn1, self.act1, self.conv1(pictures)))
-        pooled = []
-        for block in self.blocks:
-            x = block(x)
-            if self.pool_blocks:
-                pooled.append(x.mean((2, 3)))
+        pooled: list[Tensor] = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x, pooled) if self.pool_blocks else stage(x)
         features = torch.cat(pooled, 1) if self.pool_blocks else x.mean((2, 3))
         return self.head(self.dropout(features))
+
+
+class Stage(nn.Sequential):
+    """Residual blocks, one after another: (N, inputs, H, W) -> the last one's output."""
+
+    def forward(self, x: Tensor, pooled: list[Tensor] | None = None) -> Tensor:
+        """The last block's output; the mean over positions of every block's, (N, outputs), is appended to `pooled`."""
+        for block in self:
+            x = block(x)
+            if pooled is not None:
+                pooled.append(x.mean((2, 3)))
+        return x
 
 
 class _Layers(NamedTuple):
@@ -183,7 +192,7 @@ FAMILY: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
 }
 
 
-def _stage(block: Block, count: int, inputs: int, width: int, stride: int, layers: _Layers) -> nn.Sequential:
+def _stage(block: Block, count: int, inputs: int, width: int, stride: int, layers: _Layers) -> Stage:
     first = block(inputs, width, stride, layers)
     others = (block(block.expansion * width, width, 1, layers) for _ in range(count - 1))
-    return nn.Sequential(first, *others)
+    return Stage(first, *others)

@@ -21,8 +21,7 @@ class VGG(nn.Module):
     """VGG with a classifier of three small linear layers, as the report has it.
 
     `features` has the modules and indices of torchvision's vgg11/13/16/19 for A/B/D/E, or of the `_bn` variants
-    where there is a norm, so that their convolutional weights load. Convolutions have a bias either way. A hook belongs
-    on one of its layers, for `features` itself is never called.
+    where there is a norm, so that their convolutional weights load. Convolutions have a bias either way.
 
     Args:
         letter: "A", "B", "D" or "E", the column of the paper's table 1: 11, 13, 16 or 19 layers with weights.
@@ -55,7 +54,7 @@ class VGG(nn.Module):
         check_at_least_one("width", width)
         check_dropout(dropout)
         hidden = 8 * width
-        self.features = nn.Sequential(*_features(CONVOLUTIONS[letter], width, norm, activation))
+        self.features = Features(*_features(CONVOLUTIONS[letter], width, norm, activation))
         self.classifier = nn.Sequential()
         for _ in range(2):
             self.classifier.append(nn.Dropout(dropout))
@@ -71,10 +70,18 @@ class VGG(nn.Module):
 
         At 32x32 the five pools leave one position; from larger pictures the classifier gets the mean over positions.
         """
-        x, layers = pictures, iter(self.features)
+        return self.head(self.classifier(self.features(pictures).mean((2, 3))))
+
+
+class Features(nn.Sequential):
+    """The convolutional layers, one after another, with each batch norm and the activation behind it together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C, H / 32, W / 32)."""
+        layers = iter(self)
         for layer in layers:
             x = normalize_and_activate(layer, next(layers), x) if isinstance(layer, BatchNorm2d) else layer(x)
-        return self.head(self.classifier(x.mean((2, 3))))
+        return x
 
 
 def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation: Activation) -> list[nn.Module]:

@@ -7,8 +7,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.utilities.seed import isolate_rng
 
+from cifarbn.data.interface import val_names
 from cifarbn.errors import UserError
+from cifarbn.preflight import inputs_and_labels
 from cifarbn.recorders.recorder import Recorder, due, loss_of, net_of
 from cifarbn.smoothness.preserving import preserved
 
@@ -42,16 +45,21 @@ class HeldOutAccuracy(Recorder):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the pictures, normalised, once."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not data.val_names:
+        names = val_names(data)
+        if not names:
             raise UserError(
                 "record.held_out_accuracy needs pictures to look at: raise data.val_size above 0, or say that it may "
                 "look at the test set, by data.test_curve=true"
             )
-        self._source = data.val_names[0]
+        self._source = names[0]
+        loaders = data.val_dataloader()
         wanted, self._batches = self.pictures, []
-        for pictures, labels in data.val_dataloader()[0]:
-            if wanted > 0:
-                self._batches.append((pictures[:wanted], labels[:wanted]))
+        with isolate_rng():  # a DataLoader draws as it begins
+            for batch in loaders[0] if isinstance(loaders, (list, tuple)) else loaders:
+                if wanted <= 0:
+                    break
+                pictures, labels = trainer.precision_plugin.convert_input(inputs_and_labels(batch))
+                self._batches.append((pictures[:wanted].to(pl_module.device), labels[:wanted].to(pl_module.device)))
                 wanted -= len(labels)
 
     def on_train_batch_start(

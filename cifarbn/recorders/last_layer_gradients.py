@@ -7,23 +7,25 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cifarbn.recorders.recorder import Recorder, trained
+from cifarbn.errors import UserError
+from cifarbn.recorders.recorder import Recorder, last_layer_of, trained
 from cifarbn.smoothness.differences import GradientDifferences
 
 RAW_FILE = "last_layer_gradients.npy"
-LAYER = "head.weight"  # by name: found by its index it may turn out to be a normalisation's
 POINTS_PER_EPOCH = 50  # in TensorBoard
 
 
 class LastLayerGradients(Recorder):
     """Records ||G_t||, ||G_t - G_{t-1}|| and ||2 G_{t-1} - G_t - G_{t-2}|| of every step, and on request G_t itself.
 
-    G_t, (10, in_features) float32, is the gradient of `net.head.weight` as the optimizer receives it: unscaled, not
-    yet clipped. The differences are formed on the device as a stream, so memory does not grow with the gradients.
+    G_t, (classes, in_features) float32, is the gradient of the last linear layer's weight, `head.weight` in this
+    package's nets, as the optimizer receives it: unscaled, not yet clipped. `layer` in the recording names the layer.
+    The differences are formed on the device as a stream, so memory does not grow with the gradients.
     `smoothness.differences` turns the arrays into the report's and the course's curves, which carry other indices.
 
     Args:
@@ -38,6 +40,7 @@ class LastLayerGradients(Recorder):
         super().__init__()
         self.raw_file = Path(folder) / RAW_FILE if raw else None
         self._stream = GradientDifferences()
+        self._layer = ""
         self._weight = nn.Parameter()
         self._raw: np.memmap | None = None
         self._waiting: list[Tensor] = []  # raw gradients of this epoch so far
@@ -46,7 +49,8 @@ class LastLayerGradients(Recorder):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layer, and make room for the raw gradients where they are wanted."""
-        self._weight = trained(pl_module)[LAYER]
+        self._layer = last_layer_of(pl_module)
+        self._weight = trained(pl_module)[f"{self._layer}.weight".lstrip(".")]
         if self.raw_file is None or not trainer.is_global_zero:
             return
         shape = (int(trainer.estimated_stepping_batches), *self._weight.shape)
@@ -59,7 +63,11 @@ class LastLayerGradients(Recorder):
     ) -> None:
         """Push G_t."""
         gradient = self._weight.grad
-        assert gradient is not None
+        if gradient is None:
+            raise UserError(
+                f"record.last_layer_gradients: the model's last linear layer, {self._layer}, has no part in the loss; "
+                "call the one that gives the logits `head`, or set record=none"
+            )
         norm, first, second = self._stream.push(gradient)
         self.note(step=trainer.global_step, norm=norm, first_difference=first, second_difference=second)
         if self.raw_file is not None:
@@ -79,6 +87,10 @@ class LastLayerGradients(Recorder):
                     for i in range(0, len(steps), -(-len(steps) // POINTS_PER_EPOCH)):
                         if np.isfinite(values[i]):
                             logger.experiment.add_scalar(f"last_layer/{name}", values[i], int(steps[i]))
+
+    def constants(self) -> dict[str, NDArray]:
+        """The layer's name."""
+        return {"layer": np.array(self._layer)}
 
     def _flush_raw(self) -> None:
         if self._raw is not None and self._waiting:

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifarbn.classifier import Batch, Classifier
+from cifarbn.losses import HALF, Loss, at_least_float32
 from cifarbn.runs import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.preserving import preserved
@@ -35,9 +36,9 @@ class Recorder(pl.Callback):
         self._kept: dict[str, NDArray] = {}
 
     def note(self, **entries: Tensor | float | Sequence[float] | NDArray) -> None:
-        """Append an entry, of the same shape every time, to each named array."""
+        """Append an entry, of the same shape every time, to each named array; half precision as float32."""
         for name, entry in entries.items():
-            self._pending[name].append(torch.as_tensor(entry).detach())
+            self._pending[name].append(at_least_float32(torch.as_tensor(entry).detach()))
 
     def arrays(self) -> dict[str, NDArray]:
         """Everything noted so far, by name; first axis = entries. Waits for the device."""
@@ -104,22 +105,39 @@ class RecordingsFile(pl.Callback):
 def measuring(pl_module: pl.LightningModule, batch: Batch) -> Iterator[LossFunction]:
     """The train-mode loss L_t on one minibatch, for any number of passes that leave no trace on the run.
 
-    In fp32 whatever the run's precision, without TF32, since differences of gradients drown in their rounding, and with
-    the same convolution algorithm at every pass; uncompiled, since
-    a probe is no reason to compile the net again; with the random numbers that the coming training step will draw,
-    the same at every pass. Batch normalisation uses the batch. Under DDP it is the rank's own slice of the batch.
+    In fp32 at least whatever the run's precision, without TF32, since differences of gradients drown in their rounding,
+    and with the same convolution algorithm at every pass; uncompiled, since a probe is no reason to compile the net
+    again; with the random numbers that the coming training step will draw, the same at every pass. Batch normalisation
+    uses the batch. Under DDP it is the rank's own slice of the batch.
     """
     net, loss, (pictures, labels) = net_of(pl_module), loss_of(pl_module), batch
+    pictures = at_least_float32(pictures)
     autocast_off = torch.autocast(pictures.device.type, enabled=False)
     one_algorithm = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     matmul = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with preserved(net, train=True), autocast_off, one_algorithm, torch.enable_grad():
+        with preserved(net, train=True), _in_full_precision(net), autocast_off, one_algorithm, torch.enable_grad():
             with torch.compiler.set_stance("force_eager"):
                 yield replayed(lambda: loss(net(pictures), labels), net)
     finally:
         torch.set_float32_matmul_precision(matmul)
+
+
+@contextmanager
+def _in_full_precision(net: nn.Module) -> Iterator[None]:
+    """Let a net of half-precision weights (trainer.precision=bf16-true) compute in float32, and put the weights back.
+
+    Only the weights: `preserved`, around it, puts back the buffers.
+    """
+    halves = [(p, p.data) for p in net.parameters() if p.dtype in HALF]
+    if halves:
+        net.float()
+    try:
+        yield
+    finally:
+        for parameter, data in halves:
+            parameter.data = data
 
 
 def net_of(pl_module: pl.LightningModule) -> nn.Module:
@@ -127,9 +145,14 @@ def net_of(pl_module: pl.LightningModule) -> nn.Module:
     return cast(Classifier, pl_module).net
 
 
-def loss_of(pl_module: pl.LightningModule) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss that a Classifier trains it by."""
-    return cast(Classifier, pl_module).loss
+def loss_of(pl_module: pl.LightningModule) -> Loss:
+    """The loss that a Classifier trains it by, in full precision."""
+    return cast(Classifier, pl_module).loss_of
+
+
+def last_layer_of(pl_module: pl.LightningModule) -> str:
+    """The name of the last linear layer of the net that a Classifier trains; see there."""
+    return cast(Classifier, pl_module).last_layer
 
 
 def trained(pl_module: pl.LightningModule) -> dict[str, nn.Parameter]:

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cifarbn.classifier import Batch
 from cifarbn.errors import UserError
-from cifarbn.recorders.recorder import Recorder, due, measuring, trained
+from cifarbn.recorders.recorder import Recorder, due, last_layer_of, measuring, trained
 from cifarbn.smoothness.evaluation import loss_and_gradient, standing_at
 from cifarbn.smoothness.step_change import consecutive_split, step_change
 
@@ -43,6 +45,15 @@ class StepChange(Recorder):
         self._before: tuple[Tensor, ...] = ()  # theta_t
         self._gradient: tuple[Tensor, ...] = ()  # grad L_t(theta_t)
         self._entry: dict[str, Any] = {}
+        self._layer = ""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the last layer."""
+        self._layer = last_layer_of(pl_module)
+
+    def constants(self) -> dict[str, NDArray]:
+        """The name of the last layer, which `head_...` belongs to."""
+        return {"layer": np.array(self._layer)}
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -76,7 +87,7 @@ class StepChange(Recorder):
             with standing_at(parameters, self._before):
                 crossed = loss_and_gradient(loss_fn, parameters).gradient
         split = consecutive_split(self._gradient, crossed, following)
-        head = list(trained(pl_module)).index("head.weight")
+        head = list(trained(pl_module)).index(f"{self._layer}.weight".lstrip("."))
         of_head = consecutive_split(*([g[head]] for g in (self._gradient, crossed, following)))
         self.note(**self._entry, **split._asdict(), **{f"head_{k}": v for k, v in of_head._asdict().items()})
         self._entry, self._before, self._gradient = {}, (), ()

@@ -1,0 +1,172 @@
+"""Every optimizer and schedule of torch by yaml: it works, or one message says why before the first step."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from cifarbn.classifier import Classifier
+from cifarbn.command_line import CONF
+from cifarbn.data import Shapes
+from cifarbn.errors import UserError
+from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.optimization import rehearse
+
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
+
+
+def factory(config):
+    return instantiate(OmegaConf.create({"_partial_": True, **config}))
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, pictures):
+        return self.head(pictures.flatten(1))
+
+
+def fit(optim, schedule=None, val_size=10, **options):
+    """Train for three epochs of two steps; return the learning rate of every step."""
+    torch.manual_seed(0)
+    classifier = Classifier(
+        Flat(), nn.CrossEntropyLoss(), factory(optim), factory(schedule) if schedule else None, num_classes=10
+    )
+    rates = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = make_trainer(
+        Hardware.choose("cpu", "32-true"),
+        **{"max_epochs": 3, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False} | options,
+        callbacks=[Watch()],
+    )
+    data = Shapes(train_size=20 + val_size, test_size=10, val_size=val_size, batch_size=10)
+    trainer.fit(classifier, data)
+    assert all(p.isfinite().all() for p in classifier.parameters())
+    return rates
+
+
+OPTIMIZERS = sorted(name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name, None), type))
+REFUSED_OPTIMIZERS = {
+    "LBFGS": "LBFGS computes the loss several times in one step",
+    "Muon": "Muon cannot be used so .*2D",  # it takes matrices only; this net has a bias
+    "Optimizer": "Optimizer cannot be used so",
+    "SparseAdam": "SparseAdam cannot be used so .*dense gradients",
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_torch_works_or_is_refused_before_the_first_step(name):
+    optim = {"_target_": f"torch.optim.{name}", "lr": 1e-4}
+    if name in REFUSED_OPTIMIZERS:
+        with pytest.raises(UserError, match=f"^optim: {REFUSED_OPTIMIZERS[name]}"):
+            fit(optim)
+    else:
+        assert len(fit(optim)) == 6
+
+
+SCHEDULES = {
+    "LambdaLR": {"lr_lambda": {"_target_": "builtins.pow", "_partial_": True, "_args_": [0.5]}},
+    "MultiplicativeLR": {"lr_lambda": {"_target_": "builtins.pow", "_partial_": True, "_args_": [0.5]}},
+    "StepLR": {"step_size": 1},
+    "MultiStepLR": {"milestones": [1]},
+    "ConstantLR": {},
+    "LinearLR": {},
+    "ExponentialLR": {"gamma": 0.5},
+    "CosineAnnealingLR": {"T_max": 3},
+    "ReduceLROnPlateau": {},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "cycle_momentum": False},
+    "CosineAnnealingWarmRestarts": {"T_0": 2},
+    "OneCycleLR": {"max_lr": 0.1},
+    "PolynomialLR": {},
+    "SequentialLR": {"schedulers": [{"_target_": "torch.optim.lr_scheduler.ConstantLR", "_partial_": True}]},
+    "ChainedScheduler": {},
+    "LRScheduler": {},
+}
+REFUSED_SCHEDULES = ("SequentialLR", "ChainedScheduler", "LRScheduler")
+
+
+@pytest.mark.parametrize("name", torch.optim.lr_scheduler.__all__)
+def test_every_schedule_of_torch_works_or_is_refused_before_the_first_step(name):
+    schedule = {"_target_": f"torch.optim.lr_scheduler.{name}", **SCHEDULES[name]}
+    if name in REFUSED_SCHEDULES:
+        with pytest.raises(UserError, match=f"^schedule: {name} cannot be used so"):
+            fit(SGD | {"momentum": 0.9}, schedule)
+    else:
+        assert len(fit(SGD, schedule)) == 6
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"_target_": "torch.optim.lr_scheduler.ConstantLR", "last_epoch": 0}, "ConstantLR .*KeyError.*initial_lr"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 0}, "StepLR .*ZeroDivisionError"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": "often"}, "StepLR"),
+        ({"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 0}, "CosineAnnealingLR .*ZeroDivision"),
+        ({"_target_": "torch.nn.Identity"}, "Identity makes a Identity, which is no torch LRScheduler"),
+        ({"_target_": "builtins.dict"}, "dict cannot be used so"),
+        ({"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "total_steps": 5}, "total_steps: leave"),
+        ({"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "epochs": 5}, "epochs: leave it out; .*6"),
+    ],
+)
+def test_a_schedule_that_would_fail_later_is_refused_now(schedule, message):
+    with pytest.raises(UserError, match=f"^schedule.*{message}"):
+        fit(SGD, schedule)
+
+
+@pytest.mark.parametrize("name", ["onecycle", "linear"])
+def test_one_step_in_all_trains_or_is_refused_in_one_message(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        schedule = OmegaConf.to_container(compose("train", [f"schedule={name}"]), resolve=True)["schedule"]
+    try:
+        assert len(fit(SGD, schedule, max_steps=1, max_epochs=1)) == 1
+    except UserError as error:
+        assert str(error).startswith("schedule: OneCycleLR cannot be used so")
+
+
+def test_a_plateau_s_schedule_needs_a_validation_set():
+    with pytest.raises(UserError, match=r"raise data.val_size above 0"):
+        fit(SGD, {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, val_size=0)
+
+
+def test_a_plateau_s_schedule_may_watch_the_accuracy():
+    # No accuracy is better than the first by more than 2, so that the rate falls after every epoch but the first.
+    plateau = {"mode": "max", "patience": 0, "threshold_mode": "abs", "threshold": 2}
+    rates = fit(SGD, {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", **plateau})
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2)
+
+
+@pytest.mark.parametrize("lr", [-1.0, "fast"])
+def test_an_optimizer_that_refuses_its_arguments_says_so_before_any_data_is_read(lr):
+    with pytest.raises(UserError, match="^optim: SGD cannot be used so"):
+        Classifier(Flat(), nn.CrossEntropyLoss(), factory(SGD | {"lr": lr}))
+
+
+def test_a_target_that_makes_no_optimizer_is_refused():
+    with pytest.raises(UserError, match="makes a Flat, which is no torch Optimizer"):
+        Classifier(Flat(), nn.CrossEntropyLoss(), lambda parameters: Flat())
+
+
+def test_a_rehearsal_leaves_parameters_gradients_and_generators_alone():
+    net = Flat()
+    net.head.bias.grad = torch.ones(10)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+
+    class Noisy(torch.optim.SGD):
+        def step(self, closure=None):
+            torch.rand(3)
+            return super().step(closure)
+
+    rehearse(lambda p: Noisy(p, lr=1.0, weight_decay=1.0), None, net.parameters(), total_steps=3, epochs=1)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(net.head.bias.grad, torch.ones(10)) and net.head.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), state)

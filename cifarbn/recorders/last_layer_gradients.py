@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cifarbn.durable import sync_file
 from cifarbn.recorders.recorder import Recorder, trained
 from cifarbn.smoothness.differences import GradientDifferences
 
@@ -81,10 +82,11 @@ class LastLayerGradients(Recorder):
                             logger.experiment.add_scalar(f"last_layer/{name}", values[i], int(steps[i]))
 
     def _flush_raw(self) -> None:
-        if self._raw is not None and self._waiting:
+        if self._raw is not None and self.raw_file is not None and self._waiting:
             new = torch.stack(self._waiting).cpu().numpy()
             self._raw[self._written : self._written + len(new)] = new
             self._raw.flush()
+            sync_file(self.raw_file)
             self._written += len(new)
         self._waiting.clear()
 

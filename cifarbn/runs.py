@@ -6,7 +6,6 @@ epoch), `recordings.npz` (arrays per step, where a recorder was asked for), Tens
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.checkpoints import CHECKPOINT, PREVIOUS, newest_whole, remove_leftovers
+from cifarbn.durable import replace_file
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 
 RESULT = "result.json"
@@ -144,14 +144,14 @@ class Run:
             )
         if not run.finished:
             run.result["code"] = code
+            if _first_process():
+                remove_leftovers(folder)
         if cut_off:
             run._choose_checkpoint()
         return run
 
     def _choose_checkpoint(self) -> None:
         """Continue from the newest whole checkpoint; say so where it is not simply the last one."""
-        if _first_process():
-            remove_leftovers(self.folder)
         found = newest_whole(self.folder, repair=_first_process())
         if found is None:  # renamed by DDP's first process, as unusable
             return
@@ -242,9 +242,8 @@ def read_result(folder: Path) -> Result | None:
 
 def write_result(folder: Path, result: Result) -> None:
     """Write `result.json` at once or not at all."""
-    beside = Path(folder) / (RESULT + ".tmp")
-    beside.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    os.replace(beside, Path(folder) / RESULT)
+    text = json.dumps(result, indent=1, default=str) + "\n"
+    replace_file(Path(folder) / RESULT, lambda file: file.write(text.encode()))
 
 
 def find_runs(root: Path) -> Iterator[Path]:

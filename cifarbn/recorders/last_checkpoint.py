@@ -113,6 +113,11 @@ class LastCheckpoint(Checkpoint):
         self._stop_listening()
         self._save_if(trainer, False)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save also where there was no time for a single step."""
+        if not self.path.exists():
+            self._save(trainer)
+
     def state_dict(self) -> dict[str, Any]:
         """Whether training is over, where the number of steps does not say it."""
         return {"stopped": self._stopped}

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import weakref
+from contextlib import suppress
 
 import pytest
 import pytorch_lightning as pl
@@ -203,14 +204,12 @@ def test_nothing_of_a_finished_run_stays_in_memory(tmp_path, monkeypatch, ending
 
     for cls in (pl.Trainer, Classifier, Images, torch.optim.Adam):
         watch(cls)
-    if ending == "failed":
-        use(monkeypatch, Fail(ValueError("x")))
-    if ending == "interrupted":
-        use(monkeypatch, Send(signal.SIGTERM))
-    try:
+    with monkeypatch.context() as patch, suppress(ValueError, Interrupted):
+        if ending == "failed":
+            use(patch, Fail(ValueError("x")))
+        if ending == "interrupted":
+            use(patch, Send(signal.SIGTERM))
         make_run(tmp_path)
-    except (ValueError, Interrupted):
-        pass
     assert result(tmp_path)["status"] == ending
     gc.collect()
     assert len(made) >= 5 and not [kept() for kept in made if kept() is not None]
@@ -269,5 +268,3 @@ def test_a_full_disk_under_the_event_file(tmp_path, monkeypatch, capfd):
         make_run(tmp_path, "epochs=1")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename.startswith(str(tmp_path))
     assert result(tmp_path)["status"] == "failed" and "Traceback" not in capfd.readouterr().err
-
-

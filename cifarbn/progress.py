@@ -37,8 +37,9 @@ class Bar(Tqdm):
         facts = super().format_dict
         columns = facts["ncols"] or 80  # None where the output is no terminal
         facts["bar_format"] = next(bar for least, bar in FORMATS.items() if columns >= least)
-        if columns < ROOM_FOR_ALL_VALUES and facts["postfix"]:
-            facts["postfix"] = facts["postfix"].split(", ")[0]
+        if columns < ROOM_FOR_ALL_VALUES:
+            facts["prefix"] = facts["prefix"].replace(" DataLoader", "")
+            facts["postfix"] = facts["postfix"] and facts["postfix"].split(", ")[0]
         return facts
 
 

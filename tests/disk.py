@@ -1,4 +1,4 @@
-"""What a power cut leaves of a folder: `watched` notes it at every moment at which a program forces or renames files."""
+"""What a power cut leaves of a folder: `watched` notes it whenever a program forces a file to the disk or renames one."""
 
 import os
 import stat

@@ -16,7 +16,8 @@ from in_process import make_run, result
 from cifarbn.progress import ProgressBar
 
 LINE = re.compile(
-    r"^epoch (\d)/2: train loss \d\.\d{4}, acc \d\.\d{4}; val loss \d\.\d{4}, acc \d\.\d{4}; [\d,]+ images/s(; .+ left)?$",
+    r"^epoch (\d)/2: train loss \d\.\d{4}, acc \d\.\d{4}; val loss \d\.\d{4}, acc \d\.\d{4}; "
+    r"[\d,]+ images/s(; .+ left)?$",
     re.MULTILINE,
 )
 

@@ -1,4 +1,4 @@
-"""metrics.csv grows within an epoch, without a wait at each step, and holds the same rows however often it is written."""
+"""metrics.csv grows within an epoch, without a wait at each step, with the same rows however often it is written."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""What a power cut leaves of a folder: `watched` notes it whenever a program forces a file to the disk or renames one."""
+"""What a power cut leaves of a folder: `watched` notes it whenever files are forced to the disk or renamed."""
 
 import os
 import stat

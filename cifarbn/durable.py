@@ -1,7 +1,8 @@
 """Files that survive a power cut: written beside their name, forced to the disk, then renamed into place."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,16 +18,17 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: if the disk is full, or the folder is missing or read-only; `path` is then unchanged.
     """
     temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def temporary_path(path: Path) -> Path:
@@ -36,9 +38,10 @@ def temporary_path(path: Path) -> Path:
 
 def sync_file(path: Path) -> None:
     """Force what was appended to a file to the disk, and the file's entry in its folder."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    with naming(path):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -48,3 +51,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names no file, as those of `write` and `fsync` do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

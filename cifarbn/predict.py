@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from cifarbn.checkpoints import verify
 from cifarbn.command_line import plain_errors
 from cifarbn.data.images import SIDE
 from cifarbn.errors import UserError
@@ -124,6 +125,7 @@ def _load_weights(net: nn.Module, checkpoint: Path) -> None:
         raise UserError(
             f"{checkpoint} is missing, so the weights are lost: train again with resume=false, or name another run"
         )
+    verify(checkpoint)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}

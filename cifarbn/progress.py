@@ -1,30 +1,80 @@
-"""The progress bar: pictures a second and the loss, read from the device only when the bar is redrawn."""
+"""What the terminal shows of a run: a bar that moves, and a line an epoch that stays."""
 
+import math
+import sys
 import time
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import Timer, TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from cifarbn.recorders.step_history import StepHistory
+from cifarbn.recorders.timing import Timing
+from cifarbn.sweep import duration
+
+# Columns of the terminal, at least -> the bar.
+FORMATS = {
+    72: "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+    0: "{desc}: {n_fmt}/{total_fmt} [{remaining}{postfix}]",
+}
+ROOM_FOR_ALL_VALUES = 56  # columns; fewer have room for the first of them
+
+
+class Bar(Tqdm):
+    """A bar that leaves out what its terminal has no room for, and whose seconds do not follow the system's clock."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.disable:
+            self._time = time.monotonic
+            self.start_t = self.last_print_t = self._time()
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """tqdm's, with the format for the present width."""
+        facts = super().format_dict
+        columns = facts["ncols"] or 80  # None where the output is no terminal
+        facts["bar_format"] = next(bar for least, bar in FORMATS.items() if columns >= least)
+        if columns < ROOM_FOR_ALL_VALUES:
+            facts["prefix"] = facts["prefix"].replace(" DataLoader", "")
+            facts["postfix"] = facts["postfix"] and facts["postfix"].split(", ")[0]
+        return facts
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with `img/s` and the loss of the latest step; redrawn about once a second, whatever the speed."""
+    """Lightning's bar with the loss of the latest step and `img/s`; redrawn about once a second, whatever the speed."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1)
         self._last_drawn = 0.0
-        self._pictures = 0
+        self._images = 0
+        self._values: dict[str, Any] = {}
+
+    def init_train_tqdm(self) -> Bar:
+        """The bar of an epoch's steps; `EpochLine` says what stays."""
+        return self._bar(self.train_description)
+
+    def init_validation_tqdm(self) -> Bar:
+        """The bar below it."""
+        return self._bar(self.validation_description, position=1)
+
+    def init_test_tqdm(self) -> Bar:
+        """The bar of the test."""
+        return self._bar(self.test_description)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """A new bar for the epoch."""
+        self._values = {}
         super().on_train_epoch_start(trainer)
-        self._last_drawn, self._pictures = time.monotonic(), 0
+        self._last_drawn, self._images = time.monotonic(), 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Redraw if the last time is a second ago, or the epoch is over."""
-        self._pictures += len(batch[1]) * trainer.world_size
+        self._images += len(batch[1]) * trainer.world_size
         elapsed = time.monotonic() - self._last_drawn
         if elapsed < 1 and batch_idx + 1 < trainer.num_training_batches:
             return
@@ -34,9 +84,74 @@ class ProgressBar(TQDMProgressBar):
         # Reading the loss waits for the device, so it comes before the time is taken.
         loss = float(outputs["loss"])
         elapsed = time.monotonic() - self._last_drawn
-        bar.set_postfix({"img/s": f"{self._pictures / elapsed:,.0f}", "loss": f"{loss:.4f}"})
-        self._last_drawn, self._pictures = time.monotonic(), 0
+        self._values = {"loss": f"{loss:.4f}", "img/s": f"{self._images / elapsed:,.0f}"}
+        bar.set_postfix(self._values)
+        self._last_drawn, self._images = time.monotonic(), 0
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The epoch's own metrics, as fractions of one; no version number."""
-        return {k: f"{float(v):.4f}" for k, v in trainer.callback_metrics.items() if not k.startswith("test")}
+        """What the bar shows already; the epoch's own metrics are in its line."""
+        return self._values
+
+    def _bar(self, description: str, position: int = 0) -> Bar:
+        return Bar(
+            desc=description,
+            position=2 * self.process_position + position,
+            disable=self.is_disabled,
+            leave=False,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+        )
+
+
+class EpochLine(pl.Callback):
+    """Prints a line at the end of each epoch: losses and accuracies, images a second, the time left of the whole run.
+
+    Args:
+        history: knows the epoch's metrics; earlier in the list of callbacks.
+        timing: knows the seconds of its training steps; earlier in the list of callbacks.
+    """
+
+    def __init__(self, history: StepHistory, timing: Timing) -> None:
+        self.history, self.timing = history, timing
+        self._began, self._step, self._seconds, self._images = 0.0, 0, 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first epoch of this start begins, or what is left of it."""
+        self._begin(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the line."""
+        self.timing.mark("train")
+        seconds, images = self.timing.seconds["train"] - self._seconds, self.timing.pictures - self._images
+        parts = [*_metrics(self.history.epoch_metrics), *([f"{images / seconds:,.0f} images/s"] if images else [])]
+        if (left := self._seconds_left(trainer)) is not None:
+            parts.append(f"{duration(left)} left")
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        rank_zero_only(Bar.write)(f"epoch {trainer.current_epoch + 1}{of}: {'; '.join(parts)}", file=sys.stdout)
+        sys.stdout.flush()
+        self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        self._began, self._step = time.monotonic(), trainer.global_step
+        self._seconds, self._images = self.timing.seconds["train"], self.timing.pictures
+
+    def _seconds_left(self, trainer: pl.Trainer) -> float | None:
+        """At the pace of this epoch, its validation included; None at the end, or if the run has no end."""
+        steps = trainer.global_step - self._step
+        to_go = trainer.estimated_stepping_batches - trainer.global_step
+        if trainer.should_stop or steps < 1 or to_go < 1:
+            return None
+        limits = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]  # type: ignore[attr-defined]
+        left = min([(time.monotonic() - self._began) / steps * to_go, *(each for each in limits if each is not None)])
+        return left if math.isfinite(left) else None
+
+
+def _metrics(values: dict[str, float]) -> list[str]:
+    """`train loss 1.2345, acc 0.5678`, and the same for what was evaluated."""
+    parts = sorted({name.split("/")[0] for name in values}, key=lambda part: (part != "train", part != "val", part))
+    return [
+        f"{part} "
+        + ", ".join(f"{name.split('/')[1]} {values[name]:.4f}" for name in values if name.startswith(f"{part}/"))
+        for part in parts
+    ]

@@ -6,7 +6,6 @@ epoch), `recordings.npz` (arrays per step, where a recorder was asked for), Tens
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -18,14 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from cifarbn.checkpoints import CHECKPOINT, PREVIOUS, newest_whole, remove_leftovers
+from cifarbn.durable import replace_file
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 
 RESULT = "result.json"
-CHECKPOINT = "last.ckpt"
 RECORDINGS = "recordings.npz"
 LONGEST_NAME = 120
 PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
@@ -72,6 +71,7 @@ class Result(TypedDict, total=False):
     confusion: list[list[int]]
     constant_prediction_loss: float | None  # see `cifarbn.smoothness.dead_runs`
     divergence: dict[str, Any]
+    recovery: list[str]  # damaged checkpoints that were found, and what was done
 
 
 class Run:
@@ -80,7 +80,7 @@ class Run:
     Attributes:
         folder: where it is.
         result: what `result.json` holds.
-        checkpoint: `last.ckpt`, if the run is to go on from it.
+        checkpoint: that the run is to go on from, if there is one.
         steps: that the checkpoint has behind it.
         retry: whether a failed run is still to be made.
     """
@@ -118,7 +118,7 @@ class Run:
         Raises:
             MadeElsewhere: if another process has the folder open.
             Refused: if the folder holds a run of another config or, finished or with a checkpoint, of other code.
-            UserError: if its checkpoint cannot be loaded, or `changed_code` is neither word.
+            UserError: if its checkpoint is whole but cannot be loaded, or `changed_code` is neither word.
         """
         if changed_code not in ("refuse", "accept"):
             raise UserError(f"changed_code must be refuse or accept, not {changed_code!r}")
@@ -137,7 +137,7 @@ class Run:
         elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
         if changed := differences(old.get("config", {}), config):
             raise Refused(f"{folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
-        cut_off = not run.finished and (folder / CHECKPOINT).exists()
+        cut_off = not run.finished and any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
         if changed_code == "refuse" and (run.finished or cut_off) and (changed := _changed_modules(old, code)):
             raise Refused(
                 f"{folder} holds a run that other code has made (changed: {', '.join(changed)}). "
@@ -145,10 +145,21 @@ class Run:
             )
         if not run.finished:
             run.result["code"] = code
+            if _first_process():
+                remove_leftovers(folder)
         if cut_off:
-            run.checkpoint = folder / CHECKPOINT
-            run.steps = _steps_behind(run.checkpoint)
+            run._choose_checkpoint()
         return run
+
+    def _choose_checkpoint(self) -> None:
+        """Continue from the newest whole checkpoint; say so where it is not simply the last one."""
+        found = newest_whole(self.folder, repair=_first_process())
+        if found is None:  # renamed by DDP's first process, as unusable
+            return
+        self.checkpoint, self.steps = found.path, found.steps
+        if found.notes:
+            rank_zero_only(print)(f"{self.folder}: {found.notes}", flush=True)
+            self.result["recovery"] = [*self.result.get("recovery", []), found.notes]
 
     @property
     def finished(self) -> bool:
@@ -232,9 +243,8 @@ def read_result(folder: Path) -> Result | None:
 
 def write_result(folder: Path, result: Result) -> None:
     """Write `result.json` at once or not at all."""
-    beside = Path(folder) / (RESULT + ".tmp")
-    beside.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    os.replace(beside, Path(folder) / RESULT)
+    text = json.dumps(result, indent=1, default=str) + "\n"
+    replace_file(Path(folder) / RESULT, lambda file: file.write(text.encode()))
 
 
 def find_runs(root: Path) -> Iterator[Path]:
@@ -295,18 +305,6 @@ def _experiment(config: dict[str, Any]) -> dict[str, Any]:
             node = node.get(group, {})
         node.pop(last, None)
     return config
-
-
-def _steps_behind(checkpoint: Path) -> int:
-    """The steps that a checkpoint has behind it; reads it as plain data, so that it cannot run code."""
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{checkpoint} is not a checkpoint of this program, or is damaged ({type(error).__name__}: {reason}). "
-            "Delete it, and the same command starts the run again from its beginning"
-        ) from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

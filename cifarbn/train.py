@@ -1,5 +1,6 @@
 """One training run: `python -m cifarbn.train model=resnet18_pool optim=adam`."""
 
+import gc
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -12,19 +13,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cifarbn import figures
+from cifarbn.checkpoints import forget_previous
 from cifarbn.classifier import Classifier
 from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware, check_one_process, check_options, make_trainer, starts_processes
-from cifarbn.progress import ProgressBar
-from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
+from cifarbn.progress import EpochLine, ProgressBar
+from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, TensorBoardLog, Timing, signals_kept
 from cifarbn.recorders.choice import chosen_recorders, spell_out
+from cifarbn.recorders.tensorboard_log import hparams
 from cifarbn.runs import Result, Run
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
 from cifarbn.sources import sources
@@ -36,6 +38,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     """Train, then test once; all that comes of it is in `folder`, the run folder. Returns its `result.json`."""
     if not starts_processes(cfg.trainer):
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a task of SLURM's is not a process of this run's
+    gc.collect()  # the run before, in a sweep: a trainer and its parts refer to each other
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
     run = Run.open(folder, config, overrides, sources(config), **how)
@@ -43,7 +46,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         say(f"{run}\nnothing to do; resume=false starts this run afresh")
         return run.result
 
-    with run.recorded():
+    with run.recorded(), signals_kept(), TensorBoardLog(folder, purge_step=run.steps or None) as logger:
         pl.seed_everything(cfg.seed, verbose=False)
         options = check_options(cfg.trainer)
         chosen = ("accelerator", "precision", "channels_last", "compile", "kernels")
@@ -63,8 +66,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         timing, history = Timing(), StepHistory(folder)
         last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
         bar = [ProgressBar()] if options["enable_progress_bar"] else []
-        logger = TensorBoardLogger(folder, name="", version="", purge_step=run.steps or None)
-        callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar]
+        line = EpochLine(history, timing)
+        callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar, line]
+        # Lightning looks for checkpoints of a cluster in the root folder, by default the working folder of all runs.
         trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, default_root_dir=folder, **options)
         say(f"{folder}\n{hardware}")
         level = constant_prediction_loss(loss, len(getattr(data, "classes", ())), getattr(data, "batch_size", None))
@@ -81,13 +85,13 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=history.epoch_metrics | tested, seconds=dict(timing.seconds))
-        logger.log_hyperparams(run.result["config"], run.result["metrics"], step=trainer.global_step)
+        logger.log_hyperparams(hparams(overrides, config), run.result["metrics"], step=trainer.global_step)
         if classifier.confusion is not None:
             run.update(confusion=classifier.confusion.tolist())
             names = class_names(data, len(classifier.confusion))
             confusion = figures.confusion_matrix(classifier.confusion.numpy(), names)
             logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
-        logger.finalize("success")
+        forget_previous(folder)
     say(run)
     return run.result
 

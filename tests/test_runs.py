@@ -100,13 +100,19 @@ def test_divergence_is_a_result(tmp_path):
     assert Run.open(tmp_path, CONFIG, []).finished
 
 
-def test_a_checkpoint_that_is_none_is_named(tmp_path):
+def test_a_checkpoint_that_is_none_is_named_and_kept_and_the_run_starts_again(tmp_path, capsys):
     run = Run.open(tmp_path, CONFIG, [])
     with pytest.raises(Interrupted), run.recorded():
         raise Interrupted
     (tmp_path / "last.ckpt").write_text("no checkpoint")
-    with pytest.raises(UserError, match=r"last\.ckpt is not a checkpoint.*Delete it"):
-        Run.open(tmp_path, CONFIG, [])
+    again = Run.open(tmp_path, CONFIG, [])
+    assert again.checkpoint is None and again.steps == 0
+    assert "last.ckpt is not a checkpoint" in capsys.readouterr().out
+    assert (tmp_path / "last.ckpt.unusable").read_text() == "no checkpoint"
+    with again.recorded():
+        pass
+    (said,) = read_result(tmp_path)["recovery"]
+    assert "last.ckpt is not a checkpoint" in said and "starting from the beginning" in said
 
 
 class Bomb:
@@ -119,9 +125,9 @@ def test_a_checkpoint_cannot_run_code(tmp_path, capsys):
     with pytest.raises(Interrupted), run.recorded():
         raise Interrupted
     torch.save({"global_step": 1, "bomb": Bomb()}, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match="not a checkpoint"):
-        Run.open(tmp_path, CONFIG, [])
-    assert "ran" not in capsys.readouterr().out
+    assert Run.open(tmp_path, CONFIG, []).checkpoint is None
+    said = capsys.readouterr().out
+    assert "not a checkpoint" in said and "ran" not in said
 
 
 def test_a_damaged_result_is_named(tmp_path):

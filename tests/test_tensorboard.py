@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from test_train import ENVIRONMENT, TINY, command
+
+from cifarbn.tensorboard import link_runs, run_names
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +31,12 @@ def ask(sweep):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--logdir", str(sweep), "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
+    arguments = [str(sweep), "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "cifarbn.tensorboard", *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
     def request(path, body=None, **query):
@@ -57,12 +63,37 @@ def ask(sweep):
 
 
 def results(sweep):
-    return {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/result.json")}
+    found = (json.loads(file.read_text()) for file in sweep.glob("*/result.json"))
+    return {next(o for o in result["overrides"] if o.startswith("optim.lr")): result for result in found}
 
 
-def test_runs_have_their_folders_names(ask, sweep):
-    assert sorted(ask("runs")) == sorted(results(sweep))
-    assert all("optim.lr=0.00" in name or "model=resnet18" in name or "," in name for name in ask("runs"))
+def test_a_run_s_name_is_what_sets_it_apart(ask):
+    assert sorted(ask("runs")) == ["optim.lr=0.001", "optim.lr=0.002"]
+
+
+def test_names_of_several_sweeps_and_of_runs_that_nothing_sets_apart():
+    a, b, c = Path("x/a"), Path("x/b"), Path("y/c")
+    assert run_names({a: ["s=1"]}) == {a: "a"}
+    assert run_names({a: ["s=1", "m=r"], b: ["m=r"]}) == {a: "s=1", b: "b"}
+    assert run_names({a: ["s=1"], b: ["s=2"], c: ["s=1"]}) == {a: "s=1 (x)", b: "s=2 (x)", c: "c (y)"}
+    assert run_names({a: ["s=1"], b: ["s=2"], Path("z/x/d"): ["s=1"], Path("z/x/e"): ["s=2"]})[a] == "a (x)"
+
+
+def test_links_follow_the_runs(tmp_path):
+    runs, links = tmp_path / "runs", tmp_path / "links"
+    links.mkdir()
+    for name in ("a", "b"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "result.json").write_text(json.dumps({"overrides": [f"seed={name}", "model=m"]}))
+        link_runs([runs], links)
+    assert {link.name: link.resolve().name for link in links.iterdir()} == {"seed=a": "a", "seed=b": "b"}
+    (runs / "a" / "result.json").write_text("{")
+    link_runs([runs], links)
+    assert len(list(links.iterdir())) == 2, "a damaged run is still there"
+
+
+def test_a_run_has_one_event_file(sweep):
+    assert [len(list(folder.parent.glob("events.*"))) for folder in sweep.glob("*/result.json")] == [1, 1]
 
 
 def test_scalars_are_those_of_the_run(ask, sweep):
@@ -77,7 +108,9 @@ def test_hparams_have_a_session_per_run_with_its_config_and_metrics(ask, sweep):
     experiment = ask("plugin/hparams/experiment", body={"experimentName": ""})
     hparams = {info["name"] for info in experiment["hparamInfos"]}
     metrics = [info["name"] for info in experiment["metricInfos"]]
-    assert any("optim" in name and "lr" in name for name in hparams)
+    given = {override.split("=")[0] for result in results(sweep).values() for override in result["overrides"]}
+    assert hparams == given - {"trainer.enable_progress_bar"}, "the command line's keys, and no other"
+    assert {"test/acc", "val/acc", "train/acc"} <= {metric["tag"] for metric in metrics}
     answer = ask(
         "plugin/hparams/session_groups",
         body={

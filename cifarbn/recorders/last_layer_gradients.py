@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cifarbn.durable import sync_file
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, last_layer_of, trained
 from cifarbn.smoothness.differences import GradientDifferences
@@ -93,10 +94,11 @@ class LastLayerGradients(Recorder):
         return {"layer": np.array(self._layer)}
 
     def _flush_raw(self) -> None:
-        if self._raw is not None and self._waiting:
+        if self._raw is not None and self.raw_file is not None and self._waiting:
             new = torch.stack(self._waiting).cpu().numpy()
             self._raw[self._written : self._written + len(new)] = new
             self._raw.flush()
+            sync_file(self.raw_file)
             self._written += len(new)
         self._waiting.clear()
 

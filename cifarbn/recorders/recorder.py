@@ -1,6 +1,5 @@
 """What all recorders share: arrays that grow on the device, and the one file that holds them."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifarbn.classifier import Batch, Classifier
+from cifarbn.durable import replace_file
 from cifarbn.losses import HALF, Loss, at_least_float32
 from cifarbn.runs import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
@@ -65,7 +65,8 @@ class Recorder(pl.Callback):
 class RecordingsFile(pl.Callback):
     """Writes every recorder's arrays into `recordings.npz` at the end of each epoch and of the run.
 
-    Keys are `prefix.name`, such as `last_layer.norm`. The file is replaced whole, so a reader never meets half of one.
+    Keys are `prefix.name`, such as `last_layer.norm`. The file is replaced whole and forced to the disk, so that no
+    reader meets half of one, and a power cut after the run's last checkpoint loses none of it.
     """
 
     def __init__(self, folder: Path, recorders: Sequence[Recorder]) -> None:
@@ -83,7 +84,8 @@ class RecordingsFile(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """A diverged or interrupted run's recordings are wanted too."""
-        if self._training:  # a run that was cut off in its test, and again in its test, has no training in between
+        # A run that was cut off in its test twice has no training in between. A full disk has no room.
+        if self._training and not isinstance(exception, OSError):
             self.write(trainer)
 
     def write(self, trainer: pl.Trainer) -> None:
@@ -95,10 +97,7 @@ class RecordingsFile(pl.Callback):
         }
         if not found or not trainer.is_global_zero:
             return
-        beside = self.file.with_suffix(".tmp")
-        with beside.open("wb") as file:
-            np.savez(file, **found)  # type: ignore[arg-type]
-        os.replace(beside, self.file)
+        replace_file(self.file, lambda file: np.savez(file, **found))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """Loss, accuracy, learning rate and gradient norm of every step, in `metrics.csv` and TensorBoard."""
 
 import csv
+import hashlib
+import io
 import os
+import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,17 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 
-from cifarbn.errors import Diverged
+from cifarbn.checkpoints import METRICS
+from cifarbn.durable import naming, replace_file, sync_file
+from cifarbn.errors import Diverged, UserError
 
 COLUMNS = (
     *("step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"),
     *("train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc"),
 )
 POINTS_PER_EPOCH = 50  # of each step curve in TensorBoard, which is slow with every step of a long run
+FLUSH_SECONDS = 10  # at the most between writing rows, as long as steps are taken
+DDP_ASK_EVERY = 10  # steps between the ranks' agreeing whether it is time
 LOSS, ACC, NORM = range(3)  # columns of the device buffer
 
 
@@ -27,37 +35,49 @@ class StepHistory(pl.Callback):
 
     Steps count from 0: `step/loss` of step t is L_t(theta_t), before the update, and `step/grad_norm` is the 2-norm
     over all parameters of that loss's gradient, unscaled and not yet clipped. The numbers stay on the device and cross
-    to the host once an epoch, since reading one makes the host wait for the device.
+    to the host only when rows are written, since reading one makes the host wait for the device.
 
     Args:
         folder: the run folder.
-        check_every: look for a non-finite loss after so many steps; on the CPU, where looking is free, every step.
-            Whenever it looks, it finds the first bad step.
+        flush_every: write rows, and look for a non-finite loss, after so many steps or `FLUSH_SECONDS`; on the CPU,
+            where looking is free, look at every step. Whenever it looks, it finds the first bad step.
 
     Raises:
         Diverged: when it sees a non-finite loss.
+        UserError: if somebody else changes the file meanwhile.
     """
 
-    def __init__(self, folder: Path, check_every: int = 50) -> None:
-        self.file = Path(folder) / "metrics.csv"
-        self.check_every = check_every
-        self.rows = 0  # that metrics.csv holds: the number of steps of the finished epochs
+    def __init__(self, folder: Path, flush_every: int = 50) -> None:
+        self.file = Path(folder) / METRICS
+        self.flush_every = flush_every
+        self.rows = 0  # steps of the finished epochs
         self._buffer = torch.empty(0, 3)  # (steps, 3) of this epoch, on the device
-        self._sizes: list[int] = []  # pictures in each step's batch, this epoch
+        self._written = 0  # of them in the file, and from then on means over all ranks
+        self._sizes: list[int] = []  # images in each step's batch, this epoch
         self._lrs: list[float] = []
         self._last_norm: float | None = None  # of the finished epochs' last step
         self._validated = False  # in this epoch
+        self._flushed_at = 0.0
+        self._bytes, self._sha256 = 0, hashlib.sha256()  # of the file
         self.epoch_metrics: dict[str, float] = {}  # of the last epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop rows that the checkpoint does not know: their steps are taken again."""
+        self._flushed_at = time.monotonic()
         if trainer.is_global_zero:
-            keep_rows(self.file, self.rows)
+            keep_rows(self.file, self.rows + self._written)
+            content = self.file.read_bytes() if self.file.exists() else b""
+            self._bytes, self._sha256 = len(content), hashlib.sha256(content)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the learning rate now: the schedule moves it within the step."""
+        """Write rows where it is time; none is the epoch's last, which waits for the epoch's columns.
+
+        Note the learning rate now: the schedule moves it within the step.
+        """
+        if self._flush_due(trainer):
+            self._flush(trainer, len(self._sizes))
         self._lrs.append(float(trainer.optimizers[0].param_groups[0]["lr"]))
         if len(self._buffer) <= batch_idx or self._buffer.device != pl_module.device:
             grown = torch.full((int(trainer.num_training_batches), 3), torch.nan, device=pl_module.device)
@@ -74,12 +94,11 @@ class StepHistory(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the step's loss and accuracy; now and then look whether the loss is still finite."""
+        """Keep the step's loss and accuracy; where looking is free, look whether the loss is still finite."""
         row = self._buffer[len(self._sizes)]
         row[LOSS], row[ACC] = outputs["loss"].detach(), outputs["acc"]
         self._sizes.append(len(batch[1]))
-        alone_on_a_cpu = pl_module.device.type == "cpu" and trainer.world_size == 1
-        if alone_on_a_cpu or len(self._sizes) % self.check_every == 0:
+        if pl_module.device.type == "cpu" and trainer.world_size == 1:
             self._raise_if_diverged(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -87,80 +106,141 @@ class StepHistory(pl.Callback):
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the epoch's numbers to the host, once, and write them."""
-        self._raise_if_diverged(trainer)
+        """Write the epoch's last rows, with its own columns in the last of them."""
         steps = len(self._sizes)
-        values = trainer.strategy.reduce(self._buffer[:steps], reduce_op="mean").cpu().numpy()
+        new = self._bring(trainer, steps)
+        values = self._buffer[:steps].cpu().numpy()
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
         evaluated = {k: float(v) for k, v in trainer.callback_metrics.items()} if self._validated else {}
         means = {"train/loss": float(loss)} | ({"train/acc": float(acc)} if np.isfinite(acc) else {})
         pl_module.log_dict(means)
         self.epoch_metrics = evaluated | means
         if trainer.is_global_zero:
-            self._write(values, trainer.current_epoch)
-            self._draw(values, trainer)
+            self._write(new, trainer.current_epoch, self.epoch_metrics)
+            self._draw(new, trainer)
         self.rows += steps
         self._last_norm = float(values[-1, NORM])
-        self._sizes, self._lrs, self._validated = [], [], False
+        self._sizes, self._lrs, self._written, self._validated = [], [], 0, False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the steps so far: a diverged run has a curve too, and a resumed one will cut them off again."""
         if trainer.is_global_zero and self._sizes:
             self.epoch_metrics = {}
-            self._write(self._buffer[: len(self._sizes)].cpu().numpy(), trainer.current_epoch)
+            self._write(self._buffer[self._written : len(self._sizes)].cpu().numpy(), trainer.current_epoch, {})
+            sync_file(self.file)
             self._sizes = []
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, lists and numbers, so that a checkpoint can be loaded with `weights_only`."""
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Force to the disk the rows that the checkpoint will count on, and say in it what they are.
+
+        Plain tensors, lists and numbers, so that a checkpoint can be loaded with `weights_only`. The latest step's row
+        is not written yet, since it may turn out to be the epoch's last: its values go into the checkpoint.
+        """
         steps = len(self._sizes)
-        return {
+        self._flush(trainer, max(0, steps - 1))
+        latest = _mean_over_ranks(self._buffer[self._written : steps], trainer)
+        if trainer.is_global_zero and self._bytes:
+            sync_file(self.file)
+        checkpoint["callbacks"][self.state_key] = {
             "rows": self.rows,
-            "buffer": self._buffer[:steps].cpu(),
+            "buffer": torch.cat([self._buffer[: self._written], latest]).cpu(),
+            "written": self._written,
             "sizes": self._sizes[:],
             "lrs": self._lrs[:steps],
             "last_norm": self._last_norm,
             "epoch_metrics": dict(self.epoch_metrics),
+            "file": {"bytes": self._bytes, "sha256": self._sha256.hexdigest()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the checkpoint, in the middle of an epoch too."""
         self.rows, self._buffer = state_dict["rows"], state_dict["buffer"]
+        self._written = state_dict.get("written", 0)  # rows once were written at an epoch's end only
         self._sizes, self._lrs = list(state_dict["sizes"]), list(state_dict["lrs"])
         self._last_norm, self.epoch_metrics = state_dict["last_norm"], dict(state_dict["epoch_metrics"])
 
+    def _flush_due(self, trainer: pl.Trainer) -> bool:
+        waiting = len(self._sizes) - self._written
+        due = waiting >= self.flush_every or (waiting > 0 and time.monotonic() - self._flushed_at >= FLUSH_SECONDS)
+        if trainer.world_size > 1:
+            asked = len(self._sizes) % DDP_ASK_EVERY == 0
+            return asked and trainer.strategy.reduce_boolean_decision(due, all=False)
+        return due
+
+    def _flush(self, trainer: pl.Trainer, steps: int) -> None:
+        """Write the rows of the epoch's first `steps` steps that are not written yet."""
+        values = self._bring(trainer, steps)
+        if trainer.is_global_zero and len(values):
+            self._write(values, trainer.current_epoch, {})
+            self._draw(values, trainer)
+        self._written = steps
+
+    def _bring(self, trainer: pl.Trainer, steps: int) -> np.ndarray:
+        """The values of the rows that are not written yet, up to the epoch's first `steps`, as means over the ranks."""
+        self._raise_if_diverged(trainer)
+        self._flushed_at = time.monotonic()
+        values = _mean_over_ranks(self._buffer[self._written : steps], trainer)
+        self._buffer[self._written : steps] = values
+        return values.cpu().numpy()
+
     def _raise_if_diverged(self, trainer: pl.Trainer) -> None:
         values = self._buffer[: len(self._sizes)]
-        bad = (~values[:, LOSS].isfinite()).nonzero()
+        bad = (~values[self._written :, LOSS].isfinite()).nonzero()  # it has looked before it writes
         diverged = bool(len(bad))
         if trainer.world_size > 1:
             # All or none: a rank that stops alone leaves the others waiting for its gradients.
             diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
         if not diverged:
             return
-        first = int(bad[0]) if len(bad) else len(values) - 1
+        first = self._written + int(bad[0]) if len(bad) else len(values) - 1
         finite = values[:first, NORM]
         finite = finite[finite.isfinite()]
         raise Diverged(self.rows + first, self._lrs[first], float(finite[-1]) if len(finite) else self._last_norm)
 
-    def _write(self, values: np.ndarray, epoch: int) -> None:
-        new = not self.file.exists()
-        with self.file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            if new:
-                writer.writeheader()
-            for i, (loss, acc, norm) in enumerate(values.tolist()):
-                row = {"step": self.rows + i, "epoch": epoch, "lr": self._lrs[i]}
-                row |= {"step/loss": loss, "step/acc": acc, "step/grad_norm": norm}
-                writer.writerow(row | self.epoch_metrics if i == len(values) - 1 else row)
+    def _write(self, values: np.ndarray, epoch: int, epoch_metrics: dict[str, float]) -> None:
+        """Append rows, all of them or none; the last one with the epoch's columns, if there are any."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+        if not self._bytes:
+            writer.writeheader()
+        for i, (loss, acc, norm) in enumerate(values.tolist(), self._written):
+            row = {"step": self.rows + i, "epoch": epoch, "lr": self._lrs[i]}
+            row |= {"step/loss": loss, "step/acc": acc, "step/grad_norm": norm}
+            writer.writerow(row | epoch_metrics if i == self._written + len(values) - 1 else row)
+        content = text.getvalue().encode()
+        try:
+            with naming(self.file), self.file.open("ab") as file:
+                if file.tell() != self._bytes:
+                    raise UserError(f"{self.file} was changed by another program while this run was writing it")
+                file.write(content)
+        except (OSError, UserError) as error:
+            self._sizes = []  # nothing more is written
+            if isinstance(error, OSError):
+                with suppress(OSError):
+                    os.truncate(self.file, self._bytes)
+            raise
+        self._bytes += len(content)
+        self._sha256.update(content)
 
     def _draw(self, values: np.ndarray, trainer: pl.Trainer) -> None:
+        """Thinned curves for TensorBoard."""
+        every = -(-int(trainer.num_training_batches) // POINTS_PER_EPOCH)
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
                 continue
-            for i in range(0, len(values), -(-len(values) // POINTS_PER_EPOCH)):
+            for i, row in enumerate(values, self._written):
+                if i % every:
+                    continue
                 for name, column in (("loss", LOSS), ("acc", ACC), ("grad_norm", NORM)):
-                    logger.experiment.add_scalar(f"step/{name}", values[i, column], self.rows + i)
+                    logger.experiment.add_scalar(f"step/{name}", row[column], self.rows + i)
                 logger.experiment.add_scalar("step/lr", self._lrs[i], self.rows + i)
+            logger.experiment.flush()
+
+
+def _mean_over_ranks(values: torch.Tensor, trainer: pl.Trainer) -> torch.Tensor:
+    return trainer.strategy.reduce(values.clone(), reduce_op="mean") if len(values) else values
 
 
 def keep_rows(file: Path, rows: int) -> None:
@@ -170,7 +250,5 @@ def keep_rows(file: Path, rows: int) -> None:
     if rows == 0:
         file.unlink()
         return
-    shorter = file.with_suffix(".tmp")
-    with file.open(newline="") as old, shorter.open("w", newline="") as new:
-        new.writelines(islice(old, rows + 1))
-    os.replace(shorter, file)
+    with file.open("rb") as old:
+        replace_file(file, lambda shorter: shorter.writelines(islice(old, rows + 1)))

@@ -1,0 +1,72 @@
+"""TensorBoard's event file in the run folder."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+from cifarbn.durable import naming
+from cifarbn.runs import NOT_THE_EXPERIMENT
+
+
+def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What HParams shall show of a run: the value of each key that its command line sets.
+
+    >>> hparams(["optim.lr=1e-3", "model=vgg_a", "name=x"], {"optim": {"lr": 0.001}, "model": {"depth": 11}})
+    {'optim.lr': 0.001, 'model': 'vgg_a'}
+    """
+    values = {}
+    for override in overrides:
+        key, _, text = override.lstrip("+~").partition("=")
+        if key in NOT_THE_EXPERIMENT:
+            continue
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        values[key] = value if isinstance(value, (bool, int, float, str)) else text
+    return values
+
+
+class TensorBoardLog(TensorBoardLogger):
+    """Lightning's logger with one event file a start, from training to the final metrics; closed by `with`.
+
+    Lightning closes the file after training and after the test, and each time the next value opens another.
+
+    Args:
+        folder: the run folder, which holds the file.
+        purge_step: hide what an earlier start logged from this step on.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        super().__init__(folder, name="", version="", purge_step=purge_step)
+        self.folder = Path(folder)
+
+    def finalize(self, status: str) -> None:
+        """Write what there is; the end of `with` closes the file."""
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    def __enter__(self) -> "TensorBoardLog":
+        self._earlier_hook, threading.excepthook = threading.excepthook, self._on_thread_error
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            if self._experiment is not None:
+                with naming(self.folder):
+                    self._experiment.close()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            threading.excepthook = self._earlier_hook
+            self._experiment = None
+
+    def _on_thread_error(self, args: Any) -> None:
+        # The thread that writes the file hands its error over to whoever writes next.
+        if not isinstance(args.thread, _AsyncWriterThread):
+            self._earlier_hook(args)

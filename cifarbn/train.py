@@ -9,7 +9,7 @@ import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -17,11 +17,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from cifarbn import figures
 from cifarbn.classifier import Classifier
 from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
+from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
 from cifarbn.runs import Result, Run
 from cifarbn.sources import sources
+from cifarbn.sweep import searches
 
 say = rank_zero_only(print)
 
@@ -30,7 +32,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     """Train, then test once; all that comes of it is in `folder`, the run folder. Returns its `result.json`."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
-    run = Run.open(folder, config, overrides, sources(config), **how)
+    source = Path(to_absolute_path(str(cfg.resume_from))) if cfg.resume_from else None
+    run = Run.open(folder, config, overrides, sources(config), **how, resume_from=source)
     if run.finished:
         say(f"{run}\nnothing to do; resume=false starts this run afresh")
         return run.result
@@ -57,7 +60,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar]
         trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, **options)
         say(f"{folder}\n{hardware}")
-        run.update(**asdict(hardware), devices=trainer.world_size, parameters=sum(p.numel() for p in net.parameters()))
+        run.started(**asdict(hardware), devices=trainer.world_size)
+        run.update(parameters=sum(p.numel() for p in net.parameters()))
 
         try:
             trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
@@ -84,6 +88,10 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     # In a sweep, `cifarbn.sweep` hears of errors.
     with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else plain_errors():
         check_types(cfg)
+        if searches(hydra_config) and OmegaConf.select(cfg, "data.val_size") == 0:
+            raise UserError(
+                "this sweeper searches by the validation accuracy, and data.val_size=0 leaves none: raise it"
+            )
         result = train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
         return result.get("metrics", {}).get("val/acc")
 

@@ -17,6 +17,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.command_line import plain_errors
@@ -228,6 +229,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def searches(hydra_config: DictConfig) -> bool:
+    """Return whether the sweeper asks each run for a number, by which it chooses the next; Hydra's own does not."""
+    sweeper = str(OmegaConf.select(hydra_config, "sweeper._target_"))
+    return hydra_config.mode is RunMode.MULTIRUN and not sweeper.endswith(f".{BasicSweeper.__name__}")
+
+
 def _outcome(folder: Path, overrides: list[str], error: BaseException | None, said: str | None, found: bool) -> Outcome:
     why = _short(said or f"{type(error).__name__}: {error}", folder) if error else None
     if isinstance(error, Refused):
@@ -265,9 +272,9 @@ def _content(folder: Path) -> bytes | None:
 
 def _planned(config: DictConfig) -> int | None:
     """How many runs the sweep has; None if its sweeper is not Hydra's own."""
-    sweeper = config.hydra.sweeper
-    if not sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+    if searches(config.hydra):
         return None
+    sweeper = config.hydra.sweeper
     said = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
     overrides = OverridesParser.create().parse_overrides(said)
     return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None))

@@ -42,7 +42,7 @@ def check_longer(source: Path, result: Result, config: Mapping[str, Any]) -> Non
             f"{before} is of another config ({'; '.join(others)}); only the number of epochs may differ. Leave out "
             "resume_from to train anew"
         )
-    theirs, ours = result["config"].get("epochs", 0), config.get("epochs", 0)
+    theirs, ours = result["config"].get("epochs") or 0, config.get("epochs") or 0
     if theirs > ours:
         raise Refused(f"{before} is longer already: {theirs} epochs, and this one is to have {ours}")
 

@@ -85,7 +85,7 @@ class Config(TypedDict, total=False):
     trainer: dict[str, Any]
     record: dict[str, Any]
     seed: int | None
-    epochs: int
+    epochs: int | None
     target: float | None
     source: str | None
 
@@ -200,7 +200,7 @@ def check_result(value: Any) -> Result:
         if field not in value:
             raise ValueError(f"it has no field {field!r}")
     _check(value, Result, "")
-    check_config(value["config"])
+    check_config(value["config"], "config.")
     if "confusion" in value:
         rows = value["confusion"]
         classes = value.get("data", {}).get("classes") or rows
@@ -209,13 +209,13 @@ def check_result(value: Any) -> Result:
     return value  # type: ignore[return-value]
 
 
-def check_config(config: Any) -> None:
+def check_config(config: Any, name: str = "") -> None:
     """Check the part of a run's config that this package reads again.
 
     Raises:
         ValueError: naming the first key whose value is of another type than `Config` says.
     """
-    _check(config, Config, "config.")
+    _check(config, Config, name)
 
 
 def _check(value: Any, hint: Any, name: str) -> None:

@@ -229,7 +229,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def searches(hydra_config: DictConfig) -> bool:
+def searches(hydra_config: Any) -> bool:
     """Return whether the sweeper asks each run for a number, by which it chooses the next; Hydra's own does not."""
     sweeper = str(OmegaConf.select(hydra_config, "sweeper._target_"))
     return hydra_config.mode is RunMode.MULTIRUN and not sweeper.endswith(f".{BasicSweeper.__name__}")

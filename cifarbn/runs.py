@@ -75,9 +75,9 @@ EVENTS = "events.out.tfevents.*"
 MARKER = ".run.json"
 # Every file that a run writes into its folder. Nothing else is ever removed or moved.
 _WRITTEN = (METRICS, RECORDINGS, CHECKPOINT, "previous.ckpt", "checkpoints.sha256", RESULT, MARKER)
+_TEMPORARY = tuple(temporary_path(Path(name)).name for name in _WRITTEN)
 OWN_FILES = (
-    *(*_WRITTEN, EVENTS, "last.ckpt.unusable", "previous.ckpt.unusable"),
-    *(temporary_path(Path(name)).name for name in _WRITTEN),
+    *(*_WRITTEN, *_TEMPORARY, EVENTS, "hparams.yaml", "last.ckpt.unusable", "previous.ckpt.unusable"),
     *("metrics.tmp", "recordings.tmp", "last.tmp", "result.json.tmp"),  # of older versions
 )
 # What Hydra has written into the folder before a run begins.
@@ -150,7 +150,7 @@ class Run:
             raise UserError(str(error)) from error
         # The processes that DDP starts beside the first find the folder as the first one left it.
         lock = _lock(folder) if _first_process() else None
-        old = _left_by_an_earlier_start(folder)
+        old, damage = _left_by_an_earlier_start(folder)
         if old is not None and not resume and _first_process():
             _set_aside(folder)
             old = None
@@ -168,6 +168,9 @@ class Run:
             run.checkpoint, run.steps = found
         elif resume_from is not None:
             run._begin_with(Path(resume_from), changed_code)
+        if damage and old is not None and _first_process():
+            then = f"continuing from {run.checkpoint}, step {run.steps}" if run.checkpoint else "starting anew"
+            print(f"warning: {damage}; the run is known by its {MARKER}, {then}", file=sys.stderr, flush=True)
         return run
 
     @property
@@ -282,6 +285,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint is None or self.source:
             self.result.pop("seconds", None)
+        if self.checkpoint is None:
+            self.result.pop("resumed_from", None)
         # A start of which no step is left has made nothing.
         self.result["starts"] = [start for start in self.result.get("starts", []) if start.get("step", 0) < self.steps]
         self.result |= {"status": "running", "error": None}
@@ -374,15 +379,15 @@ def _lock(folder: Path) -> Lock:
         ) from error
 
 
-def _left_by_an_earlier_start(folder: Path) -> Result | None:
-    """What an earlier start of the run left in its folder; None in a new one.
+def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
+    """What an earlier start of the run left in its folder, None in a new one; and what is wrong with its result.json.
 
     Raises:
         Refused: if something is there that this program did not write.
     """
     names = sorted(os.listdir(folder)) if folder.exists() else []
-    strange = [name for name in names if not _is_own(name) and name != HYDRA and not name.endswith(".log")]
-    if links := [name for name in names if name not in strange and (folder / name).is_symlink()]:
+    of_hydra = [name for name in names if name == HYDRA or name.endswith(".log")]
+    if links := [name for name in names if (name in of_hydra or _is_own(name)) and (folder / name).is_symlink()]:
         raise Refused(
             f"{folder}: {', '.join(links)} is a link, and a run writes nothing outside of its own folder; remove the "
             "link, or name=OTHER puts the run elsewhere"
@@ -390,22 +395,20 @@ def _left_by_an_earlier_start(folder: Path) -> Result | None:
     damage = f"{folder / RESULT} is missing"
     try:
         if (result := read_result(folder)) is not None:
-            return result
+            return result, None
     except Damaged as error:
-        damage = str(error)
+        damage = str(error).rpartition(";")[0]
         if MARKER not in names:
-            raise Refused(f"{damage}, or name=OTHER puts the run elsewhere") from error
-    if MARKER in names and (marked := read_result_file(folder / MARKER)) is not None:
-        if names := [name for name in names if name not in (MARKER, HYDRA)]:
-            print(f"warning: {damage.split(';')[0]}; going on with what {MARKER} says", file=sys.stderr, flush=True)
-        return marked
-    if strange:
+            raise Refused(f"{error}, or name=OTHER puts the run elsewhere") from error
+    if (marked := read_result_file(folder / MARKER)) is not None:
+        return marked, damage
+    if strange := [name for name in names if name not in of_hydra and name not in _TEMPORARY]:
         several = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
         raise Refused(
             f"{folder} is not a run folder: it holds files that this program did not write ({several}). They are left "
             "alone; name=OTHER, or hydra.run.dir=FOLDER with a new or empty folder, puts the run elsewhere"
         )
-    return None
+    return None, None
 
 
 def _is_own(name: str) -> bool:

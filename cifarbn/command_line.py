@@ -16,7 +16,7 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifarbn.errors import Interrupted, UserError, machine_fault, threads_fail_quietly
+from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.runs import folder_name
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -50,8 +50,7 @@ def plain_errors() -> Iterator[None]:
         SystemExit: with exit code 1 after such a mistake, 130 after Ctrl-C.
     """
     try:
-        with threads_fail_quietly():
-            yield
+        yield
     except (KeyboardInterrupt, Interrupted):
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

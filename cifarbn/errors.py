@@ -3,9 +3,6 @@
 import errno
 import os
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -76,25 +73,6 @@ def _system_error(error: BaseException) -> OSError | None:
     if isinstance(error, RuntimeError) and error.__context__ is not None:
         return _system_error(error.__context__)
     return error if isinstance(error, OSError) and error.errno and error.strerror else None
-
-
-@contextmanager
-def threads_fail_quietly() -> Iterator[None]:
-    """Say nothing of a machine's fault in another thread: TensorBoard's raises it in the main thread once more."""
-    usual = threading.excepthook
-
-    def say(failure: threading.ExceptHookArgs) -> None:
-        if failure.exc_value is None or machine_fault(failure.exc_value) is None:
-            usual(failure)
-
-    threading.excepthook = say
-    try:
-        yield
-    finally:
-        for thread in threading.enumerate():
-            if getattr(thread, "exception", None):  # it is about to end, and to be heard
-                thread.join()
-        threading.excepthook = usual
 
 
 def without_folders(text: str, *folders: Path | str) -> str:

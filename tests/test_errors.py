@@ -2,13 +2,12 @@
 
 import errno
 import os
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from cifarbn.errors import machine_fault, threads_fail_quietly, without_folders
+from cifarbn.errors import machine_fault, without_folders
 
 
 @pytest.mark.parametrize(
@@ -64,18 +63,3 @@ def test_what_torch_makes_of_a_full_disk():
     with pytest.raises((RuntimeError, OSError)) as raised:
         torch.save({"weights": torch.zeros(1000)}, Full())
     assert "No space left on device" in machine_fault(raised.value)
-
-
-def test_a_thread_s_full_disk_is_not_told_twice(capsys):
-    class Writer(threading.Thread):
-        exception = None
-
-        def run(self):
-            self.exception = OSError(errno.ENOSPC, "No space left on device")
-            raise self.exception
-
-    with threads_fail_quietly():
-        writer = Writer()
-        writer.start()
-        writer.join()
-    assert capsys.readouterr().err == ""

@@ -132,6 +132,11 @@ class Sweep(Callback):
                     "a sweep makes its runs one after another in one process, and DDP needs processes of its own: "
                     "leave out -m and run trainer=ddp once for each combination, or sweep with one device a run"
                 )
+            if searches(config.hydra) and OmegaConf.select(config, "data.val_size") == 0:
+                raise UserError(
+                    f"{config.hydra.sweeper._target_} searches by the validation accuracy, and data.val_size=0 leaves "
+                    "no images to measure it on; raise data.val_size"
+                )
             self.journal = Journal.begin(Path(config.hydra.sweep.dir) / ".sweeps")
             self.planned = _planned(config)
         self.began = time.monotonic()

@@ -10,6 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cifarbn.errors import UserError
+from cifarbn.recorders.step_history import COLUMNS
+from cifarbn.report import table
+from cifarbn.report.gather import gather
 from cifarbn.result import check_result, overwrite_result, read_result, throughout, write_result
 
 START = {"step": 0, "device": "a CPU", "devices": 1, "precision": "32-true", "compile": "", "versions": {"torch": "2"}}
@@ -141,6 +144,17 @@ def test_a_result_is_overwritten_only_inside_its_own_space(tmp_path):
     before = file.read_bytes()
     assert not overwrite_result(file, RESULT | {"error": "x" * 100_000})
     assert file.read_bytes() == before
+
+
+def test_the_report_s_device_is_that_of_every_start(tmp_path):
+    starts = [START, START | {"step": 2, "precision": "bf16-mixed"}]
+    (tmp_path / "run").mkdir()
+    write_result(tmp_path / "run" / "result.json", RESULT | {"metrics": {"test/acc": 0.5}, "starts": starts})
+    (tmp_path / "run" / "metrics.csv").write_text(",".join(COLUMNS) + "\n")
+    sweep = gather(tmp_path)
+    assert table.devices(sweep) == ["a CPU, 32-true and bf16-mixed"]
+    (row,) = table.run_rows(sweep)
+    assert row["device"] == "a CPU" and row["precision"] == "32-true and bf16-mixed"
 
 
 def test_a_fact_is_told_of_every_start():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 from cifarbn.runs import LONGEST_NAME, Run, differences, find_runs, folder_name, read_result
@@ -185,6 +186,20 @@ def test_changed_code_is_one_of_two_words(tmp_path):
 
 
 # What is in a folder.
+
+
+def test_no_command_writes_where_the_project_keeps_its_records():
+    root = Path(__file__).parents[1]
+    listed = subprocess.run(["git", "ls-files", "multirun_outputs"], cwd=root, capture_output=True, text=True)
+    files = [Path(line) for line in listed.stdout.splitlines()]
+    if listed.returncode or not files:
+        pytest.skip("no checkout with records")
+    assert [file for file in files if not file.parts[1].endswith(".record")] == [Path("multirun_outputs/README.md")]
+    names = [OmegaConf.load(file).get("name", "") for file in (root / "conf").rglob("*.yaml")]
+    assert not [name for name in names if name and name.endswith(".record")]
+    for folder in {file.parent for file in files if file.name == "result.json"}:
+        assert read_result(root / folder)["status"] in ("done", "diverged"), folder
+
 
 THEIRS = {"metrics.csv": "theirs", "recordings.npz": "theirs", "notes.tmp": "theirs", "last.ckpt": "theirs"}
 

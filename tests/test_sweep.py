@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from test_train import ENVIRONMENT, TINY, command
 
@@ -215,6 +216,16 @@ def test_a_launcher_s_exit_ends_the_sweep_and_passes_unchanged(here, monkeypatch
 def test_the_config_of_a_sweep_is_asked_for_in_vain_with_one_message(here):
     code, said = here("-m", "--cfg", "job", "seed=0,1")
     assert code.startswith("error: -m makes the runs of a sweep") and "Traceback" not in said.err
+
+
+def test_a_search_without_a_validation_accuracy_is_refused_at_once(tmp_path, capsys):
+    sweeper = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}
+    config = OmegaConf.create({"data": {"val_size": 0}, "hydra": {"sweeper": sweeper, "sweep": {"dir": str(tmp_path)}}})
+    config.hydra.mode = RunMode.MULTIRUN
+    with pytest.raises(SystemExit, match=r"^error: .*OptunaSweeper searches by .*; raise data\.val_size$"):
+        Sweep().on_multirun_start(config)
+    config.data.val_size = 5
+    Sweep().on_multirun_start(config)
 
 
 class Searching:

@@ -16,7 +16,7 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifarbn.errors import Interrupted, UserError
+from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.runs import folder_name
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -58,12 +58,16 @@ def plain_errors() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error)}")
-    except OSError as error:
-        if not error.filename or not error.strerror:
+    except ValueError as error:
+        if not str(error).startswith("Only one of --run, --multirun"):
             raise
         sys.exit(
-            f"error: cannot read or write {error.filename}: {error.strerror}; name=OTHER or another working folder"
+            "error: -m makes the runs of a sweep, and --cfg or --info shows one run's config: leave out one of them"
         )
+    except Exception as error:
+        if said := machine_fault(error):
+            sys.exit(f"error: {said}")
+        raise
 
 
 @contextmanager

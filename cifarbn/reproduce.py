@@ -17,12 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.command_line import CONF, plain_errors
-from cifarbn.errors import MadeElsewhere, UserError
+from cifarbn.errors import MadeElsewhere, UserError, without_folders
+from cifarbn.identity import ROLES, key_of
 from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import write_report
-from cifarbn.runs import NOT_THE_EXPERIMENT, RESULT, Run, differences, folder_name, read_result
+from cifarbn.runs import RESULT, Role, Run, differences, folder_name, is_being_made, read_result, role_of
 from cifarbn.sources import sources
 from cifarbn.sweep import Outcome, duration, table
 
@@ -52,8 +53,9 @@ SCALES = {
     "smoke": "A few steps on drawn pictures, to see that everything runs. No number here means anything.",
 }
 COMPARABLE = ("full", "fast")
-# What may be said of every run. Not of all data sets: CIFARBN_DATA names the folder of those that have one.
-HOW = tuple(key for key in NOT_THE_EXPERIMENT if key != "name" and not key.startswith("data."))
+# What may be said of every run: whatever does not define the experiment, but what is chosen here already.
+HOW = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)
+CHOSEN_HERE = ("name", "resume_from")
 # Peaks of one cycle at batch 512, by optimizer.
 FAST_RATES = {"torch.optim.Adam": "3e-3", "torch.optim.SGD": "0.2", "torch.optim.RMSprop": "1e-3"}
 
@@ -64,7 +66,7 @@ class Planned:
 
     Attributes:
         name: as in `SUITES`.
-        overrides: its command line, without seed and folder.
+        overrides: its command line, without seed, folder and what says only how it is carried out.
         written: its config as the source has it.
         scaled: its config at this scale.
     """
@@ -75,17 +77,18 @@ class Planned:
     scaled: DictConfig
 
     @classmethod
-    def of(cls, name: str, scale: str) -> "Planned":
-        """Compose both configs; to be called where Hydra is initialised."""
+    def of(cls, name: str, scale: str, how: Sequence[str] = ()) -> "Planned":
+        """Compose both configs, the second with what `how` changes of it; to be called where Hydra is initialised."""
         said = f"experiment={name}".split()
         written = compose("train", overrides=said)
-        overrides = [*said, *scale_down(written, scale)]
+        ours = [override for override in how if role_of(override) in (Role.DEVICE, Role.WATCHING)]
+        overrides = [*said, *scale_down(written, scale), *ours]
         return cls(name, overrides, written, compose("train", overrides=overrides))
 
     def changes(self) -> list[str]:
         """What the scale changes, as `key: the source's -> ours`; a choice of another file by its name alone."""
         before, after = _container(self.written), _container(self.scaled)
-        choices = [o for o in self.overrides[1:] if o.partition("=")[0] in ("data", "schedule")]
+        choices = [o for o in self.overrides[1:] if o.partition("=")[0] in ("data", "schedule", "trainer", "record")]
         # max_epochs follows epochs.
         groups = ("trainer.max_epochs", *(f"{choice.partition('=')[0]}." for choice in choices))
         found = [change for change in differences(before, after) if not change.startswith(groups)]
@@ -134,15 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="how large (default: laptop)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, seeds 0 to N-1 (default: 1)")
     parser.add_argument("--budget", metavar="TIME", help="such as 90m, 2h or 1h30m: then stop, save and write the page")
-    parser.add_argument(
-        "how", nargs="*", metavar="KEY=VALUE", help=f"for every run, how it is carried out: {', '.join(HOW)}"
-    )
+    keys = [key for key, role in ROLES.items() if role in HOW and key not in CHOSEN_HERE]
+    parser.add_argument("how", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
     chosen = parser.parse_intermixed_args(arguments)
     with plain_errors():
-        if strange := [said for said in chosen.how if said.partition("=")[0] not in HOW]:
+        if strange := [said for said in chosen.how if role_of(said) not in HOW or key_of(said) in CHOSEN_HERE]:
             raise UserError(
-                f"{strange[0]}: the experiments are the source's and the scale's; here stand {', '.join(HOW)}. "
-                "`python -m cifarbn.train` changes anything else"
+                f"{strange[0]}: this would change the experiments, which are those of the source and the scale. Only "
+                f"these can be said of every run: {', '.join(keys)}. `python -m cifarbn.train` changes anything"
             )
         if chosen.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {chosen.seeds}")
@@ -156,7 +158,7 @@ def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None
     """Make the runs, one process each, until `deadline` (of time.monotonic); then the page. Returns the exit code."""
     root = Path("multirun_outputs") / f"{source}_{scale}"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        planned = [Planned.of(name, scale) for name in SUITES[source]]
+        planned = [Planned.of(name, scale, how) for name in SUITES[source]]
         # Every experiment once before any a second time.
         runs = [(plan, seed) for seed in range(seeds) for plan in planned]
         outcomes = list(_make(runs, root, deadline, list(how)))
@@ -175,12 +177,13 @@ def _make(runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | Non
     for number, (plan, seed) in enumerate(runs, 1):
         folder = root / _folder(plan, seed)
         overrides = [*plan.overrides, f"seed={seed}"]
-        run = [*overrides, f"name={root.name}", *how]
+        run = [*overrides, f"name={root.name}", *_carried_out(plan, how)]
         try:
             there = _finished(run, folder)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            yield Outcome(folder.name, overrides, _refused(error), why=str(error).replace(f"{folder} ", ""))
+            why = without_folders(str(error).replace(f"{folder} ", ""), folder)
+            yield Outcome(folder.name, overrides, _refused(error), why=why)
             continue
         stopped = not there and deadline is not None and time.monotonic() >= deadline
         if not there and not stopped:
@@ -217,15 +220,28 @@ def _finished(overrides: list[str], folder: Path) -> bool:
     return run.finished
 
 
+def _carried_out(plan: Planned, how: Sequence[str]) -> list[str]:
+    """What says only how a run is carried out, as far as it concerns this one: not every data set has a folder."""
+    said = [override for override in how if role_of(override) in (Role.EXECUTION, Role.PLACE)]
+    group = plan.scaled.data
+    return [o for o in said if not key_of(o).startswith("data.") or key_of(o).removeprefix("data.") in group]
+
+
 def _refused(error: Exception) -> str:
     return "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
 
 
 def _outcome(folder: Path, overrides: list[str], found: bool, stopped: bool) -> Outcome:
-    result = read_result(folder)
+    if not found and is_being_made(folder):
+        return Outcome(folder.name, overrides, "elsewhere", why="another process is making it")
+    try:
+        result = read_result(folder)
+    except UserError as error:
+        return Outcome(folder.name, overrides, "failed", why=without_folders(str(error), folder))
     if result is None:
         return Outcome(folder.name, overrides, "failed", why="it ended before it began; see above")
-    status, why = result["status"], result.get("error")
+    status: str = result["status"]
+    why = result.get("error")
     if status == "running":
         status, why = ("interrupted", None) if stopped else ("failed", "its process was killed")
     accuracy, took = result.get("metrics", {}).get("test/acc"), result.get("seconds", {}).get("total")

@@ -1,77 +1,87 @@
 """Run folders: what a run leaves behind, and the only thing that analysis ever reads.
 
 A folder holds `.hydra/` (the config as Hydra composed it), `result.json` (see `Result`), `metrics.csv` (every step and
-epoch), `recordings.npz` (arrays per step, where a recorder was asked for), TensorBoard events and `last.ckpt`.
+epoch), `recordings.npz` (arrays per step, where a recorder was asked for), TensorBoard events and `last.ckpt`;
+`.run.json` marks it as made here.
 """
 
-import hashlib
-import json
+import os
 import platform
-import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.checkpoints import CHECKPOINT, PREVIOUS, newest_whole, remove_leftovers
-from cifarbn.durable import replace_file
-from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
-
-RESULT = "result.json"
-RECORDINGS = "recordings.npz"
-LONGEST_NAME = 120
-PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
-
-# Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
-NOT_THE_EXPERIMENT = (
-    "resume",
-    "retry",
-    "changed_code",
-    "checkpoint_minutes",
-    "name",
-    "trainer.enable_progress_bar",
-    "data.root",
-    "data.download",
+from cifarbn.checkpoints import CHECKPOINT, CHECKSUMS, METRICS, PREVIOUS, newest_whole, remove_leftovers
+from cifarbn.durable import replace_file, temporary_path
+from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
+from cifarbn.identity import (
+    LONGEST_NAME,
+    NOT_THE_EXPERIMENT,
+    Role,
+    differences,
+    experiment,
+    folder_name,
+    role_of,
+)
+from cifarbn.locks import Held, Lock, OpenFolder, is_held
+from cifarbn.longer import check_longer
+from cifarbn.result import (
+    RESULT,
+    Damaged,
+    Result,
+    Start,
+    check_config,
+    overwrite_result,
+    read_result,
+    read_result_file,
+    throughout,
+    write_result,
 )
 
+__all__ = [
+    "CHECKPOINT",
+    "LONGEST_NAME",
+    "NOT_THE_EXPERIMENT",
+    "RECORDINGS",
+    "RESULT",
+    "Result",
+    "Role",
+    "Run",
+    "differences",
+    "find_runs",
+    "folder_name",
+    "is_being_made",
+    "read_result",
+    "role_of",
+    "throughout",
+    "write_result",
+]
 
-class Result(TypedDict, total=False):
-    """`result.json`; nothing in it depends on the host's name or paths.
-
-    `status` is "running" (or killed while running), "done", "interrupted", "diverged" (a result: the loss left the
-    finite numbers) or "failed" (`error` says why).
-    """
-
-    status: str
-    error: str | None
-    overrides: list[str]
-    config: dict[str, Any]
-    code: dict[str, str]  # module -> hash of its code, see `cifarbn.sources`
-    metrics: dict[str, float]
-    steps: int
-    parameters: int
-    seconds: dict[str, float]
-    images_per_second: float | None
-    device: str
-    devices: int
-    precision: str
-    channels_last: bool
-    compile: str
-    kernels: bool
-    data: dict[str, Any]
-    versions: dict[str, str]
-    git_commit: str | None
-    confusion: list[list[int]]
-    constant_prediction_loss: float | None  # see `cifarbn.smoothness.dead_runs`
-    divergence: dict[str, Any]
-    recovery: list[str]  # damaged checkpoints that were found, and what was done
+RECORDINGS = "recordings.npz"
+EVENTS = "events.out.tfevents.*"
+# What result.json held when the latest start began: it marks the folder as this program's, and stands in for a
+# result.json that is damaged.
+MARKER = ".run.json"
+# Every file that a run writes into its folder. Nothing else is ever removed or moved.
+_WRITTEN = (METRICS, RECORDINGS, CHECKPOINT, PREVIOUS, CHECKSUMS, RESULT, MARKER)
+_TEMPORARY = tuple(temporary_path(Path(name)).name for name in _WRITTEN)
+OWN_FILES = (
+    *(*_WRITTEN, *_TEMPORARY, EVENTS, "hparams.yaml", "last.ckpt.unusable", "previous.ckpt.unusable"),
+    *("metrics.tmp", "recordings.tmp", "last.tmp", "result.json.tmp"),  # of older versions
+)
+# What Hydra has written into the folder before a run begins.
+HYDRA = ".hydra"
+HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
+PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
 
 
 class Run:
@@ -80,16 +90,19 @@ class Run:
     Attributes:
         folder: where it is.
         result: what `result.json` holds.
-        checkpoint: that the run is to go on from, if there is one.
+        checkpoint: the checkpoint to go on from, if there is one.
         steps: that the checkpoint has behind it.
+        source: another run folder, if the checkpoint is that one's.
         retry: whether a failed run is still to be made.
     """
 
-    def __init__(self, folder: Path, result: Result, *, retry: bool = True, lock: FileLock | None = None) -> None:
+    def __init__(self, folder: Path, result: Result, *, retry: bool = True, lock: Lock | None = None) -> None:
         self.folder, self.result, self.retry = Path(folder), result, retry
         self.checkpoint: Path | None = None
         self.steps = 0
+        self.source: Path | None = None
         self._lock = lock  # held for as long as this object lives, at most to the end of `recorded`
+        self._opened: OpenFolder | None = None  # while recorded
 
     @classmethod
     def open(
@@ -102,64 +115,61 @@ class Run:
         resume: bool = True,
         retry: bool = True,
         changed_code: str = "refuse",
+        resume_from: Path | None = None,
     ) -> "Run":
         """The run that belongs in `folder`: finished, cut off, failed, or new. Nobody else can open it meanwhile.
 
         Args:
-            folder: where it is.
+            folder: where it is; it need not be there yet.
             config: what it is; what only says how it is carried out does not count.
             overrides: of the command line, for the record.
             code: that it will be made with, as `cifarbn.sources` gives it.
-            resume: leave a finished run alone, and let one that was cut off go on from its checkpoint. Otherwise what
-                is there is moved to `.replaced/` beside the folder, and the run starts anew.
+            resume: leave a finished run alone, and let one that was cut off go on from its checkpoint. Otherwise this
+                program's files are moved to `.replaced/` beside the folder, and the run starts anew.
             retry: try a failed run again, from its checkpoint if it has one; otherwise leave it as it is.
             changed_code: "refuse" a folder that other code has made, or "accept" it.
+            resume_from: another run's folder, of the same config but for fewer epochs. A run that has no checkpoint of
+                its own begins where that one ended. The other folder is only read.
 
         Raises:
             MadeElsewhere: if another process has the folder open.
-            Refused: if the folder holds a run of another config or, finished or with a checkpoint, of other code.
+            Refused: if the folder holds a run of another config or, finished or with a checkpoint, of other code; if
+                it holds files that this program did not write and no run, or links in place of its own files; if the
+                run cannot begin where that in `resume_from` ended.
             UserError: if its checkpoint is whole but cannot be loaded, or `changed_code` is neither word.
         """
         if changed_code not in ("refuse", "accept"):
             raise UserError(f"changed_code must be refuse or accept, not {changed_code!r}")
         folder = Path(folder)
-        config, code = _experiment(config), dict(code or {})
+        config, code = experiment(config), dict(code or {})
+        try:
+            check_config(config)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         # The processes that DDP starts beside the first find the folder as the first one left it.
         lock = _lock(folder) if _first_process() else None
-        old = read_result(folder)
+        old, damage = _left_by_an_earlier_start(folder)
         if old is not None and not resume and _first_process():
             _set_aside(folder)
             old = None
         if old is None:
-            new: Result = {"status": "new", "overrides": list(overrides), "config": config, "code": code}
-            return cls(folder, new, retry=retry, lock=lock)
-        run = cls(folder, old, retry=retry, lock=lock)
-        elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
-        if changed := differences(old.get("config", {}), config):
-            raise Refused(f"{folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
-        cut_off = not run.finished and any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
-        if changed_code == "refuse" and (run.finished or cut_off) and (changed := _changed_modules(old, code)):
-            raise Refused(
-                f"{folder} holds a run that other code has made (changed: {', '.join(changed)}). "
-                f"changed_code=accept takes it as it is; {elsewhere}"
-            )
-        if not run.finished:
-            run.result["code"] = code
-            if _first_process():
-                remove_leftovers(folder)
-        if cut_off:
+            said = [override for override in overrides if role_of(override) is not Role.PLACE]
+            new: Result = {"status": "new", "overrides": said, "config": config, "code": code}
+            run = cls(folder, new, retry=retry, lock=lock)
+        else:
+            run = cls(folder, old, retry=retry, lock=lock)
+            run._check(config, code, changed_code)
+        if run.finished:
+            return run
+        run.result["code"] = code
+        if old is not None:
             run._choose_checkpoint()
+        if run.checkpoint is None and resume_from is not None:
+            run._begin_with(Path(resume_from), changed_code)
+        if damage and old is not None and _first_process():
+            then = f"continuing from {run.checkpoint}, step {run.steps}" if run.checkpoint else "starting anew"
+            print(f"warning: {damage}; the run is known by its {MARKER}, {then}", file=sys.stderr, flush=True)
         return run
-
-    def _choose_checkpoint(self) -> None:
-        """Continue from the newest whole checkpoint; say so where it is not simply the last one."""
-        found = newest_whole(self.folder, repair=_first_process())
-        if found is None:  # renamed by DDP's first process, as unusable
-            return
-        self.checkpoint, self.steps = found.path, found.steps
-        if found.notes:
-            rank_zero_only(print)(f"{self.folder}: {found.notes}", flush=True)
-            self.result["recovery"] = [*self.result.get("recovery", []), found.notes]
 
     @property
     def finished(self) -> bool:
@@ -168,35 +178,68 @@ class Run:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep `status` true, however the block ends; a divergence ends the block and is no error."""
-        if self.checkpoint is None:
-            self._clear()
-        started, earlier = time.time(), self.result.get("seconds", {}).get("total", 0.0)
-        self.update(status="running", error=None, **surroundings())
+        """Keep `status` true, however the block ends; a divergence ends the block and is no error.
+
+        Raises:
+            Interrupted: after Ctrl-C; any other exit passes as it is, for whoever asked for it.
+            UserError: in place of an error that the machine is to blame for, such as a full disk; and where the folder
+                was removed or replaced before the end.
+        """
+        began = time.monotonic()
+        end: Result = {"status": "done"}
         try:
+            self._begin()
             yield
         except Diverged as divergence:
-            self.update(status="diverged", error=str(divergence), divergence=vars(divergence))
-        except (Interrupted, KeyboardInterrupt, SystemExit) as end:  # Lightning turns a second Ctrl-C into an exit
-            self.update(status="interrupted")
-            raise Interrupted from end
-        except BaseException as error:
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            self.update(status="failed", error=f"{kind}{error}")
+            end = {"status": "diverged", "error": str(divergence), "divergence": vars(divergence)}  # type: ignore[typeddict-item]
+        except (Interrupted, KeyboardInterrupt) as stop:
+            end = {"status": "interrupted"}
+            raise Interrupted from stop
+        except SystemExit as stop:
+            end = {"status": "interrupted"}
+            if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit
+                raise Interrupted from stop
             raise
-        else:
-            self.update(status="done")
+        except BaseException as error:
+            said = machine_fault(error, self.folder)
+            kind = "" if said or isinstance(error, UserError) else f"{type(error).__name__}: "
+            end = {"status": "failed", "error": without_folders(f"{kind}{said or error}", self.folder)}
+            if said:
+                raise UserError(said) from error
+            raise
         finally:
-            total = earlier + time.time() - started
-            self.update(seconds=self.result.get("seconds", {}) | {"total": total})
-            if self._lock:
-                self._lock.release()
+            seconds = self.result.get("seconds", {})
+            end["seconds"] = seconds | {"total": seconds.get("total", 0.0) + time.monotonic() - began}
+            try:
+                self._end(end)
+            finally:
+                if self._opened:
+                    self._opened.close()
+                    self._opened = None
+                if self._lock:
+                    self._lock.release()
+
+    def started(self, **facts: Any) -> None:
+        """Put what this start computes with into `result.json`, for all of the run's steps that follow."""
+        start: Any = {"step": self.steps, **facts} | {key: self.result.get(key) for key in ("versions", "git_commit")}
+        kept = [key for key in start if key in Start.__annotations__]
+        self.update(**facts, starts=[*self.result.get("starts", []), {key: start[key] for key in kept}])
 
     def update(self, **facts: Any) -> None:
-        """Put facts into `result.json`, at once or not at all; from the first process only."""
+        """Put facts into `result.json`, at once or not at all; from the first process only.
+
+        Raises:
+            UserError: if the folder was removed or replaced since `recorded` began.
+        """
         self.result.update(facts)  # type: ignore[typeddict-item]
-        if _first_process():
-            write_result(self.folder, self.result)
+        if not _first_process():
+            return
+        if self._opened and not self._opened.stands:
+            raise UserError(
+                f"the folder {self.folder} was removed or replaced while its run was being made, so the run is lost; "
+                "run the same command again"
+            )
+        write_result(self.folder / RESULT, self.result)
 
     def __str__(self) -> str:
         """One line for the terminal."""
@@ -204,47 +247,110 @@ class Run:
         error = self.result.get("error")
         return f"{self.result['status']}: {self.folder}  {metrics}" + (f"  {error}" if error else "")
 
+    def _choose_checkpoint(self) -> None:
+        """Continue from the newest whole checkpoint; say so where it is not simply the last one."""
+        if _first_process():
+            remove_leftovers(self.folder)
+        found = newest_whole(self.folder, repair=_first_process())
+        if found is None:  # or renamed by DDP's first process, as unusable
+            return
+        self.checkpoint, self.steps = found.path, found.steps
+        if found.notes:
+            rank_zero_only(print)(f"{self.folder}: {found.notes}", flush=True)
+            self.result["recovery"] = [*self.result.get("recovery", []), found.notes]
+
+    def _check(self, config: Mapping[str, Any], code: Mapping[str, str], changed_code: str) -> None:
+        """Refuse what is in the folder where it is another run, or other code's."""
+        elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
+        if changed := differences(self.result["config"], config):
+            raise Refused(f"{self.folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
+        made = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
+        if made and (changed := _changed_modules(self.result, code, changed_code)):
+            raise Refused(
+                f"{self.folder} holds a run that other code has made (changed: {', '.join(changed)}). "
+                f"changed_code=accept takes it as it is; {elsewhere}"
+            )
+
+    def _begin_with(self, source: Path, changed_code: str) -> None:
+        """Let the run begin where that in `source` ended."""
+        theirs = read_result(source)
+        if theirs is None:
+            raise Refused(f"resume_from={source} is not a run folder: it has no {RESULT}")
+        if _first_process() and is_being_made(source):
+            raise Refused(f"another process is making the run in resume_from={source}; wait for it to end")
+        check_longer(source, theirs, self.result["config"])
+        if changed := _changed_modules(theirs, self.result["code"], changed_code):
+            raise Refused(
+                f"the run in resume_from={source} was made by other code (changed: {', '.join(changed)}). "
+                "changed_code=accept takes it as it is"
+            )
+        found = newest_whole(source, repair=False)
+        if found is None or found.path is None:
+            raise Refused(
+                f"resume_from={source} has no whole checkpoint ({CHECKPOINT}), so nothing can begin where it ended"
+            )
+        self.source, self.checkpoint, self.steps = source, found.path, found.steps
+        self.result["resumed_from"] = source.absolute().name
+        self.result["starts"] = theirs.get("starts", [])
+
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint is None or self.source:
+            self.result.pop("seconds", None)
+        if self.checkpoint is None:
+            self.result.pop("resumed_from", None)
+        # A start of which no step is left has made nothing.
+        self.result["starts"] = [start for start in self.result.get("starts", []) if start.get("step", 0) < self.steps]
+        self.result |= {"status": "running", "error": None}
+        self.result |= surroundings()
+        if not _first_process():
+            return
+        self._opened = OpenFolder(self.folder)
+        if self.checkpoint is None or self.source:
+            self._clear()
+        if self.source:
+            for pattern in (METRICS, EVENTS):
+                for file in self.source.glob(pattern):
+                    _copy(file, self.folder / file.name)
+        write_result(self.folder / MARKER, self.result)
+        self.update()
+
+    def _end(self, end: Result) -> None:
+        """Write how it ended; where the disk is full, whatever way there is left.
+
+        Raises:
+            UserError: if it cannot be written, or the folder was removed or replaced.
+        """
+        try:
+            self.update(**end)
+        except UserError as gone:
+            self.result |= {"status": "failed", "error": without_folders(str(gone), self.folder)}
+            raise
+        except OSError as full:
+            for name in _WRITTEN:
+                with suppress(OSError):
+                    temporary_path(self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                return self.update()
+            with suppress(OSError):
+                if overwrite_result(self.folder / RESULT, self.result):
+                    return None
+            said = machine_fault(full, self.folder) or str(full)
+            if end["status"] == "done":
+                self.result |= {"status": "failed", "error": without_folders(said, self.folder)}
+            short = ("status", "error", "overrides", "config", "code")
+            with suppress(OSError):
+                least: Any = {key: self.result.get(key) for key in short}
+                _ = overwrite_result(self.folder / RESULT, least) or overwrite_result(
+                    self.folder / RESULT, least | {"error": None}
+                )
+            raise UserError(said) from full
+
     def _clear(self) -> None:
         """A run without a checkpoint starts from nothing, whatever an earlier start left."""
-        for pattern in ("metrics.csv", RECORDINGS, "events.out.tfevents.*", "*.tmp"):
-            for file in self.folder.glob(pattern):
+        for file in _own_files(self.folder):
+            if file.name not in (RESULT, MARKER):
                 file.unlink()
-        self.result.pop("seconds", None)
-
-
-def folder_name(overrides: Sequence[str]) -> str:
-    """The name of a run's folder: its overrides, sorted, in characters that are safe everywhere.
-
-    A short hash is added where a character had to be replaced or the name cut, so that two runs never share a folder.
-
-    >>> folder_name(["optim.lr=1e-3", "model=vgg_a", "resume=false"])
-    'model=vgg_a,optim.lr=1e-3'
-    """
-    what = sorted(o for o in overrides if o.lstrip("+~").split("=")[0] not in NOT_THE_EXPERIMENT)
-    exact = ",".join(what) or "defaults"
-    name = re.sub(r"[^\w=,.+~-]", "_", exact, flags=re.ASCII)[:LONGEST_NAME]
-    return name if name == exact else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
-
-
-def read_result(folder: Path) -> Result | None:
-    """The folder's `result.json`, or None where there is none.
-
-    Raises:
-        UserError: if the file is not JSON.
-    """
-    file = Path(folder) / RESULT
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{file} is not a result this program wrote ({error}); delete the folder") from error
-
-
-def write_result(folder: Path, result: Result) -> None:
-    """Write `result.json` at once or not at all."""
-    text = json.dumps(result, indent=1, default=str) + "\n"
-    replace_file(Path(folder) / RESULT, lambda file: file.write(text.encode()))
 
 
 def find_runs(root: Path) -> Iterator[Path]:
@@ -254,69 +360,105 @@ def find_runs(root: Path) -> Iterator[Path]:
             yield file.parent
 
 
+def is_being_made(folder: Path) -> bool:
+    """Return whether another process is making the run in a folder."""
+    return is_held(_lock_file(folder))
+
+
 def _first_process() -> bool:
     """Whether this process is DDP's first, or the only one: Lightning keeps the rank on the decorator."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _lock(folder: Path) -> FileLock:
-    """The run folder's lock, taken. The system gives it back when this process ends, however it ends.
+def _lock_file(folder: Path) -> Path:
+    """It lies beside the folder, which may be removed, in a hidden one."""
+    place = Path(os.path.abspath(folder))
+    return place.parent / ".locks" / f"{place.name}.lock"
 
-    It lies beside the folder, which may be moved, in a hidden one.
-    """
-    lock = FileLock(folder.parent / ".locks" / f"{folder.name}.lock")
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+
+def _lock(folder: Path) -> Lock:
+    """The run folder's lock, taken."""
+    file = _lock_file(folder)
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
+        return Lock(file)
+    except Held:
         raise MadeElsewhere(
             f"another process is making {folder}; it, or the same command later, will finish it"
         ) from None
-    return lock
+    except OSError as error:
+        raise UserError(
+            f"cannot open the lock {file}: {error.strerror}; name=OTHER or another working folder"
+        ) from error
 
 
-def _changed_modules(old: Result, code: Mapping[str, str]) -> list[str]:
-    """The modules in which the code of an old result differs; none where it does not say."""
+def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
+    """What an earlier start of the run left in its folder, None in a new one; and what is wrong with its result.json.
+
+    Raises:
+        Refused: if something is there that this program did not write.
+    """
+    names = sorted(os.listdir(folder)) if folder.exists() else []
+    of_hydra = [name for name in names if name == HYDRA or name.endswith(".log")]
+    if links := [name for name in names if (name in of_hydra or _is_own(name)) and (folder / name).is_symlink()]:
+        raise Refused(
+            f"{folder}: {', '.join(links)} is a link, and a run writes nothing outside of its own folder; remove the "
+            "link, or name=OTHER puts the run elsewhere"
+        )
+    damage = f"{folder / RESULT} is missing"
+    try:
+        if (result := read_result(folder)) is not None:
+            return result, None
+    except Damaged as error:
+        damage = str(error).rpartition(";")[0]
+        if MARKER not in names:
+            raise Refused(f"{error}, or name=OTHER puts the run elsewhere") from error
+    if (marked := read_result_file(folder / MARKER)) is not None:
+        return marked, damage
+    if strange := [name for name in names if name not in of_hydra and name not in _TEMPORARY]:
+        several = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
+        raise Refused(
+            f"{folder} is not a run folder: it holds files that this program did not write ({several}). They are left "
+            "alone; name=OTHER, or hydra.run.dir=FOLDER with a new or empty folder, puts the run elsewhere"
+        )
+    return None, None
+
+
+def _is_own(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in OWN_FILES)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files in a folder that a run writes, those by which the folder is known last."""
+    found = [file for file in folder.iterdir() if _is_own(file.name) and not file.is_dir()]
+    return sorted(found, key=lambda file: (file.name in (RESULT, MARKER), file.name))
+
+
+def _changed_modules(old: Result, code: Mapping[str, str], changed_code: str) -> list[str]:
+    """The modules in which the code of an old result differs, unless that is accepted; none where it does not say."""
+    if changed_code == "accept":
+        return []
     made_with = old.get("code", code)
     return sorted(name for name in made_with.keys() | code.keys() if made_with.get(name) != code.get(name))
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a run folder into `.replaced/` beside it, but for what Hydra has just written for the new run."""
-    shelf = folder.parent / ".replaced"
-    shelf.mkdir(exist_ok=True)
+    """Move this program's files into `.replaced/` beside the folder, with a copy of the config; leave all others."""
+    place = Path(os.path.abspath(folder))
     number = 1
-    while (shelf / f"{folder.name}.{number}").exists():
+    while (shelf := place.parent / ".replaced" / f"{place.name}.{number}").exists():
         number += 1
-    folder.rename(shelf / f"{folder.name}.{number}")
-    folder.mkdir()
-    composed = shelf / f"{folder.name}.{number}" / ".hydra"
-    if composed.exists():
-        shutil.copytree(composed, folder / ".hydra")
+    shelf.mkdir(parents=True)
+    for name in HYDRA_FILES:
+        if (composed := folder / HYDRA / name).exists():
+            (shelf / HYDRA).mkdir(exist_ok=True)
+            shutil.copy2(composed, shelf / HYDRA / name)
+    for file in _own_files(folder):
+        shutil.move(file, shelf / file.name)
 
 
-def _experiment(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as JSON would give it back, without what says only how the run is carried out, or where."""
-    config = json.loads(json.dumps(config))
-    for key in NOT_THE_EXPERIMENT:
-        *groups, last = key.split(".")
-        node = config
-        for group in groups:
-            node = node.get(group, {})
-        node.pop(last, None)
-    return config
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested configs differ, as `key: old -> new`, sorted by key."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return found
+def _copy(file: Path, to: Path) -> None:
+    with file.open("rb") as content:
+        replace_file(to, lambda opened: shutil.copyfileobj(content, opened))
 
 
 def surroundings() -> Result:

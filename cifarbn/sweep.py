@@ -2,10 +2,13 @@
 
 import json
 import os
+import platform
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.command_line import plain_errors
-from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError
+from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
 from cifarbn.hardware import check_one_process
-from cifarbn.runs import RESULT, folder_name, read_result
+from cifarbn.locks import Held, Lock
+from cifarbn.runs import RESULT, read_result
 
 STATUSES = ("done", "diverged", "failed", "refused", "elsewhere")
 
@@ -57,6 +62,25 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._lock: Lock | None = None
+
+    @classmethod
+    def begin(cls, folder: Path) -> "Journal":
+        """A new journal in a folder, locked for as long as this object lives; those of killed sweeps are removed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("*.jsonl"):
+            with suppress(Held, OSError):
+                if (dead := Lock(file)).works:  # else nobody can tell whether its sweep lives
+                    file.unlink()
+                dead.release()
+        while True:
+            descriptor, name = tempfile.mkstemp(".jsonl", dir=folder)
+            os.close(descriptor)
+            journal = cls(Path(name))
+            with suppress(Held):  # another sweep takes the new file for a killed one's
+                journal._lock = Lock(journal.file)
+                if journal._lock.stands:
+                    return journal
 
     def started(self, run: str) -> None:
         """A run begins."""
@@ -66,12 +90,21 @@ class Journal:
         """A run is over."""
         self._append({"ended": asdict(outcome)})
 
-    def read(self) -> tuple[set[str], list[Outcome]]:
-        """The runs in progress, and how the others ended, in this order."""
+    def read(self) -> tuple[int, list[Outcome]]:
+        """How many runs are in progress, and how the others ended, in this order."""
         events = [json.loads(line) for line in self.file.read_text().splitlines()]
         outcomes = [Outcome(**event["ended"]) for event in events if "ended" in event]
-        begun: set[str] = {event["started"] for event in events if "started" in event}
-        return begun - {outcome.run for outcome in outcomes}, outcomes
+        return sum("started" in event for event in events) - len(outcomes), outcomes
+
+    def end(self) -> None:
+        """Remove the file."""
+        self.file.unlink(missing_ok=True)
+        if self._lock:
+            self._lock.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; the lock stays here."""
+        return self.__dict__ | {"_lock": None}
 
     def _append(self, event: dict[str, Any]) -> None:
         with self.file.open("a") as file:
@@ -88,23 +121,29 @@ class Sweep(Callback):
     def __init__(self) -> None:
         self.journal: Journal | None = None
         self.planned: int | None = None
-        self.began = 0.0
+        self.began = 0.0  # of this machine's monotonic clock
+        self.machine = platform.node()
+        self._before: dict[Path, bytes | None] = {}  # run folder -> its result.json when the run began
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Plan; Hydra takes an exception here for a warning, but not an exit."""
         with plain_errors():
             check_one_process(config.get("trainer") or {})
-            folder = Path(config.hydra.sweep.dir) / ".sweeps"
-            folder.mkdir(parents=True, exist_ok=True)
-            self.journal = Journal(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
-            self.journal.file.touch()
-        self.planned = _planned(config)
-        self.began = time.time()
+            if searches(config.hydra) and OmegaConf.select(config, "data.val_size") == 0:
+                raise UserError(
+                    f"{config.hydra.sweeper._target_} searches by the validation accuracy, and data.val_size=0 leaves "
+                    "no images to measure it on; raise data.val_size"
+                )
+            self.journal = Journal.begin(Path(config.hydra.sweep.dir) / ".sweeps")
+            self.planned = _planned(config)
+        self.began = time.monotonic()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Say how far the sweep is."""
         if self.journal:
-            self.journal.started(Path(config.hydra.runtime.output_dir).name)
+            folder = Path(config.hydra.runtime.output_dir)
+            self._before[folder] = _content(folder)
+            self.journal.started(folder.name)
             print(self._progress(), flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
@@ -116,14 +155,22 @@ class Sweep(Callback):
         error = job_return._return_value if failed else None
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt  # which Hydra lets end the sweep
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        said = str(error) if isinstance(error, UserError) else machine_fault(error, folder) if error else None
+        if said:
+            print(f"error: {said}", file=sys.stderr, flush=True)
         elif error:
             traceback.print_exception(error)
+        before = self._before.pop(folder, None)
+        found = error is None and before is not None and before == _content(folder)
+        outcome = _outcome(folder, list(job_return.overrides or []), error, said, found)
+        self.journal.ended(outcome)
         if failed:
             # Not the exception: it holds on to the frames of the failed run, and so to its net.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        self.journal.ended(_outcome(folder, list(job_return.overrides or []), error, self.began))
+        if self.planned is None and job_return.return_value is None:  # a sweeper that searches must hear of it
+            why = outcome.why or "without a validation accuracy"
+            job_return.status = JobStatus.FAILED
+            job_return.return_value = UserError(f"{outcome.run} is no result to search by: {outcome.status}, {why}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table.
@@ -133,7 +180,7 @@ class Sweep(Callback):
         """
         assert self.journal
         outcomes = self.journal.read()[1]
-        self.journal.file.unlink()
+        self.journal.end()
         print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
         if any(outcome.status in ("failed", "refused") for outcome in outcomes):
             sys.exit(1)
@@ -141,15 +188,15 @@ class Sweep(Callback):
     def _progress(self) -> str:
         assert self.journal
         running, outcomes = self.journal.read()
-        said = f"sweep: {self._summary(outcomes)}, {len(running)} running"
+        said = f"sweep: {self._summary(outcomes)}, {running} running"
         if self.planned is None:
             return said
-        left = self.planned - len(outcomes) - len(running)
+        left = self.planned - len(outcomes) - running
         made = sum(not outcome.found for outcome in outcomes)
         said += f", {left} left"
-        if made:
-            each = (time.time() - self.began) / made
-            said += f", about {duration(each * (left + len(running)))} to go"
+        if made and platform.node() == self.machine:  # another machine's clock counts from another moment
+            each = (time.monotonic() - self.began) / made
+            said += f", about {duration(each * (left + running))} to go"
         return said
 
     def _summary(self, outcomes: Sequence[Outcome]) -> str:
@@ -184,32 +231,52 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _outcome(folder: Path, overrides: list[str], error: BaseException | None, began: float) -> Outcome:
-    why = str(error).split("\n")[0].replace(f"{folder} ", "") if error else None
+def searches(hydra_config: Any) -> bool:
+    """Return whether the sweeper asks each run for a number, by which it chooses the next; Hydra's own does not."""
+    sweeper = str(OmegaConf.select(hydra_config, "sweeper._target_"))
+    return hydra_config.mode is RunMode.MULTIRUN and not sweeper.endswith(f".{BasicSweeper.__name__}")
+
+
+def _outcome(folder: Path, overrides: list[str], error: BaseException | None, said: str | None, found: bool) -> Outcome:
+    why = _short(said or f"{type(error).__name__}: {error}", folder) if error else None
     if isinstance(error, Refused):
         status = "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
         return Outcome(folder.name, overrides, status, why=why)
     try:
-        result = read_result(folder) or {}
-    except UserError:
-        result = {}
+        result = read_result(folder)
+    except UserError as unreadable:
+        return Outcome(folder.name, overrides, "failed", why=why or _short(str(unreadable), folder))
+    if result is None:
+        return Outcome(folder.name, overrides, "failed", why=why or f"its {RESULT} is gone")
     return Outcome(
         folder.name,
         overrides,
-        "failed" if error else result.get("status", "failed"),
+        "failed" if error else result["status"],
         accuracy=result.get("metrics", {}).get("test/acc"),
         seconds=result.get("seconds", {}).get("total"),
         why=why or (result.get("error") or "").split("\n")[0] or None,
-        found=error is None and (folder / RESULT).stat().st_mtime < began,
+        found=found,
     )
+
+
+def _short(said: str, folder: Path) -> str:
+    """The first line of a message, without the folders in it."""
+    return without_folders(said.split("\n")[0].replace(f"{folder} ", ""), folder)
+
+
+def _content(folder: Path) -> bytes | None:
+    """What is in the folder's result.json, as it is; None where that is no file."""
+    file = folder / RESULT
+    with suppress(OSError):
+        return file.read_bytes() if file.is_file() else None
+    return None
 
 
 def _planned(config: DictConfig) -> int | None:
     """How many runs the sweep has; None if its sweeper is not Hydra's own."""
-    sweeper = config.hydra.sweeper
-    if not sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+    if searches(config.hydra):
         return None
+    sweeper = config.hydra.sweeper
     said = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
     overrides = OverridesParser.create().parse_overrides(said)
-    names = {folder_name(run) for batch in BasicSweeper.split_arguments(overrides, None) for run in batch}
-    return len(names)
+    return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None))

@@ -11,7 +11,7 @@ import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -41,7 +41,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     gc.collect()  # the run before, in a sweep: a trainer and its parts refer to each other
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
-    run = Run.open(folder, config, overrides, sources(config), **how)
+    source = Path(to_absolute_path(str(cfg.resume_from))) if cfg.resume_from else None
+    run = Run.open(folder, config, overrides, sources(config), **how, resume_from=source)
     if run.finished:
         say(f"{run}\nnothing to do; resume=false starts this run afresh")
         return run.result
@@ -71,9 +72,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         # Lightning looks for checkpoints of a cluster in the root folder, by default the working folder of all runs.
         trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, default_root_dir=folder, **options)
         say(f"{folder}\n{hardware}")
+        run.started(**asdict(hardware), devices=trainer.world_size)
         level = constant_prediction_loss(loss, len(getattr(data, "classes", ())), getattr(data, "batch_size", None))
-        run.update(constant_prediction_loss=level)
-        run.update(**asdict(hardware), devices=trainer.world_size, parameters=sum(p.numel() for p in net.parameters()))
+        run.update(parameters=sum(p.numel() for p in net.parameters()), constant_prediction_loss=level)
 
         try:
             trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)

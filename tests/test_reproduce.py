@@ -10,15 +10,17 @@ import sys
 import time
 
 import pytest
-from filelock import FileLock
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_config import CONF, options
 from test_train import ENVIRONMENT
 
 from cifarbn.errors import UserError
-from cifarbn.reproduce import SCALES, SUITES, Planned, _folder, main, seconds
+from cifarbn.locks import Lock, is_held
+from cifarbn.reproduce import HOW, SCALES, SUITES, Planned, _carried_out, _folder, main, seconds
+from cifarbn.runs import folder_name, role_of
 
 NAMES = [name for suite in SUITES.values() for name in suite]
 
@@ -177,8 +179,53 @@ def test_a_run_is_not_outlived_by_the_one_that_was_to_be_waited_for(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    with FileLock(lock, timeout=0):
-        pass
+    assert not is_held(lock)
+
+
+def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_path, planned, monkeypatch, capsys):
+    """Whether it is found so at first, or only by the process that was to make it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SUITES, "report", ("report/vgg_a_bn", "report/vgg_a"))
+    root = tmp_path / "multirun_outputs" / "report_smoke"
+    names = [_folder(planned(name, "smoke"), 0) for name in SUITES["report"]]
+    first = Lock(root / ".locks" / f"{names[0]}.lock")
+
+    def begun_by_the_other_just_before(overrides, deadline):
+        (root / names[1]).mkdir()
+        result = {"status": "running", "overrides": [], "config": {}}
+        (root / names[1] / "result.json").write_text(json.dumps(result))
+        locks.append(Lock(root / ".locks" / f"{names[1]}.lock"))
+        return False
+
+    locks = [first]
+    monkeypatch.setattr("cifarbn.reproduce._run", begun_by_the_other_just_before)
+    with pytest.raises(SystemExit) as ended:
+        GlobalHydra.instance().clear()
+        main(["report", "--scale", "smoke"])
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said
+    assert re.search(r"elsewhere .*report/vgg_a_bn.*\n *elsewhere .*report/vgg_a", said.out.replace("\n\n", "\n"))
+
+
+def test_every_key_that_does_not_define_the_experiment_may_be_said(planned):
+    how = ["trainer.compile=false", "trainer=cpu", "record=all", "data.root=/x", "data.download=false", "retry=false"]
+    assert all(role_of(said) in HOW for said in how)
+    for name in ("report/vgg_a", "paper/dln"):
+        plan = planned(name, "smoke", how)
+        assert plan.scaled.trainer.compile is False and plan.overrides[-3:] == how[:3]
+        compose("train", overrides=[*plan.overrides, *_carried_out(plan, how)])
+        assert _folder(plan, 0) == folder_name([*plan.overrides, "seed=0", *how[3:]])
+        assert {"trainer=cpu", "record=all", "trainer.compile=false"} <= set(plan.changes())
+    assert _carried_out(planned("report/vgg_a", "full", how), how) == how[3:]
+    assert _carried_out(planned("paper/dln", "full", how), how) == ["retry=false"], "gaussian has no folder"
+
+
+@pytest.mark.parametrize("said", ["epochs=3", "name=x", "resume_from=x", "seed=3", "trainer=smoke", "optim.lr=1"])
+def test_what_would_change_the_experiments_is_refused(said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["report", said])
+    assert str(ended.value.code).startswith(f"error: {said}: this would change the experiments")
+    assert "trainer.compile" in str(ended.value.code)
 
 
 def waited_for(look, seconds=60):

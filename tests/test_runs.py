@@ -1,10 +1,21 @@
+import errno
+import fcntl
 import json
+import os
+import re
+import shutil
 import string
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 from cifarbn.runs import LONGEST_NAME, Run, differences, find_runs, folder_name, read_result
@@ -178,3 +189,299 @@ def test_a_folder_is_open_to_one_at_a_time(tmp_path):
 def test_changed_code_is_one_of_two_words(tmp_path):
     with pytest.raises(UserError, match="changed_code must be refuse or accept, not 'yes'"):
         Run.open(tmp_path, CONFIG, [], changed_code="yes")
+
+
+# What is in a folder.
+
+
+def test_no_command_writes_where_the_project_keeps_its_records():
+    root = Path(__file__).parents[1]
+    listed = subprocess.run(["git", "ls-files", "multirun_outputs"], cwd=root, capture_output=True, text=True)
+    files = [Path(line) for line in listed.stdout.splitlines()]
+    if listed.returncode or not files:
+        pytest.skip("no checkout with records")
+    assert [file for file in files if not file.parts[1].endswith(".record")] == [Path("multirun_outputs/README.md")]
+    names = [OmegaConf.load(file).get("name", "") for file in (root / "conf").rglob("*.yaml")]
+    assert not [name for name in names if name and name.endswith(".record")]
+    for folder in {file.parent for file in files if file.name == "result.json"}:
+        assert read_result(root / folder)["status"] in ("done", "diverged"), folder
+
+
+THEIRS = {"metrics.csv": "theirs", "recordings.npz": "theirs", "notes.tmp": "theirs", "last.ckpt": "theirs"}
+
+
+def filled(folder, files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("name", [*THEIRS, "result.json"])
+def test_a_folder_of_the_user_s_is_refused_and_left_alone(tmp_path, name, resume):
+    folder = tmp_path / "run"
+    filled(folder, {name: THEIRS.get(name, '{"accuracy": 0.9}'), "train.log": ""})
+    (folder / ".hydra").mkdir()
+    before = content(folder)
+    with pytest.raises(Refused, match=r"this program (did not write|wrote).*name=OTHER"):
+        Run.open(folder, CONFIG, [], resume=resume)
+    assert content(folder) == before and not (tmp_path / ".replaced").exists()
+
+
+def test_what_hydra_has_just_written_is_no_hindrance(tmp_path):
+    filled(tmp_path / "run", {"train.log": "", ".result.json.tmp": "left by a kill"})
+    (tmp_path / "run" / ".hydra").mkdir()
+    finished(tmp_path / "run")
+
+
+def test_only_the_run_s_own_files_are_removed_or_moved(tmp_path):
+    folder = tmp_path / "run"
+    run = Run.open(folder, CONFIG, [])
+    with pytest.raises(ValueError), run.recorded():
+        raise ValueError
+    ours = ("metrics.csv", "recordings.npz", "events.out.tfevents.1.x.2.0", "previous.ckpt", "checkpoints.sha256")
+    filled(folder, dict.fromkeys(ours, "ours") | {"notes.tmp": "theirs", "my.csv": "theirs"})
+    finished(folder)  # anew, since it has no checkpoint
+    assert {"notes.tmp", "my.csv"} == set(content(folder)) - {"result.json", ".run.json"}
+    filled(folder, dict.fromkeys(ours, "ours") | {"last.ckpt": "ours"})
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text("seed: 0")
+    Run.open(folder, CONFIG, [], resume=False)
+    assert set(content(folder)) == {"notes.tmp", "my.csv"} and (folder / ".hydra" / "config.yaml").exists()
+    kept = tmp_path / ".replaced" / "run.1"
+    assert set(content(kept)) == {*ours, "last.ckpt", "result.json", ".run.json"}
+    assert (kept / ".hydra" / "config.yaml").read_text() == "seed: 0"
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.csv", "last.ckpt", ".result.json.tmp", ".hydra", "train.log"])
+def test_a_link_among_a_run_s_own_files_is_refused(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    outside = tmp_path / "outside"
+    outside.write_text("theirs")
+    (tmp_path / "run" / name).symlink_to(outside)
+    with pytest.raises(Refused, match=f"{name} is a link.*remove the link, or name=OTHER"):
+        Run.open(tmp_path / "run", CONFIG, [])
+    assert outside.read_text() == "theirs"
+
+
+def test_a_folder_that_is_a_link_is_as_good_as_any(tmp_path):
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "large disk")
+    finished(tmp_path / "run")
+    assert read_result(tmp_path / "large disk")["status"] == "done"
+
+
+def test_folders_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Run.open(Path("out/run"), CONFIG, []).recorded():
+        pass
+    assert read_result(tmp_path / "out" / "run")["status"] == "done"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 400, b"{", b"5", None])
+def test_a_result_that_a_power_cut_has_damaged(tmp_path, capsys, damage):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted), Run.open(folder, CONFIG, ["seed=0"], CODE).recorded():
+        raise Interrupted
+    (folder / "metrics.csv").write_text("ours")
+    if damage is None:
+        (folder / "result.json").unlink()
+    else:
+        (folder / "result.json").write_bytes(damage)
+    with pytest.raises(Refused, match=r"optim\.lr: 0\.1 -> 0\.2"):
+        Run.open(folder, {**CONFIG, "optim": {"lr": 0.2}}, [], CODE)
+    capsys.readouterr()
+    assert Run.open(folder, CONFIG, ["seed=0"], CODE).checkpoint is None
+    assert re.search(r"warning: .*result\.json is .*\.run\.json, starting anew\n$", capsys.readouterr().err)
+    torch.save({"global_step": 7}, folder / "last.ckpt")
+    run = Run.open(folder, CONFIG, ["seed=0"], CODE)
+    assert run.steps == 7 and run.checkpoint == folder / "last.ckpt"
+    assert "continuing from" in capsys.readouterr().err and (folder / "metrics.csv").exists()
+    with run.recorded():
+        pass
+    assert read_result(folder)["overrides"] == ["seed=0"] and read_result(folder)["status"] == "done"
+
+
+# What may happen to a folder meanwhile.
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+@pytest.mark.parametrize("error", [None, FileNotFoundError(2, "No such file", "metrics.csv"), Interrupted()])
+def test_a_folder_that_is_removed_or_replaced_meanwhile_ends_its_run(tmp_path, replaced, error):
+    folder = tmp_path / "run"
+    run = Run.open(folder, CONFIG, [])
+    with pytest.raises(UserError, match="was removed or replaced while its run was being made"), run.recorded():
+        shutil.rmtree(folder)
+        if replaced:
+            folder.mkdir()
+        if error:
+            raise error
+    assert run.result["status"] == "failed"
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+def test_a_fault_of_the_machine_s_is_one_message_and_a_failed_run(tmp_path, number):
+    folder = tmp_path / "run"
+    run = Run.open(folder, CONFIG, [])
+    with pytest.raises(UserError, match=os.strerror(number)) as raised, run.recorded():
+        raise OSError(number, os.strerror(number))
+    assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
+    result = read_result(folder)
+    assert result["status"] == "failed" and os.strerror(number) in result["error"]
+    assert str(tmp_path) not in (folder / "result.json").read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A maker of a folder on a disk of its own, of which so many bytes are left; all are given back by `free`."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk of its own can be mounted here: {mounted.stderr.decode().strip()}")
+
+    def leave(kilobytes):
+        with suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:
+            while file.write(b"0" * 1024):
+                pass
+        os.truncate(folder / "ballast", (folder / "ballast").stat().st_size // 4096 * 4096 - 1024 * kilobytes)
+        return folder
+
+    yield leave
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_on_a_full_disk_the_result_is_overwritten_in_its_place(small_disk):
+    folder = small_disk(64) / "run"
+    run = Run.open(folder, CONFIG, [])
+    with pytest.raises(UserError, match=r"No space left on device; free some space"), run.recorded():
+        small_disk(0)
+        (folder / ".metrics.csv.tmp").touch()
+        with (folder / "metrics.csv").open("wb") as file:
+            file.write(b"0" * 100_000)
+    result = read_result(folder)
+    assert result["status"] == "failed" and "No space left on device" in result["error"]
+    assert result["config"]["seed"] == 0
+    assert not list(folder.glob(".*.tmp"))
+    (folder.parent / "ballast").unlink()
+    finished(folder)
+
+
+def test_a_run_whose_last_result_alone_does_not_fit_is_done_if_it_fits_in_its_place(small_disk):
+    folder = small_disk(64) / "run"
+    with Run.open(folder, CONFIG, []).recorded():
+        small_disk(0)
+    assert read_result(folder)["status"] == "done"
+    run = Run.open(folder, CONFIG, [], resume=False)
+    (folder.parent / "ballast").unlink()
+    small_disk(64)
+    with pytest.raises(UserError, match="No space left"), run.recorded():
+        small_disk(0)
+        run.result["metrics"] = {f"test/acc{i}": 0.5 for i in range(1000)}
+    assert read_result(folder)["status"] == "failed"
+
+
+def test_a_disk_that_is_full_from_the_start(small_disk):
+    run = Run.open(small_disk(0) / "run", CONFIG, [])
+    with pytest.raises(UserError, match="No space left"), run.recorded():
+        raise AssertionError("the run has begun")
+    assert run.result["status"] == "failed"
+
+
+def test_a_disk_that_becomes_read_only(small_disk):
+    folder = small_disk(64) / "run"
+    run = Run.open(folder, CONFIG, [])
+    with pytest.raises(UserError, match="Read-only file system; name=OTHER or another working folder"):
+        with run.recorded():
+            run._lock.release()  # a file that is open for writing keeps a disk from becoming read-only
+            subprocess.run(["mount", "-o", "remount,ro", folder.parent], check=True)
+            (folder / "metrics.csv").write_text("x")
+    assert run.result["status"] == "failed"
+
+
+def test_a_lock_that_cannot_be_opened(tmp_path):
+    (tmp_path / ".locks").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"cannot open the lock .*run\.lock: .*name=OTHER"):
+        Run.open(tmp_path / "run", CONFIG, [])
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    finished(tmp_path / "run")
+    assert Run.open(tmp_path / "run", CONFIG, []).finished
+    assert capsys.readouterr().err.count("going on without") == 1
+
+
+def test_a_clock_that_is_set_back_changes_no_duration(tmp_path, monkeypatch):
+    run = Run.open(tmp_path / "run", CONFIG, [])
+    with run.recorded():
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert 0 <= run.result["seconds"]["total"] < 60
+
+
+def test_an_error_s_text_names_no_folder_of_the_machine_s(tmp_path):
+    folder = tmp_path / "my runs" / "run"
+    said = f"cannot read {folder}/x.npz, {Path.home()}/data/y or '/srv/a b/z': damaged"
+    with pytest.raises(UserError), Run.open(folder, CONFIG, ["data.root=/srv/data", "seed=0"]).recorded():
+        raise UserError(said)
+    result = read_result(folder)
+    assert result["error"] == "cannot read x.npz, y or 'z': damaged"
+    assert result["overrides"] == ["seed=0"]
+
+
+# How it ends.
+
+
+def test_another_program_s_exit_passes_unchanged(tmp_path):
+    exit = SystemExit(3)
+    with pytest.raises(SystemExit) as raised, Run.open(tmp_path / "run", CONFIG, []).recorded():
+        raise exit
+    assert raised.value is exit
+    assert read_result(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_the_exit_that_lightning_makes_of_ctrl_c_is_an_interruption(tmp_path):
+    with pytest.raises(Interrupted), Run.open(tmp_path / "run", CONFIG, []).recorded():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+
+def test_every_start_is_recorded_with_what_it_computed_with(tmp_path):
+    folder = tmp_path / "run"
+
+    def start(precision, steps):
+        run = Run.open(folder, CONFIG, [])
+        with pytest.raises(Interrupted), run.recorded():
+            run.started(device="a CPU", accelerator="cpu", precision=precision)
+            torch.save({"global_step": steps}, folder / "last.ckpt")
+            raise Interrupted
+
+    def starts():
+        return [(start["step"], start["precision"]) for start in read_result(folder)["starts"]]
+
+    start("bf16-mixed", 5)
+    start("32-true", 5)
+    assert starts() == [(0, "bf16-mixed"), (5, "32-true")]
+    start("64-true", 8)
+    assert starts() == [(0, "bf16-mixed"), (5, "64-true")], "of the second start no step is left"
+    assert read_result(folder)["precision"] == "64-true"
+    assert set(read_result(folder)["starts"][0]) == {"step", "device", "precision", "versions", "git_commit"}
+    (folder / "last.ckpt").unlink()
+    start("32-true", 3)
+    assert starts() == [(0, "32-true")]
+
+
+def test_a_config_that_no_reader_could_use_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="^'target' takes a number or null, not 'high'"):
+        Run.open(tmp_path / "run", {**CONFIG, "target": "high"}, [])
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,10 @@
 """Sweeps that finish: after a failed run, after a kill at any moment, beside another sweep."""
 
+import errno
+import fcntl
 import json
 import os
+import pickle
 import random
 import re
 import signal
@@ -10,9 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from test_train import ENVIRONMENT, TINY, command
 
-from cifarbn.sweep import Journal, Outcome, duration, table
+from cifarbn import train
+from cifarbn.errors import UserError
+from cifarbn.result import read_result, write_result
+from cifarbn.sweep import Journal, Outcome, Sweep, duration, table
 
 SWEEP = ["-m", *TINY, "checkpoint_minutes=0", "optim.lr=1e-3,2e-3", "seed=0,1"]
 
@@ -122,6 +131,132 @@ def test_a_run_under_changed_code_is_refused(tmp_path):
     assert "nothing to do" in sweep(tmp_path, *one, "changed_code=accept").stdout
 
 
+@pytest.fixture
+def here(monkeypatch, tmp_path, capsys):
+    """The command line in this process, in an empty folder; returns the exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CIFARBN_DATA", raising=False)
+
+    def run(*overrides):
+        monkeypatch.setattr("sys.argv", ["train", *overrides, *TINY, "epochs=1"])
+        try:
+            train.main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        return code, capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("left", ["a folder", "a link to itself", "5", "nothing"])
+def test_a_run_whose_result_cannot_be_read_again_has_failed(here, monkeypatch, left):
+    """As when another program writes into the folder between the run's end and the sweep's look."""
+
+    def spoilt(cfg, folder, overrides):
+        file = folder / "result.json"
+        if left == "a folder":
+            file.mkdir()
+        elif left == "a link to itself":
+            file.symlink_to(file)
+        elif left == "5":
+            file.write_text("5")
+        return {"status": "done", "metrics": {"val/acc": 0.5}}
+
+    monkeypatch.setattr(train, "train", spoilt)
+    code, said = here("-m", "seed=0,1")
+    assert code == 1 and "0 done, 2 failed of 2" in said.out
+    assert re.search(r"^failed .*seed=0: .*result\.json", said.out, re.MULTILINE)
+
+
+def test_runs_of_several_names_or_of_one_folder_are_counted_as_runs(here, monkeypatch):
+    def done(cfg, folder, overrides):
+        write_result(folder / "result.json", {"status": "done", "overrides": [], "config": {}})
+        return read_result(folder)
+
+    monkeypatch.setattr(train, "train", done)
+    assert "2 done of 2" in here("-m", "name=na,nb")[1].out
+    assert "2 done of 2" in here("-m", "seed=0,0")[1].out
+
+
+@pytest.mark.parametrize(("back", "found"), [(True, "done "), (False, "done before")])
+def test_a_clock_that_is_set_back_makes_no_run_older(here, monkeypatch, back, found):
+    def result(cfg, folder, overrides):
+        if not (folder / "result.json").exists() or back:
+            write_result(folder / "result.json", {"status": "done", "overrides": [], "config": {}, "steps": calls[0]})
+            os.utime(folder / "result.json", (1, 1) if back else None)
+        calls[0] += 1
+        return read_result(folder)
+
+    calls = [0]
+    monkeypatch.setattr(train, "train", result)
+    here("-m", "seed=0,1")
+    assert here("-m", "seed=0,1")[1].out.count(f"\n{found}") == 2
+
+
+def test_the_machine_s_faults_are_one_line_a_run(here, tmp_path, monkeypatch):
+    def full(cfg, folder, overrides):
+        raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/metrics.csv")
+
+    monkeypatch.setattr(train, "train", full)
+    code, said = here("-m", "seed=0,1")
+    assert code == 1 and said.err.count("\n") == 2 and said.err.count("No space left on device; free some space") == 2
+    table = said.out[said.out.index("\nstatus") :]
+    assert "cannot read or write metrics.csv: No space left" in table and str(tmp_path) not in table
+
+
+def test_a_launcher_s_exit_ends_the_sweep_and_passes_unchanged(here, monkeypatch):
+    def requeued(cfg, folder, overrides):
+        raise SystemExit(-1)
+
+    monkeypatch.setattr(train, "train", requeued)
+    assert here("-m", "seed=0,1")[0] == -1
+
+
+def test_the_config_of_a_sweep_is_asked_for_in_vain_with_one_message(here):
+    code, said = here("-m", "--cfg", "job", "seed=0,1")
+    assert code.startswith("error: -m makes the runs of a sweep") and "Traceback" not in said.err
+
+
+def test_a_search_without_a_validation_accuracy_is_refused_at_once(tmp_path, capsys):
+    sweeper = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}
+    config = OmegaConf.create({"data": {"val_size": 0}, "hydra": {"sweeper": sweeper, "sweep": {"dir": str(tmp_path)}}})
+    config.hydra.mode = RunMode.MULTIRUN
+    with pytest.raises(SystemExit, match=r"^error: .*OptunaSweeper searches by .*; raise data\.val_size$"):
+        Sweep().on_multirun_start(config)
+    config.data.val_size = 5
+    Sweep().on_multirun_start(config)
+
+
+class Searching:
+    """Hands a sweep's callback what a launcher would, as a sweeper that searches asks for it."""
+
+    def __init__(self, tmp_path):
+        self.folder = tmp_path / "run"
+        self.folder.mkdir()
+        self.sweep = Sweep()
+        self.sweep.journal = Journal.begin(tmp_path)
+        self.config = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(self.folder)}}})
+
+    def end(self, status, value):
+        self.sweep.on_job_start(self.config)
+        job = JobReturn(overrides=[], status=status)
+        job.return_value = value
+        self.sweep.on_job_end(self.config, job)
+        return job
+
+
+def test_a_sweeper_that_searches_hears_of_a_run_without_a_result(tmp_path, capsys):
+    searching = Searching(tmp_path)
+    write_result(searching.folder / "result.json", {"status": "done", "config": {}})
+    assert searching.end(JobStatus.COMPLETED, 0.5).return_value == 0.5
+    with pytest.raises(UserError, match="run is no result to search by: failed, bad"):
+        _ = searching.end(JobStatus.FAILED, UserError("bad")).return_value
+    write_result(searching.folder / "result.json", {"status": "diverged", "error": "too fast", "config": {}})
+    with pytest.raises(UserError, match="run is no result to search by: diverged, too fast"):
+        _ = searching.end(JobStatus.COMPLETED, None).return_value
+
+
 def test_ddp_in_a_sweep_is_refused_at_once(tmp_path):
     finished = sweep(tmp_path, "-m", *TINY[:-2], "trainer=ddp", "seed=0,1")
     assert finished.returncode == 1 and "leave out -m" in finished.stderr and "Traceback" not in finished.stderr
@@ -134,7 +269,31 @@ def test_the_journal_brings_back_what_was_put_in(tmp_path):
     journal.started("b")
     outcome = Outcome("a", ["seed=0"], "done", accuracy=0.5, seconds=3.0)
     journal.ended(outcome)
-    assert journal.read() == ({"b"}, [outcome])
+    assert journal.read() == (1, [outcome])
+
+
+def test_the_journal_of_a_killed_sweep_is_removed_by_the_next(tmp_path):
+    (tmp_path / "killed.jsonl").write_text('{"started": "a"}\n')
+    living = Journal.begin(tmp_path)
+    assert list(tmp_path.iterdir()) == [living.file]
+    other = Journal.begin(tmp_path)
+    assert set(tmp_path.iterdir()) == {living.file, other.file}
+    pickle.loads(pickle.dumps(living)).started("a")  # as a launcher brings it to another process
+    assert living.read() == (1, [])
+    living.end()
+    del other
+    last = Journal.begin(tmp_path)
+    assert list(tmp_path.iterdir()) == [last.file]
+
+
+def test_a_sweep_lives_on_where_there_are_no_locks(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "other.jsonl").touch()
+    assert Journal.begin(tmp_path).file.exists() and (tmp_path / "other.jsonl").exists()
+    assert capsys.readouterr().err.count("going on without") == 1
 
 
 def test_the_table_says_what_sets_a_run_apart():

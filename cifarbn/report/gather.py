@@ -15,17 +15,11 @@ import numpy as np
 from cifarbn.errors import UserError
 from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.names import leaves, name_groups
-from cifarbn.runs import NOT_THE_EXPERIMENT, RECORDINGS, Result, find_runs, read_result
+from cifarbn.runs import RECORDINGS, Result, find_runs, read_result, role_of
 from cifarbn.smoothness.dead_runs import dead_since
 
 STEP_COLUMNS = [name for name in COLUMNS if name in ("step", "epoch", "lr") or name.startswith("step/")]
 EPOCH_COLUMNS = COLUMNS[len(STEP_COLUMNS) :]
-# How overrides begin under which an experiment is still the one that its target is about.
-KEEPING = (
-    *("experiment=", "seed", "record", "trainer=", "trainer.accelerator", "trainer.devices", "trainer.precision"),
-    *("trainer.channels_last", "trainer.compile", "trainer.kernels", "data.eval_batch_size", "data.test_curve"),
-    *NOT_THE_EXPERIMENT,
-)
 DEAD_STEPS = 100  # at the end of a run without a sign of life, for it to be dead
 
 
@@ -152,7 +146,7 @@ class Group:
         None, too, where the command line changed the experiment, for then it is another one.
         """
         overrides = (self.runs + self.left_out)[0].result.get("overrides", [])
-        kept = all(o.startswith(KEEPING) and o != "trainer=smoke" for o in overrides)
+        kept = all(role_of(override) for override in overrides)
         return self.config.get("target") if kept else None
 
     def metric(self, name: str) -> list[float]:

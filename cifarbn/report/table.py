@@ -9,6 +9,7 @@ from typing import Any
 
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
+from cifarbn.runs import throughout
 
 METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
 # Columns that hold no numbers.
@@ -114,12 +115,13 @@ def _run_row(group: Group, run: RunRecord) -> dict[str, Any]:
     row |= {name: result.get("metrics", {}).get(name) for name in METRICS}
     row |= {"target": group.target, "steps": result.get("steps"), "parameters": result.get("parameters")}
     row |= {f"seconds {part}": seconds for part, seconds in result.get("seconds", {}).items()}
-    row |= {key: result.get(key) for key in ("images_per_second", "device", "precision", "compile", "git_commit")}
+    row["images_per_second"] = result.get("images_per_second")
+    row |= {key: throughout(result, key) for key in ("device", "precision", "compile", "git_commit")}
     return row | {"overrides": " ".join(result.get("overrides", []))}
 
 
 def _device(run: RunRecord) -> str:
-    facts = (run.result.get("device"), run.result.get("precision"))
+    facts = (throughout(run.result, "device"), throughout(run.result, "precision"))
     return ", ".join(fact for fact in facts if fact)
 
 

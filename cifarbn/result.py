@@ -1,0 +1,308 @@
+"""`result.json`: what it holds, reading it from a folder that may come from elsewhere, and writing it."""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from cifarbn.durable import replace_file
+from cifarbn.errors import UserError
+
+RESULT = "result.json"
+DEEPEST = 64  # groups within groups, of what is read
+# A number that a run measured, which may be NaN or infinite; every other number is finite.
+Measured = Annotated[float, "measured"]
+Status = Literal["new", "running", "done", "interrupted", "diverged", "failed"]
+
+
+class Start(TypedDict, total=False):
+    """How one start of a run's process computed, from its first step to the next start's; see `Result`."""
+
+    step: int
+    device: str
+    devices: int
+    precision: str
+    channels_last: bool
+    compile: bool | str  # a word since 0.1.0; a truth in older results
+    kernels: bool
+    versions: dict[str, str]
+    git_commit: str | None
+
+
+class Divergence(TypedDict, total=False):
+    """See `cifarbn.errors.Diverged`."""
+
+    step: int
+    lr: Measured
+    grad_norm: Measured | None
+
+
+class Data(TypedDict, total=False):
+    """What a run's data said of itself; data of the user's own may say more, or nothing."""
+
+    name: str
+    classes: list[str]
+    fingerprint: str
+    train_size: int
+    val_size: int
+    test_size: int
+    mean: list[float]
+    std: list[float]
+    augmentation: dict[str, Any]
+
+
+class DataConfig(TypedDict, total=False):
+    """The part of `config.data` that this package reads again."""
+
+    _target_: str
+
+
+class ModelConfig(TypedDict, total=False):
+    """The part of `config.model` that this package reads again."""
+
+    _target_: str
+    num_classes: int
+
+
+class OptimizerConfig(TypedDict, total=False):
+    """The part of `config.optim` that this package reads again."""
+
+    lr: float | None
+
+
+class Config(TypedDict, total=False):
+    """The part of `config` that this package reads again."""
+
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimizerConfig
+    loss: dict[str, Any]
+    schedule: dict[str, Any]
+    trainer: dict[str, Any]
+    record: dict[str, Any]
+    seed: int | None
+    epochs: int | None
+    target: float | None
+    source: str | None
+
+
+class Result(TypedDict, total=False):
+    """`result.json`; nothing in it depends on the host's name or paths.
+
+    `status` is "running" (or killed while running), "done", "interrupted", "diverged" (a result: the loss left the
+    finite numbers) or "failed" (`error` says why). `device` to `git_commit` are the latest start's; `starts` has one
+    entry for each start that made some of the run's steps, since a continued run may compute on another device.
+    """
+
+    status: Status
+    error: str | None
+    overrides: list[str]
+    config: dict[str, Any]  # in the shape of `Config`
+    code: dict[str, str]  # module -> hash of its code, see `cifarbn.sources`
+    metrics: dict[str, Measured]
+    steps: int
+    parameters: int
+    seconds: dict[str, float]
+    images_per_second: float | None
+    accelerator: str
+    device: str
+    devices: int
+    precision: str
+    channels_last: bool
+    compile: bool | str
+    kernels: bool
+    data: Data
+    versions: dict[str, str]
+    git_commit: str | None
+    starts: list[Start]
+    resumed_from: str  # name of the run folder whose steps this run began with
+    confusion: list[list[int]]
+    constant_prediction_loss: float | None  # see `cifarbn.smoothness.dead_runs`
+    divergence: Divergence
+    recovery: list[str]  # damaged checkpoints that were found, and what was done
+
+
+class Damaged(UserError):
+    """A result.json is no result, as a power cut or a full disk may leave it."""
+
+
+def read_result(folder: Path) -> Result | None:
+    """The folder's `result.json`, or None where there is none.
+
+    Whatever a file from elsewhere holds, every field that is there has the type that `Result` gives it.
+
+    Raises:
+        Damaged: if it is not JSON, or a field has another type; the message names the field.
+        UserError: if it cannot be read, or is no file.
+    """
+    return read_result_file(Path(folder) / RESULT)
+
+
+def read_result_file(file: Path) -> Result | None:
+    """`read_result` of a file of another name."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would be waited for
+            raise UserError(f"{file} is not a file; delete it, or name another folder")
+        content = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; delete it, or name another folder") from error
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        reason = str(error).split("\n")[0] if content.strip(b"\0 \n") else "it is empty"
+        raise Damaged(f"{file} is not a result this program wrote ({reason}); delete the folder") from error
+    try:
+        return check_result(value)
+    except ValueError as error:
+        raise Damaged(f"{file} is not a result this program wrote: {error}; delete the folder") from error
+
+
+def write_result(file: Path, result: Result) -> None:
+    """Write a `result.json` at once or not at all, so that it survives a power cut."""
+    replace_file(file, lambda opened: opened.write(_as_json(result)))
+
+
+def overwrite_result(file: Path, result: Result) -> bool:
+    """Write a `result.json` into the space that the old one has on the disk: the last resort where the disk is full.
+
+    Returns:
+        Whether it fitted; otherwise the file is unchanged.
+    """
+    content = _as_json(result)
+    with file.open("r+b") as opened:
+        if len(content) > 512 * os.fstat(opened.fileno()).st_blocks:
+            return False
+        opened.write(content)
+        opened.truncate()
+        opened.flush()
+        os.fsync(opened.fileno())
+    return True
+
+
+def _as_json(result: Result) -> bytes:
+    return (json.dumps(result, indent=1, default=str) + "\n").encode()
+
+
+def check_result(value: Any) -> Result:
+    """Return the value, which is a `Result`.
+
+    Raises:
+        ValueError: naming the first field that is of another type than `Result` or `Config` says.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {_kind(value)}, not a group of fields")
+    _check_plain(value, "")
+    for field in ("status", "config"):
+        if field not in value:
+            raise ValueError(f"it has no field {field!r}")
+    _check(value, Result, "")
+    check_config(value["config"], "config.")
+    if "confusion" in value:
+        rows = value["confusion"]
+        classes = value.get("data", {}).get("classes") or rows
+        if not rows or {len(rows), len(classes)} != {*map(len, rows)}:
+            raise ValueError("'confusion' is not a square with a row and a column for each class")
+    return value  # type: ignore[return-value]
+
+
+def check_config(config: Any, name: str = "") -> None:
+    """Check the part of a run's config that this package reads again.
+
+    Raises:
+        ValueError: naming the first key whose value is of another type than `Config` says.
+    """
+    _check(config, Config, name)
+
+
+def _check(value: Any, hint: Any, name: str) -> None:
+    """Check one value, and all within it, against a type hint of this module."""
+    if hint is Any:
+        return
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_typeddict(hint):
+        _expect(value, dict, "a group of fields", name)
+        for key, inner in get_type_hints(hint, include_extras=True).items():
+            if key in value:
+                _check(value[key], inner, f"{name}{key}.")
+    elif origin is dict:
+        _expect(value, dict, "a group of fields", name)
+        for key, inner in value.items():
+            _check(inner, arguments[1], f"{name}{key}.")
+    elif origin is list:
+        _expect(value, list, "a list", name)
+        for number, inner in enumerate(value):
+            _check(inner, arguments[0], f"{name}{number}.")
+    elif origin in (Union, UnionType):
+        if not any(_fits(value, inner) for inner in arguments):
+            _refuse(value, " or ".join(_WORDS[_plain(inner)] for inner in arguments), name)
+    elif origin is Literal:
+        if not isinstance(value, str) or value not in arguments:
+            _refuse(value, f"one of {', '.join(arguments)}", name)
+    elif not _fits(value, hint):
+        _refuse(value, _WORDS[_plain(hint)], name)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind = _plain(hint)
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (math.isfinite(value) or get_origin(hint) is Annotated)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _plain(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+_WORDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false", NoneType: "null"}
+
+
+def _expect(value: Any, kind: type, word: str, name: str) -> None:
+    if not isinstance(value, kind):
+        _refuse(value, word, name)
+
+
+def _refuse(value: Any, word: str, name: str) -> None:
+    raise ValueError(f"{name.rstrip('.')[:80]!r} takes {word}, not {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping | list):
+        return "a group of fields" if isinstance(value, Mapping) else "a list"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _check_plain(value: Any, name: str, depth: int = 0) -> None:
+    """Refuse what JSON can hold and no reader can use: text that is no Unicode, numbers beyond 64 bits, deep nests."""
+    if depth > DEEPEST:
+        raise ValueError(f"{name.split('.')[0]!r} is nested more than {DEEPEST} deep")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(key, name + "(a key).")
+            _check_plain(inner, f"{name}{key}.", depth + 1)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_plain(inner, f"{name}{number}.", depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name.rstrip('.')[:80]!r} has more than 64 bits")
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name.rstrip('.')[:80]!r} holds text that is no Unicode") from None
+
+
+def throughout(result: Result, fact: str) -> str | None:
+    """Return a fact such as "device" of all starts that made a run's steps, joined by " and "; None if unknown."""
+    starts: list[Any] = result.get("starts") or [result]
+    known = [str(start[fact]) for start in starts if start.get(fact) is not None]
+    return " and ".join(dict.fromkeys(known)) or None

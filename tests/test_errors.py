@@ -1,0 +1,65 @@
+"""Messages: of the machine's faults, and without the machine's folders."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifarbn.errors import machine_fault, without_folders
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cannot read '/home/jane/my data/cat.png'", "cannot read 'cat.png'"),
+        ("[Errno 2] No such file: /var/lib/x/data_batch_1: gone", "[Errno 2] No such file: data_batch_1: gone"),
+        ("data.root=/srv/cifar/data has none", "data.root=data has none"),
+        ("from file:///home/u/x.tar.gz", "from x.tar.gz"),
+        ('File "/usr/lib/python3/x.py", line 3 (/a/b)', 'File "x.py", line 3 (b)'),
+        ("see https://pytorch.org/docs/stable", "see https://pytorch.org/docs/stable"),
+        ("train/loss 1/2 and/or 3 /s ../a/b ~/c/d", "train/loss 1/2 and/or 3 /s ../a/b ~/c/d"),
+        ("\udcff", "?"),
+    ],
+)
+def test_absolute_paths_lose_their_folders(text, expected):
+    assert without_folders(text) == expected
+
+
+def test_a_known_folder_may_have_spaces_in_its_name(tmp_path):
+    said = without_folders(f"cannot read {tmp_path}/my runs/a: no", tmp_path / "my runs")
+    assert said == "cannot read a: no"
+
+
+def test_the_system_s_errors_are_told_with_their_remedy():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert machine_fault(full, Path("out/run")) == (
+        "cannot read or write a file in out/run: No space left on device; free some space, and the same command goes "
+        "on from the last checkpoint"
+    )
+    denied = PermissionError(errno.EACCES, "Permission denied", "out/x")
+    assert machine_fault(denied) == (
+        "cannot read or write out/x: Permission denied; name=OTHER or another working folder"
+    )
+
+
+def test_nothing_else_is_the_machine_s_fault():
+    for error in (ValueError("x"), OSError("could not get source code"), RuntimeError("shape"), KeyError("x")):
+        assert machine_fault(error) is None
+    chained = ValueError("a mistake of the program's while it handles a full disk")
+    chained.__context__ = OSError(errno.ENOSPC, "full")
+    assert machine_fault(chained) is None
+
+
+def test_what_torch_makes_of_a_full_disk():
+    class Full:
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self):
+            pass
+
+    with pytest.raises((RuntimeError, OSError)) as raised:
+        torch.save({"weights": torch.zeros(1000)}, Full())
+    assert "No space left on device" in machine_fault(raised.value)

@@ -1,0 +1,131 @@
+"""Training longer, with resume_from: a run begins where another, of fewer epochs, ended."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from test_config import CONF
+from test_train import assert_equal_state, checkpoint, rows
+
+from cifarbn.errors import Interrupted, Refused, UserError
+from cifarbn.identity import experiment
+from cifarbn.longer import check_longer
+from cifarbn.recorders import StepHistory
+from cifarbn.train import train
+
+SMALL = ["data=shapes", "data.train_size=200", "data.test_size=50", "data.val_size=40", "data.batch_size=32"]
+SMALL += ["model=vgg_a", "model.width=4", "model.dropout=0.2", "trainer=cpu", "trainer.precision=32-true"]
+SMALL += ["trainer.enable_progress_bar=false"]
+STEP = ["schedule=step", "schedule.milestones=[1]"]
+
+
+def made(folder: Path, *overrides: str, schedule=STEP):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[*SMALL, *schedule, *overrides])
+    return train(cfg, folder, [*SMALL, *schedule, *overrides])
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    """A finished run of one epoch."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    assert made(folder, "epochs=1")["status"] == "done"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Path:
+    """A finished run of two epochs."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    made(folder, "epochs=2")
+    return folder
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def assert_equal_runs(one, other):
+    assert_equal_state(checkpoint(one), checkpoint(other))
+    assert rows(one) == rows(other)
+    recorded, expected = (np.load(folder / "recordings.npz") for folder in (one, other))
+    assert set(recorded) == set(expected)
+    assert all(recorded[name].tobytes() == expected[name].tobytes() for name in expected)
+    metrics = [json.loads((folder / "result.json").read_text())["metrics"] for folder in (one, other)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_run_that_begins_where_a_finished_one_ended_is_the_undisturbed_one(short, long, tmp_path):
+    before = content(short)
+    result = made(tmp_path / "run", "epochs=2", f"resume_from={short}")
+    assert_equal_runs(tmp_path / "run", long)
+    assert content(short) == before
+    assert result["resumed_from"] == "run" and [start["step"] for start in result["starts"]] == [0, 5]
+    assert str(short) not in (tmp_path / "run" / "result.json").read_text()
+    assert len(list((tmp_path / "run").glob("events*"))) >= 2, "the curves of the first epoch too"
+
+
+def test_where_an_interrupted_one_ended_and_its_own_checkpoint_comes_first(long, short, tmp_path, monkeypatch):
+    def interrupt(self, trainer, pl_module):
+        raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepHistory, "on_validation_end", interrupt)
+        with pytest.raises(Interrupted):
+            made(tmp_path / "cut", "epochs=2", "checkpoint_minutes=0")
+    assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 4
+    made(tmp_path / "run", "epochs=2", f"resume_from={tmp_path / 'cut'}")
+    assert_equal_runs(tmp_path / "run", long)
+    # The interrupted run goes on from its own four steps, whatever another folder offers.
+    made(tmp_path / "cut", "epochs=2", f"resume_from={short}")
+    result = json.loads((tmp_path / "cut" / "result.json").read_text())
+    assert "resumed_from" not in result and [start["step"] for start in result["starts"]] == [0, 4]
+    assert_equal_runs(tmp_path / "cut", long)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["epochs=2", "optim.lr=0.5"], r"another config \(optim\.lr: 0\.001 -> 0\.5\); only the number of epochs"),
+        (["epochs=1", "trainer.max_steps=3"], r"another config \(trainer\.max_steps: -1 -> 3\)"),
+        (["epochs=2", "schedule.milestones=[2]"], r"schedule depends on the length \(schedule\.milestones"),
+    ],
+)
+def test_another_run_is_refused_by_its_keys(short, tmp_path, overrides, reason):
+    with pytest.raises(Refused, match=reason):
+        made(tmp_path / "run", *overrides, f"resume_from={short}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "linear", "cosine"])
+def test_a_schedule_that_depends_on_the_length_is_refused(tmp_path, schedule):
+    def config(epochs):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", overrides=[f"schedule={schedule}", f"epochs={epochs}"])
+        return experiment(OmegaConf.to_container(cfg, resolve=True))
+
+    with pytest.raises(Refused, match="its schedule depends on the length"):
+        check_longer(tmp_path, {"status": "done", "config": config(1)}, config(2))
+    check_longer(tmp_path, {"status": "interrupted", "config": config(2)}, config(2))
+    with pytest.raises(Refused, match="diverged"):
+        check_longer(tmp_path, {"status": "diverged", "config": config(1)}, config(2))
+
+
+def test_what_nothing_can_begin_with(short, long, tmp_path):
+    with pytest.raises(UserError, match="longer already: 2 epochs, and this one is to have 1"):
+        made(tmp_path / "run", "epochs=1", f"resume_from={long}")
+    with pytest.raises(UserError, match="is not a run folder"):
+        made(tmp_path / "run", "epochs=2", f"resume_from={tmp_path}")
+    bare = tmp_path / "bare"
+    shutil.copytree(short, bare)
+    (bare / "last.ckpt").unlink()
+    with pytest.raises(UserError, match="no checkpoint"):
+        made(tmp_path / "run", "epochs=2", f"resume_from={bare}")
+    (bare / "last.ckpt").write_text("no checkpoint")
+    with pytest.raises(UserError, match="last.ckpt"):
+        made(tmp_path / "run", "epochs=2", f"resume_from={bare}")

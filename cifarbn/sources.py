@@ -20,7 +20,7 @@ ROOTS = tuple(f"{PACKAGE}.{name}" for name in ("train", "classifier", "hardware"
 BYSTANDERS = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        *("command_line", "durable", "errors", "figures", "progress", "runs", "sources", "sweep"),
+        *("command_line", "composition", "durable", "errors", "figures", "progress", "runs", "sources", "sweep"),
         *("recorders.last_checkpoint", "recorders.timing"),
     )
 )
@@ -230,11 +230,11 @@ def _joined(pieces: list[Any]) -> list[Any]:
     """The pieces of an f-string, with neighbouring texts joined and empty ones left out."""
     joined: list[Any] = []
     for piece in pieces:
-        text = piece.value if isinstance(piece, ast.Constant) else None
+        text = str(piece.value) if isinstance(piece, ast.Constant) else None
         if text == "":
             continue
         if text is not None and joined and isinstance(joined[-1], ast.Constant):
-            joined[-1] = ast.Constant(joined[-1].value + text)
+            joined[-1] = ast.Constant(str(joined[-1].value) + text)
         else:
             joined.append(piece)
     return joined

@@ -3,20 +3,20 @@
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from cifarbn import figures
 from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
+from cifarbn.command_line import CONF, building, check_search, plain_errors, run_plainly, settle_data_root
+from cifarbn.composition import resolved
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, Timing
@@ -28,7 +28,7 @@ say = rank_zero_only(print)
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     """Train, then test once; all that comes of it is in `folder`, the run folder. Returns its `result.json`."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config = resolved(cfg)
     how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
     run = Run.open(folder, config, overrides, sources(config), **how)
     if run.finished:
@@ -83,7 +83,8 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     # In a sweep, `cifarbn.sweep` hears of errors.
     with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else plain_errors():
-        check_types(cfg)
+        check_search(cfg)
+        settle_data_root(cfg)
         result = train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
         return result.get("metrics", {}).get("val/acc")
 

@@ -19,7 +19,7 @@ from cifarbn.composition import data_root as data_root
 from cifarbn.composition import first_lines, resolved
 from cifarbn.composition import first_lines as _explain
 from cifarbn.errors import Interrupted, UserError
-from cifarbn.runs import differences
+from cifarbn.runs import NOT_THE_EXPERIMENT, differences
 
 
 def run_plainly(hydra_main: Callable[[], Any]) -> None:
@@ -72,16 +72,17 @@ def repeat_saved_run() -> None:
         overrides: Any = OmegaConf.load(folder / "overrides.yaml")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing; {folder.parent} cannot be repeated without it") from error
-    command = [*map(str, overrides), *args.overrides]
+    before = [str(override) for override in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        old, new = resolved(saved), resolved(compose("train", overrides=command))
-    given = tuple(override.lstrip("+~").partition("=")[0] for override in args.overrides)
-    changes = [change for change in differences(old, new) if not change.startswith(given) or not given]
-    if changes:
+        then, now = resolved(saved), resolved(compose("train", overrides=before))
+    given = (override.lstrip("+~").partition("=")[0] for override in args.overrides)
+    decided = tuple(f"{key}{end}" for key in (*given, *NOT_THE_EXPERIMENT) for end in (":", "."))
+    if changes := [change for change in differences(then, now) if not change.startswith(decided)]:
         raise UserError(
-            f"the command that made {folder.parent} now means another run ({'; '.join(changes)}): conf/ has changed. "
-            "Add KEY=VALUE for each of these to decide which value it shall have"
+            f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or that folder has changed. "
+            "Add KEY=VALUE for each of these"
         )
+    command = [*before, *args.overrides]
     flags = ["--multirun"] if args.multirun else ["hydra.mode=RUN"]
     sys.argv[1:] = [*command, *flags] if not args.cfg else [*command, "--cfg", args.cfg]
 

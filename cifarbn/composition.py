@@ -191,12 +191,23 @@ def check_values(parsed: Iterable[Override], defaults: DictConfig, cfg: DictConf
             if top not in groups or top == "trainer":
                 raise UserError(f"~{key}: a run needs {key}; {key}=VALUE changes it")
             continue
-        try:
-            default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
-        except OmegaConfBaseException:  # such as an interpolation that says more once the run has a folder
+        if "${hydra:" in str(override.input_line):  # which is known once the run has a folder
             continue
+        try:
+            value = OmegaConf.select(cfg, key)
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise UserError(f"{override.input_line}: {first_lines(error)}") from error
+        default = _select(defaults, key)
         if default is not None and not _same_kind(key, default, value):
             raise UserError(f"{key}={_shown(value)}: {key} takes {_kind(default)} (default {_shown(default)})")
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    """The key's value; None where there is none, or it refers to what is not there."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
 
 
 def check_whole(cfg: DictConfig) -> None:

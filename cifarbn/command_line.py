@@ -21,6 +21,8 @@ from cifarbn.composition import first_lines as _explain
 from cifarbn.errors import Interrupted, UserError
 from cifarbn.runs import NOT_THE_EXPERIMENT, differences
 
+BASIC = "BasicSweeper"  # Hydra's own, which makes every combination and compares none
+
 
 def run_plainly(hydra_main: Callable[[], Any]) -> None:
     """Run a Hydra main with Hydra's own error handler off, since it prints a traceback for whatever it does not know.
@@ -79,7 +81,7 @@ def repeat_saved_run() -> None:
     decided = tuple(f"{key}{end}" for key in (*given, *NOT_THE_EXPERIMENT) for end in (":", "."))
     if changes := [change for change in differences(then, now) if not change.startswith(decided)]:
         raise UserError(
-            f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or that folder has changed. "
+            f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or it has changed. "
             "Add KEY=VALUE for each of these"
         )
     command = [*before, *args.overrides]
@@ -141,8 +143,10 @@ def settle_data_root(cfg: DictConfig) -> None:
     """Let data.root stay relative to where the command was started, also under hydra.job.chdir=true."""
     started = Path(HydraConfig.get().runtime.cwd)
     if "root" in cfg.data and isinstance(cfg.data.root, str):
-        root = Path(cfg.data.root).expanduser()
-        cfg.data.root = str(root if started == Path.cwd() else started / root)
+        if cfg.data.root.startswith("~"):  # a shell leaves it alone behind data.root=
+            cfg.data.root = str(Path(cfg.data.root).expanduser())
+        if started != Path.cwd():
+            cfg.data.root = str(started / cfg.data.root)
 
 
 def check_search(cfg: DictConfig) -> None:
@@ -151,6 +155,6 @@ def check_search(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the key.
     """
-    basic = HydraConfig.get().sweeper._target_.endswith("BasicSweeper")
-    if not basic and OmegaConf.select(cfg, "data.val_size") == 0:
+    searches = not HydraConfig.get().sweeper._target_.endswith(f".{BASIC}")
+    if searches and OmegaConf.select(cfg, "data.val_size") == 0:
         raise UserError("a search compares validation accuracies, and data.val_size=0 holds nothing out: choose more")

@@ -161,12 +161,31 @@ class Loader(ConfigLoaderImpl):
             quoted = shlex.quote(f'{key}="{value}"')
             text = f"{several[1]}: several values are a sweep, which -m makes; one value with a comma is {quoted}"
         if unknown := re.match(r"Could not override '([^']+)'", text):
-            raise UserError(_unknown_key(unknown[1], self._overrides, self._defaults, groups)) from error
+            raise UserError(self._unknown_key(unknown[1], groups)) from error
         if gone := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
-            raise UserError(_unknown_key(gone[1], self._overrides, self._defaults, groups)) from error
+            raise UserError(self._unknown_key(gone[1], groups)) from error
         if str(error) and isinstance(error.__cause__, OmegaConfBaseException):
             text += f": {first_lines(error.__cause__)}"
         raise UserError(text) from error
+
+    def _unknown_key(self, key: str, groups: Collection[str]) -> str:
+        """There is no such key; where it is, what may have been meant, or how to pass what no file lists."""
+        group, _, rest = key.partition(".")
+        choices = "".join(f" with {o.input_line}" for o in self._overrides if o.key_or_group == group != key)
+        hint = _did_you_mean(key, self._defaults, groups)
+        if group in groups and rest:
+            has = [option for option in self._options(group, []) if self._lists(f"{group}/{option}", rest)]
+            line = next((str(o.input_line) for o in self._overrides if o.key_or_group == key), "")
+            if has:
+                hint = f"{', '.join(f'{group}={option}' for option in has)} has it; "
+            elif group != "record" and line and not line.startswith("~"):
+                hint += f"+{line} passes one that the file does not list; "
+        return f"there is no key {key!r}{choices}; {hint}`--cfg job` shows every key"
+
+    def _lists(self, option: str, key: str) -> bool:
+        """Whether the option's own file has the key; what it builds on does not count."""
+        found = self.repository.load_config(option)
+        return found is not None and OmegaConf.select(found.config, key, throw_on_missing=False) is not None
 
 
 # Hydra offers no other place between its composition of the files and the command line's values. `hydra.main` and
@@ -196,7 +215,7 @@ def check_values(parsed: Iterable[Override], defaults: DictConfig, cfg: DictConf
         try:
             value = OmegaConf.select(cfg, key)
         except (OmegaConfBaseException, RecursionError) as error:
-            raise UserError(f"{override.input_line}: {first_lines(error)}") from error
+            raise UserError(f"{key}: {first_lines(error)}") from error
         default = _select(defaults, key)
         if default is not None and not _same_kind(key, default, value):
             raise UserError(f"{key}={_shown(value)}: {key} takes {_kind(default)} (default {_shown(default)})")
@@ -228,7 +247,7 @@ def check_whole(cfg: DictConfig) -> None:
         if key == EXPERIMENT:
             continue
         if key not in raw:
-            raise UserError(f"a run needs {key}; leave out ~{key} or {key}=null, or choose {key}=VALUE")
+            raise UserError(f"a run needs {key}; leave out ~{key}, or choose one: {key}=OPTION")
         if key in groups and key not in ("record", "trainer"):
             _check_target(key, raw[key])
     if not isinstance(cfg.hydra.verbose, (bool, str, ListConfig)):
@@ -284,6 +303,7 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
 def _how_to_quote(override: str, error: Exception) -> str:
     first, *more = str(error).strip().split("\n")
     first = more[0] if first.startswith("Error parsing override") and more else first
+    first = first.partition(" expecting {")[0]
     reason = "" if first.startswith("LexerNoViableAltException") else f" ({first})"
     key, equals, value = override.partition("=")
     if not equals:
@@ -297,23 +317,13 @@ def _how_to_quote(override: str, error: Exception) -> str:
     return f"cannot read {override!r}{reason}: quote a value of such characters twice: {shlex.quote(quoted)}"
 
 
-def _unknown_key(key: str, said: Iterable[Override], config: DictConfig, groups: Collection[str]) -> str:
-    """There is no such key, what may have been meant, and how to pass one that the file does not list."""
-    said, top = list(said), key.partition(".")[0]
-    choices = "".join(f" with {o.input_line}" for o in said if o.key_or_group == top != key)
-    lines = [str(o.input_line) for o in said if o.key_or_group == key and "." in key and not o.is_delete()]
-    add = f"+{lines[0]} passes one that its file does not list; " if lines else ""
-    return f"there is no key {key!r}{choices}; {_did_you_mean(key, config, groups)}{add}`--cfg job` shows every key"
-
-
 def _did_you_mean(key: str, config: DictConfig, groups: Collection[str]) -> str:
     container: Any = OmegaConf.to_container(config, resolve=False)
-    others = [*_keys(container), *groups]
-    keys = [other for other in others if not f"{other}.".startswith(f"{key}.")]
-    if not key.startswith("hydra"):
-        keys = [other for other in keys if not other.startswith("hydra")]
-    ends = [other for other in keys if other.rpartition(".")[2] == key]  # `lr` is short for `optim.lr`
-    close = ends or difflib.get_close_matches(key, keys, n=1)
+    others = [other for other in (*_keys(container), *groups) if not f"{other}.".startswith(f"{key}.")]
+    # Case aside.
+    keys = {other.lower(): other for other in others if key.startswith("hydra") or not other.startswith("hydra")}
+    ends = [other for other in keys.values() if other.rpartition(".")[2] == key]  # `lr` is short for `optim.lr`
+    close = ends or [keys[other] for other in difflib.get_close_matches(key.lower(), keys, n=1)]
     return f"did you mean {' or '.join(map(repr, close[:3]))}? " if close else ""
 
 

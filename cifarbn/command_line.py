@@ -1,8 +1,6 @@
-"""What stands between a user's command and a run: where the configs are, and errors that name their remedy."""
+"""What stands between a user's command and a run: the command's start, its errors, and where it began."""
 
-import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cifarbn.composition import CONF as CONF
+from cifarbn.composition import data_root as data_root
+from cifarbn.composition import first_lines, resolved
 from cifarbn.errors import Interrupted, UserError, machine_fault
-from cifarbn.runs import folder_name
-
-_PACKAGE = Path(__file__).resolve().parent
-# Beside the package in a checkout, inside it in a wheel.
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-
-OmegaConf.register_new_resolver("run_folder", lambda overrides: folder_name(list(overrides)), replace=True)
+from cifarbn.identity import NOT_THE_EXPERIMENT, differences
 
 
 def run_plainly(hydra_main: Callable[[], Any]) -> None:
@@ -37,9 +32,58 @@ def run_plainly(hydra_main: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with plain_errors():
+            check_flags()
+            repeat_saved_run()
             hydra_main()
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "0"
+
+
+def check_flags() -> None:
+    """Refuse flags of which Hydra would print a traceback.
+
+    Raises:
+        UserError: naming them.
+    """
+    args = get_args_parser().parse_args()
+    commands = ("run", "multirun", "cfg", "info", "shell_completion")
+    if len(together := [f"--{name}" for name in commands if getattr(args, name)]) > 1:
+        raise UserError(f"{' and '.join(together)} exclude each other: leave out all but one")
+    if args.resolve and not (args.cfg or args.help):
+        raise UserError("--resolve belongs to --cfg: `--cfg job --resolve`")
+
+
+def repeat_saved_run() -> None:
+    """Make `--config-path RUN/.hydra --config-name config` the command that made RUN, with what else is said.
+
+    The config that Hydra saves holds values only: neither where a run goes, nor which option of a group was chosen.
+    So the run's overrides, which lie beside it, are composed again, and must give the same config.
+
+    Raises:
+        UserError: if they no longer do, or are gone.
+    """
+    args = get_args_parser().parse_args()
+    folder = Path(args.config_path or "")
+    if not args.config_path or folder.name != ".hydra" or str(args.config_name).removesuffix(".yaml") != "config":
+        return
+    try:
+        saved: Any = OmegaConf.load(folder / "config.yaml")
+        overrides: Any = OmegaConf.load(folder / "overrides.yaml")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing; {folder.parent} cannot be repeated without it") from error
+    before = [str(override) for override in overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        then, now = resolved(saved), resolved(compose("train", overrides=before))
+    given = (override.lstrip("+~").partition("=")[0] for override in args.overrides)
+    decided = tuple(f"{key}{end}" for key in (*given, *NOT_THE_EXPERIMENT) for end in (":", "."))
+    if changes := [change for change in differences(then, now) if not change.startswith(decided)]:
+        raise UserError(
+            f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or it has changed. "
+            "Add KEY=VALUE for each of these"
+        )
+    command = [*before, *args.overrides]
+    flags = ["--multirun"] if args.multirun else ["hydra.mode=RUN"]
+    sys.argv[1:] = [*command, *flags] if not args.cfg else [*command, "--cfg", args.cfg]
 
 
 @contextmanager
@@ -57,7 +101,7 @@ def plain_errors() -> Iterator[None]:
     except UserError as error:
         sys.exit(f"error: {error}")
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {_explain(error)}")
+        sys.exit(f"error: {first_lines(error)}")
     except ValueError as error:
         if not str(error).startswith("Only one of --run, --multirun"):
             raise
@@ -75,7 +119,7 @@ def building(what: str) -> Iterator[None]:
     """Turn a constructor's refusal of its arguments into the user's error, under the key that holds them.
 
     Raises:
-        UserError: in place of a ValueError or TypeError that the constructor raised.
+        UserError: in place of what the constructor raised.
     """
     try:
         yield
@@ -83,76 +127,24 @@ def building(what: str) -> Iterator[None]:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        if isinstance(cause, (ValueError, TypeError)):
-            raise UserError(f"{what}: {cause}") from error
-        raise
+        raise UserError(f"{what}: {_reason(cause) if cause else first_lines(error)}") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{what}: {error}") from error
+        raise UserError(f"{what}: {_reason(error)}") from error
 
 
-def check_types(cfg: DictConfig) -> None:
-    """Refuse an override whose type differs from its default's; a default of null takes anything.
-
-    YAML has no schema, so `epochs=abc` would otherwise fail deep inside some library, hours later.
-
-    Raises:
-        UserError: naming the key, the value and the default.
-    """
-    hydra = HydraConfig.get()
-    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    # A group that takes a list of choices, such as record, is not among the choices that Hydra names.
-    groups = {*hydra.runtime.choices, *(folder.name for folder in CONF.iterdir() if folder.is_dir())}
-    chosen = [str(o.input_line) for o in overrides if o.key_or_group in groups]
-    defaults = compose("train", overrides=chosen)
-    for override in overrides:
-        key = override.key_or_group
-        if key in groups or override.is_add() or override.is_delete():
-            continue
-        default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
-        if not _same_kind(default, value):
-            raise UserError(f"{key}={value!r}: {key} takes {_kind(default)} (default {default!r})")
-
-
-def _same_kind(default: Any, value: Any) -> bool:
-    return default is None or _kind(value) == _kind(default) or (_kind(default), _kind(value)) in _ALSO_FINE
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-    containers = {ListConfig: "a list", DictConfig: "a group of keys", type(None): "null"}
-    return (kinds | containers).get(type(value), type(value).__name__)
-
-
-# (default, value). A word such as `auto` may stand for a number or a switch.
-_ALSO_FINE = {
-    ("a number", "a whole number"),
-    ("a word", "a whole number"),
-    ("a word", "a number"),
-    ("a word", "true or false"),
-    ("a word", "null"),
-    ("a word", "a list"),
-    ("a number", "null"),
-    ("a whole number", "null"),
-}
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's message; for a key that does not exist, the nearest one that does."""
-    text = str(error).strip()
-    unknown = re.match(r"Could not override '([^']+)'\.\s+To append", text)
-    if not unknown:
+def _reason(error: BaseException) -> str:
+    """The message of an exception, under its name where it would not be understood without."""
+    text = str(error).strip().split("\n")[0]
+    if isinstance(error, (ValueError, TypeError)) and text:
         return text
-    key = unknown[1]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("train"))
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    nearest = difflib.get_close_matches(key, [*_keys(config), *groups], n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"there is no key {key!r}; {hint}`--cfg job` after the command shows every key"
+    return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 before the command shows where)"
 
 
-def _keys(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
-    for key, child in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(child, dict):
-            yield from _keys(child, f"{prefix}{key}.")
+def settle_data_root(cfg: DictConfig) -> None:
+    """Let data.root stay relative to where the command was started, also under hydra.job.chdir=true."""
+    started = Path(HydraConfig.get().runtime.cwd)
+    if "root" in cfg.data and isinstance(cfg.data.root, str):
+        if cfg.data.root.startswith("~"):  # a shell leaves it alone behind data.root=
+            cfg.data.root = str(Path(cfg.data.root).expanduser())
+        if started != Path.cwd():
+            cfg.data.root = str(started / cfg.data.root)

@@ -1,7 +1,6 @@
 """`python -m cifarbn.reproduce report|paper|course`: a source's experiments, as far as time allows, then its page."""
 
 import argparse
-import os
 import re
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from cifarbn.command_line import CONF, plain_errors
+from cifarbn.command_line import CONF, data_root, plain_errors
 from cifarbn.errors import MadeElsewhere, UserError, without_folders
 from cifarbn.identity import ROLES, key_of
 from cifarbn.report.comparison import Row, comparison
@@ -270,7 +269,7 @@ def _write_page(planned: Sequence[Planned], root: Path, scale: str, seeds: int, 
     sweep = gather(root)
     text = f"Scale {scale}. {SCALES[scale]}"
     opening = comparison(rows, sweep, text, comparable=scale in COMPARABLE, refused=refused)
-    options = Options(data_root=Path(os.environ.get("CIFARBN_DATA", "data")))
+    options = Options(data_root=Path(data_root()))
     write_report(sweep, root / "report", options, opening)
     return root / "report" / "index.html"
 

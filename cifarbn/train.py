@@ -1,31 +1,29 @@
 """One training run: `python -m cifarbn.train model=resnet18_pool optim=adam`."""
 
 import gc
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate, to_absolute_path
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cifarbn import figures
 from cifarbn.checkpoints import forget_previous
 from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF, building, check_types, plain_errors, run_plainly
+from cifarbn.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
+from cifarbn.composition import resolved
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware, check_one_process, check_options, make_trainer, starts_processes
 from cifarbn.progress import EpochLine, ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, TensorBoardLog, Timing, signals_kept
-from cifarbn.recorders.choice import chosen_recorders, spell_out
 from cifarbn.recorders.tensorboard_log import hparams
 from cifarbn.runs import Result, Run
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
@@ -39,7 +37,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     if not starts_processes(cfg.trainer):
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a task of SLURM's is not a process of this run's
     gc.collect()  # the run before, in a sweep: a trainer and its parts refer to each other
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config = resolved(cfg)
     how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
     source = Path(to_absolute_path(str(cfg.resume_from))) if cfg.resume_from else None
     run = Run.open(folder, config, overrides, sources(config), **how, resume_from=source)
@@ -60,9 +58,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
             classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views)
         with building("record"):
-            recorders = [
-                instantiate(recorder, folder=folder) for recorder in chosen_recorders(cfg.get("record"), overrides)
-            ]
+            recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
         timing, history = Timing(), StepHistory(folder)
         last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
@@ -103,7 +99,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     # In a sweep, `cifarbn.sweep` hears of errors.
     with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else plain_errors():
-        check_types(cfg)
+        settle_data_root(cfg)
         if hydra_config.mode is RunMode.MULTIRUN:
             check_one_process(cfg.trainer)
         result = train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
@@ -112,7 +108,6 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """The command line."""
-    sys.argv[1:] = spell_out(sys.argv[1:])
     run_plainly(_hydra_main)
 
 

@@ -1,9 +1,16 @@
 """Bad input: one message that names the remedy, a non-zero exit, no traceback, and nothing lost."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from test_train import ENVIRONMENT
 
-from cifarbn import train
+from cifarbn import composition, train
+from cifarbn.command_line import data_root
 
 SHAPES = ["data=shapes", "data.train_size=200", "data.test_size=50", "data.val_size=50", "model.width=4", "epochs=1"]
 SHAPES += ["trainer=cpu", "trainer.enable_progress_bar=false"]
@@ -56,10 +63,228 @@ def fails(command, capsys):
         (["epochs=null"], "epochs must be at least 1"),
         (["record=[gradient_probe]", "record.gradient_probe.every=abc"], "takes a whole number (default 50)"),
         (["optim.lr"], "missing EQUAL"),
+        (["optim.lr"], "write KEY=VALUE"),
+        (["=3"], "write KEY=VALUE"),
+        # What nothing reads.
+        (["+ckpt_path=x"], "nothing reads 'ckpt_path'"),
+        (["+foo=1"], "nothing reads 'foo'"),
+        (["+epoch=1"], "nothing reads 'epoch'; did you mean 'epochs'?"),
+        (["++foo.bar=1"], "nothing reads 'foo'"),
+        # A key by its last part; one of another option; the very key that does not exist is not what was meant.
+        (["lr=1e-3"], "no key 'lr'; did you mean 'optim.lr'?"),
+        (["EPOCHS=3"], "no key 'EPOCHS'; did you mean 'epochs'?"),
+        (["optim.momentum=0"], "no key 'optim.momentum'; optim=muon, optim=sgd has it"),
+        (["loss=mse", "loss.label_smoothing=0.1"], "'loss.label_smoothing' with loss=mse; loss=cross_entropy has it"),
+        (["record.gradient_probe.every=3"], "record=gradient_probe has it"),
+        (["optim.maximize=true"], "+optim.maximize=true passes one that the file does not list"),
+        # An option, case and folder aside.
+        (["model=ResNet18"], "did you mean model=resnet18?"),
+        (["optim=Adam"], "did you mean optim=adam?"),
+        (["experiment=swish"], "did you mean experiment=report/swish?"),
+        (["hydra/launcher=job"], "Could not find 'hydra/launcher/job'"),
+        # What is no option at all, or not the kind of value that the key takes.
+        (["data=2"], "data takes the name of an option: cifar10, gaussian, shapes"),
+        (["optim=1e30"], "optim takes the name of an option: adam, "),
+        (["activation=[1,2]"], "activation takes the name of an option: elu, "),
+        (["model=null"], "model takes the name of an option"),
+        (["optim={lr:1}"], "optim takes the name of an option"),
+        (["hydra.verbose=3"], "hydra.verbose takes true, false"),
+        (["optim.betas=[a,b]"], "optim.betas takes a list, each a number"),
+        (["optim.betas=0.9"], "optim.betas takes a list, each a number"),
+        (["model.norm=batch"], "model.norm takes a group of keys"),
+        (["seed=-1"], "seed takes a whole number from 0 to 4294967295"),
+        (["seed=4294967296"], "seed takes a whole number from 0 to 4294967295"),
+        (["seed=null"], "seed takes a whole number from 0 to 4294967295"),
+        (["name=../x"], "name takes the name of a folder under multirun_outputs/"),
+        (["name=null"], "name takes the name of a folder under multirun_outputs/"),
+        (["name="], "name takes the name of a folder under multirun_outputs/"),
+        # What a run cannot do without.
+        (["~trainer.precision"], "a run needs trainer.precision"),
+        (["~trainer.channels_last"], "a run needs trainer.channels_last"),
+        (["~seed"], "a run needs seed"),
+        (["~optim"], "a run needs optim"),
+        (["~optim._target_"], "optim needs optim._target_"),
+        (["+record.mine.every=3"], "record.mine needs record.mine._target_"),
+        (["optim.lr=???"], "optim.lr: ???"),
+        (["epochs=${epochs}"], "epochs: Recursive interpolation detected"),
+        (["epochs=${nothing}"], "epochs: Interpolation key 'nothing' not found"),
+        (["model._target_=../../x"], "model: "),
+        (["model._target_=cifarbn.models.Nothing"], "model: "),
+        (["+model.init_=3"], "model: "),
+        # How to quote.
+        (["data.root=/a=b"], """'data.root="/a=b"'"""),
+        (["name=it's"], "quote a value of such characters twice: "),
+        (["name=(x)"], """'name="(x)"'"""),
+        (["name={"], """'name="{"'"""),
+        (["name=a,b"], """several values are a sweep, which -m makes; one value with a comma is 'name="a,b"'"""),
+        (["model@optim=dln"], "no key 'model@optim'"),
+        # Flags.
+        (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
+        (["--resolve"], "--resolve belongs to --cfg"),
     ],
 )
 def test_bad_overrides(fails, overrides, message):
     assert message in fails(*SHAPES, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        # Not "did you mean 'model.width'?", which is what was said.
+        ("speednet", "no key 'model.width' with model=speednet; model=resnet18, model=vgg_a has it"),
+        ("dln", "no key 'model.width' with model=dln; "),
+    ],
+)
+def test_a_key_of_another_option(fails, option, message):
+    said = fails("data=shapes", f"model={option}", "model.width=8")
+    assert message in said and "mean 'model.width'" not in said
+
+
+@pytest.fixture
+def composed(command, monkeypatch, capsys):
+    """The config and the overrides of a command line, without its run; what it said is in `composed.said`."""
+
+    def compose(*overrides):
+        found = []
+        monkeypatch.setattr(train, "train", lambda cfg, folder, said: found.append((cfg, folder, said)) or {})
+        monkeypatch.setattr(composition, "_SAID", set())
+        command(*overrides)
+        compose.said = capsys.readouterr().err.strip()
+        return found[0]
+
+    return compose
+
+
+@pytest.mark.parametrize("nothing", ["record=[]", "record=null", "record=none", "~record"])
+def test_no_recorder(composed, nothing):
+    cfg, folder, _ = composed(*SHAPES, nothing)
+    assert cfg.record == {} and "record=__" in folder.name, "all four are one run"
+
+
+def test_no_experiment(composed):
+    assert composed("experiment=null")[2] == []
+
+
+@pytest.mark.parametrize("value", ["0.5", "3", "0"])
+def test_minutes_may_be_a_fraction(composed, value):
+    assert composed(f"checkpoint_minutes={value}")[0].checkpoint_minutes == float(value)
+
+
+@pytest.mark.parametrize("value", ["0.5", "2"])
+def test_a_limit_is_a_number_of_batches_or_a_fraction(composed, value):
+    assert composed("trainer=smoke", f"trainer.limit_train_batches={value}")[0].trainer.limit_train_batches == float(
+        value
+    )
+
+
+def test_a_key_that_other_values_refer_to_is_read(composed):
+    assert composed("+wide=3", "model.width=${wide}")[0].model.width == 3
+
+
+def test_a_quoted_value_is_taken_as_it_is(composed):
+    assert composed('data.root="/a=b"')[0].data.root == "/a=b"
+
+
+# Experiments
+
+
+def test_what_an_experiment_sets_of_another_option_is_left_out_and_said(composed):
+    cfg, _, overrides = composed("experiment=report/vgg_a", "optim=sgd")
+    assert "betas" not in cfg.optim and cfg.optim.momentum == 0.9
+    assert cfg.optim.lr == 1e-3, "the experiment's, which SGD has"
+    assert overrides == ["experiment=report/vgg_a", "optim=sgd"]
+    assert composed.said == "left out optim.betas of experiment=report/vgg_a: optim=sgd has no such key"
+    assert composed("experiment=report/vgg_a")[0].optim.betas == [0.9, 0.999] and not composed.said
+
+
+def test_what_the_command_line_says_is_never_left_out(composed, fails):
+    cfg, _, _ = composed("experiment=report/vgg_a", "optim=sgd", "+optim.betas=[1,2]")
+    assert cfg.optim.betas == [1, 2]
+    assert "no key 'optim.betas' with optim=sgd" in fails("experiment=report/vgg_a", "optim=sgd", "optim.betas=[1,2]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left_out"),
+    [
+        (["experiment=speedrun", "loss=mse"], ["loss.label_smoothing"]),
+        (["experiment=report/dropout", "model=speednet"], ["model.dropout"]),
+        (["experiment=course/vgg_a", "record=[]"], []),
+        (["experiment=paper/vgg", "record=[]"], ["record.gradient_probe", "record.step_change"]),
+        (["experiment=paper/vgg", "record=step_change"], ["record.gradient_probe"]),
+        (["experiment=report/pool", "data=gaussian", "model=dln"], ["data.val_size", "data.test_curve"]),
+        (["experiment=report/l2", "model=resnet34", "schedule=cosine", "trainer=cpu", "activation=elu"], []),
+    ],
+)
+def test_every_group_can_be_chosen_again(composed, overrides, left_out):
+    composed(*overrides)
+    said = [line.partition(" of ")[0].removeprefix("left out ") for line in composed.said.splitlines()]
+    assert [key for keys in said for key in keys.split(", ")] == left_out
+
+
+def test_an_experiment_of_the_user_s_may_pass_what_the_file_does_not_list(composed, tmp_path):
+    mine = tmp_path / "mine" / "experiment"
+    mine.mkdir(parents=True)
+    (mine / "mine.yaml").write_text("# @package _global_\nname: mine\noptim:\n  maximize: true\nwrong: 1\n")
+    said = ["--config-dir", str(mine.parent), "experiment=mine"]
+    with pytest.raises(SystemExit, match="nothing reads 'wrong'"):
+        composed(*said)
+    (mine / "mine.yaml").write_text("# @package _global_\nname: mine\noptim:\n  maximize: true\n")
+    assert composed(*said)[0].optim.maximize and not composed.said
+    assert "maximize" not in composed(*said, "optim=sgd")[0].optim and "optim.maximize" in composed.said
+
+
+# Where the data is, and repeating a run
+
+
+def test_an_empty_environment_variable_is_an_unset_one(composed, monkeypatch):
+    monkeypatch.setenv("CIFARBN_DATA", "")
+    assert composed()[0].data.root == "./data"
+    monkeypatch.setenv("CIFARBN_DATA", "elsewhere")
+    assert composed()[0].data.root == "elsewhere" and data_root() == "elsewhere"
+
+
+@pytest.mark.parametrize(("root", "expected"), [("here", "{}/here"), ("/abs", "/abs"), ("~/x", str(Path.home() / "x"))])
+def test_data_root_is_relative_to_where_the_command_is_started(composed, monkeypatch, tmp_path, root, expected):
+    monkeypatch.setenv("CIFARBN_DATA", root)
+    assert composed("hydra.job.chdir=true")[0].data.root == expected.format(tmp_path)
+    monkeypatch.delenv("CIFARBN_DATA")
+    assert composed("hydra.job.chdir=true", f'data.root="{root}"')[0].data.root == expected.format(tmp_path)
+
+
+def test_a_run_is_repeated_from_its_folder(composed, fails, tmp_path):
+    cfg, folder, overrides = composed(*SHAPES, "experiment=bn_landscape", "optim=sgd", "hydra.mode=RUN")
+    saved = ("--config-path", os.path.relpath(folder / ".hydra"), "--config-name", "config")
+    again = composed(*saved)
+    assert again == (cfg, folder, overrides) and folder.parent == tmp_path / "multirun_outputs" / "bn_landscape"
+    other, elsewhere, _ = composed(*saved, "seed=3", "name=other")
+    assert other.seed == 3 and elsewhere.parent.name == "other" and other.optim == cfg.optim
+    config = folder / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    assert "(optim.momentum: 0.8 -> 0.9)" in fails(*saved)
+    assert composed(*saved, "optim.momentum=0.8")[0].optim.momentum == 0.8
+    (folder / ".hydra" / "overrides.yaml").unlink()
+    assert "overrides.yaml is missing" in fails(*saved)
+
+
+def test_a_search_needs_a_validation_set(composed, fails, monkeypatch):
+    monkeypatch.setattr("cifarbn.command_line.BASIC", "NotThisOne")
+    assert "data.val_size=0 holds nothing out" in fails("data=shapes", "data.val_size=0")
+    composed("data=shapes")
+
+
+@pytest.mark.parametrize("backend", ["module://no.such.module", "nonsense"])
+def test_a_command_needs_no_backend(tmp_path, backend):
+    environment = ENVIRONMENT | {"MPLBACKEND": backend}
+    arguments = [sys.executable, "-m", "cifarbn.report", "nowhere"]
+    ended = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: there is no folder nowhere")
+
+
+def test_whoever_imports_the_package_keeps_their_backend(tmp_path):
+    code = "import cifarbn, matplotlib; print(matplotlib.get_backend())"
+    environment = ENVIRONMENT | {"MPLBACKEND": "svg"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.stdout == "svg\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so asking for one is no mistake")

@@ -36,7 +36,7 @@ def test_a_config_gives_every_option_its_default(name, kind, monkeypatch):
     options = inspect.signature(DataModule).parameters | inspect.signature(kind).parameters
     config = OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{name}.yaml"))
     del config["_target_"]
-    special = {"root": "${oc.env:CIFARBN_DATA,./data}", "seed": "${seed}", "augmentation": "${augment}"}
+    special = {"root": "${data_root:}", "seed": "${seed}", "augmentation": "${augment}"}
     assert set(config) == set(options) - {"name", "classes", "options"} - (
         {"train_size"} if name == "cifar10" else set()
     )

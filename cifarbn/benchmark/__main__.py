@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from cifarbn.benchmark.passes import measure_passes
 from cifarbn.benchmark.probe import measure_probe
 from cifarbn.benchmark.sides import as_text
 from cifarbn.benchmark.step import NETS, measure_step
+from cifarbn.command_line import data_root
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware
 from cifarbn.runs import surroundings
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.add_argument("--batch-size", type=_positive, default=128)
     common.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     pictures = argparse.ArgumentParser(add_help=False)
-    pictures.add_argument("--root", default=os.environ.get("CIFARBN_DATA", "./data"), help="where CIFAR-10 is")
+    pictures.add_argument("--root", default=data_root(), help="where CIFAR-10 is")
     net = argparse.ArgumentParser(add_help=False)
     net.add_argument("--net", choices=NETS, default="resnet18")
     net.add_argument("--steps", type=_positive, default=8, help="training steps of a side in a round (default 8)")

@@ -1,11 +1,10 @@
 """The command line: `python -m cifarbn.report DIR`."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarbn.command_line import plain_errors
+from cifarbn.command_line import data_root, plain_errors
 from cifarbn.errors import UserError
 from cifarbn.report.gather import gather
 from cifarbn.report.inside import look_inside
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data-root",
         type=Path,
-        default=Path(os.environ.get("CIFARBN_DATA", "data")),
+        default=Path(data_root()),
         help="the folder that holds cifar-10-batches-py (default: the environment variable CIFARBN_DATA, else ./data)",
     )
     parser.add_argument(

@@ -1,0 +1,427 @@
+"""From a command line to a run's config: Hydra's composition, and what Hydra would let pass without a word."""
+
+import copy
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from cifarbn.errors import UserError
+from cifarbn.identity import folder_name
+
+_PACKAGE = Path(__file__).resolve().parent
+# Beside the package in a checkout, inside it in a wheel.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+EXPERIMENT = "experiment"
+NO_RECORDERS = dict.fromkeys(("record=null", "record=[]", "~record"), "record=none")
+LARGEST_SEED = 2**32 - 1
+
+
+def data_root() -> str:
+    """The folder that holds cifar-10-batches-py: CIFARBN_DATA's value, else ./data."""
+    return os.environ.get("CIFARBN_DATA") or "./data"
+
+
+OmegaConf.register_new_resolver("run_folder", lambda overrides: folder_name(list(overrides)), replace=True)
+OmegaConf.register_new_resolver("data_root", data_root, replace=True)
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's, with two rules for this project's configs.
+
+    An experiment does not bar another choice of a group: what it sets in a group of which the command line chooses
+    another option, and what that option does not have, is left out, and said. And nothing that the command line says
+    is ignored: what is not an option, not a key, of another kind than its default, or read by nothing is refused.
+    """
+
+    _overrides: list[Override]
+    _defaults: DictConfig  # the config before the command line's values
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Compose.
+
+        Raises:
+            UserError: naming the override and what to write in its place.
+        """
+        how = (run_mode, from_shell, validate_sweep_overrides)
+        if not any(source.provider == "main" and Path(source.path) == CONF for source in self.get_sources()):
+            return super().load_configuration(config_name, overrides, *how)
+        # Hydra knows a null in a list of defaults, but not on the command line.
+        overrides = [NO_RECORDERS.get(override, override) for override in overrides if override != f"{EXPERIMENT}=null"]
+        self._overrides, self._defaults = _parsed(overrides), OmegaConf.create()
+        groups = self._groups(overrides)
+        for override in self._overrides:
+            if override.key_or_group in groups and not override.is_sweep_override() and not override.is_delete():
+                self._check_choice(override)
+        try:
+            cfg = super().load_configuration(config_name, overrides, *how)
+        except MissingConfigException as error:
+            self._explain_missing(error, overrides)
+        except ConfigCompositionException as error:
+            self._explain(error, groups)
+        check_values(self._overrides, self._defaults, cfg, groups)
+        check_whole(cfg)
+        return cfg
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        cfg = super()._compose_config_from_defaults_list(defaults, repo)
+        primary = next(default for default in defaults if default.primary)
+        experiments = [d for d in defaults if _is_experiment(d)]
+        chosen = [d.config_path for d in experiments if d.parent == primary.config_path]
+        if chosen:
+            others = [d for d in defaults if not _is_experiment(d)]
+            said = [str(override.input_line) for override in self._overrides]
+            # Its own files: a composition writes into those that it has loaded.
+            _, fresh = self._parse_overrides_and_create_caching_repo(primary.config_path, said)
+            has = super()._compose_config_from_defaults_list(others, fresh)
+            names = [str(path).removeprefix(f"{EXPERIMENT}/") for path in chosen]
+            name = names[0] if len(names) == 1 else f"[{','.join(names)}]"
+            alone = create_defaults_list(
+                repo, primary.config_path, _parsed([f"{EXPERIMENT}={name}"]), prepend_hydra=True, skip_missing=True
+            )
+            for group in _different_packages(others, alone.defaults):
+                self._leave_out(cfg, has, group, name)
+        self._defaults = copy.deepcopy(cfg)
+        return cfg
+
+    def _leave_out(self, cfg: DictConfig, has: DictConfig, group: str, experiment: str) -> None:
+        """Take from the group what only the experiment has put there."""
+        extra = list(_extra(OmegaConf.select(cfg, group), OmegaConf.select(has, group), group))
+        for key in extra:
+            parent, _, last = key.rpartition(".")
+            del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
+        if extra:
+            choices = [str(o.input_line) for o in self._overrides if o.key_or_group == group]
+            _say_once(
+                f"left out {', '.join(extra)} of {EXPERIMENT}={experiment}: "
+                f"{' '.join(choices) or 'the chosen ' + group} has no such key"
+            )
+
+    def _groups(self, overrides: list[str]) -> set[str]:
+        return {*self.get_group_options("", ObjectType.GROUP, "train", overrides)} - {"hydra"}
+
+    def _options(self, group: str, overrides: list[str]) -> list[str]:
+        """The group's options, those in its sub-folders too."""
+        found = self.get_group_options(group, ObjectType.CONFIG, "train", overrides)
+        for folder in self.get_group_options(group, ObjectType.GROUP, "train", overrides):
+            found += [f"{folder}/{option}" for option in self._options(f"{group}/{folder}", overrides)]
+        return found
+
+    def _check_choice(self, override: Override) -> None:
+        group, value = override.key_or_group, override.value()
+        several = isinstance(value, list) and all(isinstance(choice, str) for choice in value)
+        if not (isinstance(value, str) or several) or value == "":
+            options = ", ".join(self._options(group, []))
+            raise UserError(f"{override.input_line}: {group} takes the name of an option: {options}")
+
+    def _explain_missing(self, error: MissingConfigException, overrides: list[str]) -> NoReturn:
+        missing = error.missing_cfg_file or ""
+        group = next((o.key_or_group for o in self._overrides if missing.startswith(f"{o.key_or_group}/")), "")
+        group = group or missing.partition("/")[0]
+        name = missing.removeprefix(f"{group}/")
+        options = self._options(group, overrides) if name != missing else []
+        if not options:
+            raise UserError(first_lines(error)) from error
+        # Case aside; and an option in a sub-folder is also found by its own name.
+        names = {option.lower(): option for option in options}
+        names |= {option.lower().rpartition("/")[2]: option for option in reversed(options)}
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {group}={names[close[0]]}? " if close else ""
+        raise UserError(f"Could not find '{group}/{name}'; {hint}{group} is one of {', '.join(options)}") from error
+
+    def _explain(self, error: ConfigCompositionException, groups: Collection[str]) -> NoReturn:
+        text = first_lines(error)
+        if several := re.match(r"Ambiguous value for argument '(.+?)' 1\.", text):
+            key, _, value = several[1].partition("=")
+            quoted = shlex.quote(f'{key}="{value}"')
+            text = f"{several[1]}: several values are a sweep, which -m makes; one value with a comma is {quoted}"
+        if unknown := re.match(r"Could not override '([^']+)'", text):
+            raise UserError(self._unknown_key(unknown[1], groups)) from error
+        if gone := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
+            raise UserError(self._unknown_key(gone[1], groups)) from error
+        if str(error) and isinstance(error.__cause__, OmegaConfBaseException):
+            text += f": {first_lines(error.__cause__)}"
+        raise UserError(text) from error
+
+    def _unknown_key(self, key: str, groups: Collection[str]) -> str:
+        """There is no such key; where it is, what may have been meant, or how to pass what no file lists."""
+        group, _, rest = key.partition(".")
+        choices = "".join(f" with {o.input_line}" for o in self._overrides if o.key_or_group == group != key)
+        hint = _did_you_mean(key, self._defaults, groups)
+        if group in groups and rest:
+            has = [option for option in self._options(group, []) if self._lists(f"{group}/{option}", rest)]
+            line = next((str(o.input_line) for o in self._overrides if o.key_or_group == key), "")
+            if has:
+                hint = f"{', '.join(f'{group}={option}' for option in has)} has it; "
+            elif group != "record" and line and not line.startswith("~"):
+                hint += f"+{line} passes one that the file does not list; "
+        return f"there is no key {key!r}{choices}; {hint}`--cfg job` shows every key"
+
+    def _lists(self, option: str, key: str) -> bool:
+        """Whether the option's own file has the key; what it builds on does not count."""
+        found = self.repository.load_config(option)
+        return found is not None and OmegaConf.select(found.config, key, throw_on_missing=False) is not None
+
+
+# Hydra offers no other place between its composition of the files and the command line's values. `hydra.main` and
+# `hydra.compose` both take the name from there; configs of other projects are composed as ever.
+hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
+
+
+def check_values(parsed: Iterable[Override], defaults: DictConfig, cfg: DictConfig, groups: Collection[str]) -> None:
+    """Refuse an override whose kind differs from its default's; a default of null takes anything.
+
+    YAML has no schema, so `epochs=abc` would otherwise fail deep inside some library, hours later.
+
+    Raises:
+        UserError: naming the key, the value and the default.
+    """
+    for override in parsed:
+        key = override.key_or_group
+        if key in groups or override.is_sweep_override() or override.is_hydra_override():
+            continue
+        top, _, rest = key.partition(".")
+        if override.is_delete():
+            if top not in groups or top == "trainer":
+                raise UserError(f"~{key}: a run needs {key}; {key}=VALUE changes it")
+            continue
+        if "${hydra:" in str(override.input_line):  # which is known once the run has a folder
+            continue
+        try:
+            value = OmegaConf.select(cfg, key)
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise UserError(f"{key}: {first_lines(error)}") from error
+        default = _select(defaults, key)
+        if default is not None and not _same_kind(key, default, value):
+            raise UserError(f"{key}={_shown(value)}: {key} takes {_kind(default)} (default {_shown(default)})")
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    """The key's value; None where there is none, or it refers to what is not there."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def check_whole(cfg: DictConfig) -> None:
+    """Refuse a config that lacks something every run needs, or has something that none reads.
+
+    Raises:
+        UserError: naming the key.
+    """
+    file: Any = OmegaConf.load(CONF / "train.yaml")
+    groups = [str(key) for default in file.defaults if isinstance(default, DictConfig) for key in default]
+    needed = [*groups, *(key for key in file if key not in ("defaults", "hydra"))]
+    raw: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    mentioned = set(re.findall(r"\$\{(\w+)", str(raw)))
+    for key in map(str, raw):
+        if key not in (*needed, "hydra") and key not in mentioned:
+            raise UserError(f"nothing reads {key!r}; {_did_you_mean(key, cfg, groups)}`--cfg job` shows every key")
+    for key in needed:
+        if key == EXPERIMENT:
+            continue
+        if key not in raw:
+            raise UserError(f"a run needs {key}; leave out ~{key}, or choose one: {key}=OPTION")
+        if key in groups and key not in ("record", "trainer"):
+            _check_target(key, raw[key])
+    if not isinstance(cfg.hydra.verbose, (bool, str, ListConfig)):
+        raise UserError(f"hydra.verbose={cfg.hydra.verbose}: hydra.verbose takes true, false, or the names of loggers")
+    if not isinstance(raw["trainer"], dict) or not isinstance(raw["record"], dict):
+        raise UserError("trainer and record take the name of an option; `trainer.KEY=VALUE` changes one value of it")
+    for name, recorder in raw["record"].items():
+        _check_target(f"record.{name}", recorder)
+    seed, name = raw["seed"], raw["name"]
+    if not isinstance(seed, (int, str)) or (isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED):
+        raise UserError(f"seed={_shown(seed)}: seed takes a whole number from 0 to {LARGEST_SEED}")
+    folder = Path(str(name))
+    if not isinstance(name, (str, int, float)) or folder.is_absolute() or not folder.parts or ".." in folder.parts:
+        raise UserError(f"name={_shown(name)}: name takes the name of a folder under multirun_outputs/")
+
+
+def _check_target(key: str, node: Any) -> None:
+    target = node.get("_target_") if isinstance(node, dict) else None
+    if not isinstance(target, str) or target == "???":
+        group = key.partition(".")[0]
+        raise UserError(f"{key} needs {key}._target_, the class or function that makes it; {group}=OPTION chooses one")
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain values, with every interpolation resolved.
+
+    Raises:
+        UserError: naming the key that cannot be resolved, or has no value.
+    """
+    try:
+        if missing := OmegaConf.missing_keys(cfg):
+            raise UserError(f"{', '.join(sorted(missing))}: ??? stands for a value that is still to be given")
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'config'}: {first_lines(error)}") from error
+    except RecursionError as error:
+        raise UserError("a value of the config refers to itself, as in epochs='${epochs}'") from error
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        if override.lstrip("+~").startswith("="):
+            raise UserError(f"cannot read {override!r}: write KEY=VALUE")
+        try:
+            parsed += parser.parse_overrides([override])
+        except (HydraException, ValueError, RecursionError) as error:
+            raise UserError(_how_to_quote(override, error)) from error
+    return parsed
+
+
+def _how_to_quote(override: str, error: Exception) -> str:
+    first, *more = str(error).strip().split("\n")
+    first = more[0] if first.startswith("Error parsing override") and more else first
+    first = first.partition(" expecting {")[0]
+    reason = "" if first.startswith("LexerNoViableAltException") else f" ({first})"
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"cannot read {override!r}{reason}: write KEY=VALUE"
+    escaped = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+    quoted = f'{key}="{escaped}"'
+    try:
+        OverridesParser.create().parse_overrides([quoted])
+    except (HydraException, ValueError):
+        return f"cannot read {override!r}{reason}: {key!r} is not a key; write KEY=VALUE"
+    return f"cannot read {override!r}{reason}: quote a value of such characters twice: {shlex.quote(quoted)}"
+
+
+def _did_you_mean(key: str, config: DictConfig, groups: Collection[str]) -> str:
+    container: Any = OmegaConf.to_container(config, resolve=False)
+    others = [other for other in (*_keys(container), *groups) if not f"{other}.".startswith(f"{key}.")]
+    # Case aside.
+    keys = {other.lower(): other for other in others if key.startswith("hydra") or not other.startswith("hydra")}
+    ends = [other for other in keys.values() if other.rpartition(".")[2] == key]  # `lr` is short for `optim.lr`
+    close = ends or [keys[other] for other in difflib.get_close_matches(key.lower(), keys, n=1)]
+    return f"did you mean {' or '.join(map(repr, close[:3]))}? " if close else ""
+
+
+def _keys(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, child in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(child, dict):
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _is_experiment(default: ResultDefault) -> bool:
+    return (default.config_path or "").startswith(f"{EXPERIMENT}/")
+
+
+def _different_packages(chosen: Iterable[ResultDefault], alone: Iterable[ResultDefault]) -> list[str]:
+    """The groups into which the two lists put different files."""
+
+    def files(defaults: Iterable[ResultDefault]) -> dict[str, list[str | None]]:
+        found: dict[str, list[str | None]] = {}
+        for default in defaults:
+            if default.package and not default.package.startswith("hydra") and not _is_experiment(default):
+                found.setdefault(default.package, []).append(default.config_path)
+        return found
+
+    ours, theirs = files(chosen), files(alone)
+    return sorted(group for group in ours.keys() | theirs.keys() if ours.get(group) != theirs.get(group))
+
+
+def _extra(node: Any, has: Any, prefix: str) -> Iterator[str]:
+    """The keys of a config that another one does not have."""
+    if node is None:
+        return
+    if has is None:
+        yield prefix
+        return
+    if isinstance(node, DictConfig) and isinstance(has, DictConfig):
+        for key in map(str, node):
+            if key not in has:
+                yield f"{prefix}.{key}"
+            elif not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_interpolation(has, key):
+                yield from _extra(node[key], has[key], f"{prefix}.{key}")
+
+
+_SAID: set[str] = set()  # Hydra composes a run's config more than once
+
+
+@rank_zero_only
+def _say_once(text: str) -> None:
+    if text not in _SAID:
+        _SAID.add(text)
+        print(text, file=sys.stderr)
+
+
+def first_lines(error: BaseException) -> str:
+    """An error of Hydra's or OmegaConf's on one line, without what follows for its developers."""
+    lines = []
+    for line in str(error).strip().split("\n"):
+        if not line.strip() or line.strip().startswith(
+            ("full_key:", "object_type=", "See https", "Set the environment")
+        ):
+            break
+        lines.append(line.strip())
+    return " ".join(lines) or (first_lines(error.__cause__) if error.__cause__ else type(error).__name__)
+
+
+def _same_kind(key: str, default: Any, value: Any) -> bool:
+    if isinstance(default, ListConfig) and isinstance(value, ListConfig):
+        return not default or all(any(_same_kind(key, one, each) for one in default) for each in value)
+    kinds = (_kind(default), _kind(value))
+    if isinstance(value, ListConfig):
+        return kinds[0] == "a word"
+    if kinds == ("a whole number", "a number"):
+        return key.startswith("trainer.limit_")  # a number of batches, or a fraction of them
+    return kinds[0] == kinds[1] or kinds in _ALSO_FINE
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, ListConfig) and value:
+        return f"a list, each {_kind(value[0])}"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+    containers = {ListConfig: "a list", DictConfig: "a group of keys", type(None): "null"}
+    return (kinds | containers).get(type(value), type(value).__name__)
+
+
+def _shown(value: Any) -> str:
+    """A value as the command line has it, a word in quotes."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value) if isinstance(value, (ListConfig, DictConfig)) else repr(value)
+
+
+# (default, value). A word such as `auto` may stand for a number or a switch.
+_ALSO_FINE = {
+    ("a number", "a whole number"),
+    ("a word", "a whole number"),
+    ("a word", "a number"),
+    ("a word", "true or false"),
+    ("a word", "null"),
+    ("a number", "null"),
+    ("a whole number", "null"),
+}

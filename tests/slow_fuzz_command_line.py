@@ -1,0 +1,107 @@
+"""Random command lines through real runs: `python tests/slow_fuzz_command_line.py [N [SEED]]`, 500 of them by default.
+
+Each either runs or gives one message and exit code 1: never a traceback, never a result.json that says done though
+nothing ran. Prints those that do not, and what they said.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from test_fuzz_command_line import command_line, keys
+
+from cifarbn import train
+
+TINY = ["data=shapes", "trainer=smoke", "model.width=8", "trainer.limit_train_batches=1", "trainer.max_steps=2"]
+TINY += ["data.train_size=300", "data.test_size=60", "data.val_size=60", "data.batch_size=32", "epochs=1"]
+TINY += ["trainer.enable_progress_bar=false"]
+SECONDS = 120  # after which a run that goes on is taken for one that runs
+MEMORY = 8 << 30
+
+
+def run(overrides: list[str], folder: Path) -> tuple[int | None, str]:
+    """Exit code, None if it was stopped after SECONDS, and all it said, of one command in a process of its own."""
+    said = folder / "said"
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        code = 0
+        os.chdir(folder)
+        output = os.open(said, os.O_CREAT | os.O_WRONLY)
+        os.dup2(output, 1), os.dup2(output, 2)
+        sys.argv = ["train", *overrides]
+        try:
+            train.main()
+        except SystemExit as ended:
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
+            code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            code = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), said.read_text(errors="replace")
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None, said.read_text(errors="replace")
+
+
+def fault(code: int | None, said: str, folder: Path) -> str | None:
+    """What is wrong with how a command ended, if anything is."""
+    results = [json.loads(file.read_text()) for file in folder.rglob("result.json")]
+    if "Traceback" in said:
+        return "traceback"
+    if code not in (None, 0, 1):
+        return f"exit code {code}"
+    if code == 1 and sum(line.startswith("error: ") for line in said.splitlines()) != 1:
+        return "not one message"
+    if any(result["status"] == "done" and not result.get("steps") for result in results):
+        return "done, though nothing ran"
+    if code == 0 and not any(result["status"] in ("done", "diverged") for result in results) and "-m" not in said:
+        return "exit code 0, though nothing is done"
+    return None
+
+
+def main() -> None:
+    """Try them, and say which went wrong."""
+    count, first = (
+        (int(argument) for argument in (*sys.argv[1:], "500", "0")[:2])
+        if len(sys.argv) < 2
+        else (
+            int(sys.argv[1]),
+            int((*sys.argv[2:], "0")[0]),
+        )
+    )
+    warnings.simplefilter("ignore")
+    known, faults, ran = keys(), 0, 0
+    for seed in range(first, first + count):
+        chance = random.Random(seed)
+        overrides = [*TINY, *command_line(chance, known)]
+        if any(sum(c.isdigit() for c in o) > 12 or "1e30" in o for o in overrides):
+            continue  # would fill this machine's memory
+        with tempfile.TemporaryDirectory() as folder:
+            code, said = run(overrides, Path(folder))
+            ran += code == 0
+            if wrong := fault(code, said, Path(folder)):
+                faults += 1
+                print(f"seed {seed}: {wrong}: {' '.join(overrides[len(TINY) :])}\n{said[-1500:]}\n", flush=True)
+    print(f"{count} command lines, {ran} ran, {faults} faults")
+    sys.exit(min(faults, 1))
+
+
+if __name__ == "__main__":
+    main()

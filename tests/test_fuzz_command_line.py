@@ -1,0 +1,146 @@
+"""Random command lines, most of them wrong: each composes and instantiates, or gives one message."""
+
+import os
+import random
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from test_config import CONF, GROUPS, options
+
+from cifarbn import train
+from cifarbn.command_line import building
+from cifarbn.composition import resolved
+
+OPTIONS = {group: options(group) for group in (*GROUPS, "experiment")}
+WORDS = ["auto", "none", "abc", "True", "no", "../x", "x/y", "a b", "", "é", "torch.nn.ReLU", "${epochs}", "${nothing}"]
+NUMBERS = ["0", "1", "-1", "2", "3", "0.5", "-0.1", "1e-3", "1e30", "-1e400", "nan", "inf", "999999999999999999999"]
+OTHERS = ["null", "true", "false", "[]", "[1,2]", "[a,b]", "[[1],[2]]", "{}", "{a:1}", "[null]", "???", "(", "'", "a=b"]
+OTHERS += ["a,b", "range(3)", "choice(1,2)", '"x', "glob(*)", "{a", "$x", "\\", "a:b", "@x", "#x", "!x", "1_0", "0x10"]
+HYDRA = [
+    "hydra.verbose=VALUE",
+    "hydra.job.chdir=VALUE",
+    "hydra.run.dir=VALUE",
+    "hydra.nothing=VALUE",
+    "hydra.mode=VALUE",
+]
+
+
+# Of Lightning's and torch's own, which no file lists.
+UNLISTED = ["trainer.accumulate_grad_batches", "trainer.fast_dev_run", "trainer.max_time", "trainer.logger"]
+UNLISTED += ["trainer.gradient_clip_algorithm", "trainer.val_check_interval", "trainer.overfit_batches"]
+UNLISTED += ["trainer.check_val_every_n_epoch", "trainer.detect_anomaly", "trainer.callbacks", "trainer.min_epochs"]
+UNLISTED += ["optim.eps", "optim.maximize", "schedule.last_epoch", "model.foo", "data.foo", "loss.reduction"]
+
+
+def keys() -> dict[str, Any]:
+    """Every key of every option, with its default."""
+    found: dict[str, Any] = {}
+
+    def add(node, prefix):
+        for key, child in node.items():
+            found[f"{prefix}{key}"] = child
+            if isinstance(child, dict):
+                add(child, f"{prefix}{key}.")
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        add(OmegaConf.to_container(compose("train", overrides=["record=all"])), "")
+    for group in GROUPS:
+        for option in OPTIONS[group]:
+            node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+            add(node, "" if group == "record" else f"{group}.")
+    return {key: found[key] for key in sorted(found) if "defaults" not in key}
+
+
+def command_line(chance: random.Random, known: dict[str, Any]) -> list[str]:
+    """Overrides over all groups and keys: choices, values, deletions, additions, typos."""
+
+    def value() -> str:
+        return chance.choice(chance.choice((WORDS, NUMBERS, NUMBERS, OTHERS)))
+
+    def typo(text: str) -> str:
+        place = chance.randrange(len(text))
+        return chance.choice((text[:place] + text[place + 1 :], text[:place] + "x" + text[place:], text.upper()))
+
+    def like(default: Any) -> str:
+        if isinstance(default, bool) or default is None:
+            return chance.choice(("true", "false", "null"))
+        if isinstance(default, (int, float)):
+            return str(chance.choice((0, 1, 2, 3, 0.5, -1, default, default * 2, default / 2, -default)))
+        if isinstance(default, list):
+            return f"[{','.join(map(like, default[: chance.randrange(len(default) + 1)] or default))}]"
+        return chance.choice(WORDS) if isinstance(default, dict) else str(default)
+
+    def override() -> str:
+        group, key = chance.choice(list(OPTIONS)), chance.choice(list(known))
+        right = f"{group}={chance.choice(OPTIONS[group])}"
+        kinds = {
+            right: 6,
+            f"{key}={like(known[key])}": 8,
+            f"{key}={value()}": 4,
+            f"{group}={value()}": 1,
+            f"{typo(group)}={chance.choice(OPTIONS[group])}": 1,
+            f"{group}={typo(chance.choice(OPTIONS[group]))}": 1,
+            f"{typo(key)}={value()}": 1,
+            f"~{key}": 1,
+            f"~{group}": 0.5,
+            f"{key.rpartition('.')[2]}={value()}": 0.5,
+            f"+{chance.choice(UNLISTED)}={chance.choice((value(), '0', '1', '2', 'false'))}": 2,
+            f"{chance.choice(('+', '++'))}{key}={value()}": 1,
+            f"+foo={value()}": 0.5,
+            chance.choice(HYDRA).replace("VALUE", value()): 0.5,
+            chance.choice(("", "=", "x", "=3", "model", "+", "~", "model@optim=dln", "a.b.c=1", ".x=1", "x.=1")): 0.5,
+        }
+        return chance.choices(list(kinds), list(kinds.values()))[0]
+
+    return [override() for _ in range(chance.choice((1, 1, 2, 2, 3, 4)))]
+
+
+def make_everything(cfg, folder) -> None:
+    """What a run makes of its config before it reads any data."""
+    resolved(cfg)
+    for group in ("data", "model", "loss", "optim", "schedule"):
+        with building(group):
+            instantiate(cfg[group])
+    for recorder in cfg.record.values():
+        with building("record"):
+            instantiate(recorder, folder=folder)
+
+
+def small(overrides: list[str]) -> bool:
+    """Whether no net of this command line fills this machine's memory, which is no matter of the command line."""
+    return not any("99999" in override or "1e30" in override for override in overrides)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(int(os.environ.get("CIFARBN_FUZZ", "60"))))
+def test_a_random_command_line_is_understood_or_gives_one_message(known, seed, tmp_path, monkeypatch, capsys):
+    overrides = command_line(random.Random(seed), known)
+    made = []
+
+    def nothing(cfg, folder, said):
+        if small(overrides):
+            # The smallest nets: the width is not what is tested.
+            make_everything(cfg, tmp_path)
+        made.append(said)
+        return {}
+
+    monkeypatch.setattr(train, "train", nothing)
+    monkeypatch.setattr("sys.argv", ["train", *overrides])
+    monkeypatch.chdir(tmp_path)
+    try:
+        train.main()
+    except SystemExit as ended:
+        said = ended.code
+        assert isinstance(said, str) and said.startswith("error: ") and len(said.strip().splitlines()) == 1, overrides
+        assert len(said) > len("error: ") + 5, overrides
+        assert not list(tmp_path.rglob("result.json"))
+    else:
+        assert made, overrides
+
+
+@pytest.fixture(scope="module")
+def known():
+    return keys()

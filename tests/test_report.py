@@ -305,7 +305,7 @@ def test_latex_and_markdown_are_escaped(tmp_path):
     make_run(tmp_path, "model=vgg_a", accuracy=0.5)
     make_run(tmp_path, "model=a|b&c", accuracy=0.4, config={"x": 1})
     sweep = gather(tmp_path)
-    assert r"vgg\_a" in table.as_latex(sweep) and r"a|b\&c" in table.as_latex(sweep)
+    assert r"vgg\_a" in table.as_latex(sweep) and r"a\textbar{}b\&c" in table.as_latex(sweep)
     assert r"test accuracy, \%" in table.as_latex(sweep)
     lines = table.as_markdown(table.columns(sweep)).splitlines()
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
@@ -470,7 +470,9 @@ def test_the_page_needs_nothing_beside_it(report):
     page = Page((report / "index.html").read_text())
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in page.tags if tag == "img")
-    assert all(attrs["href"].startswith("#") for tag, attrs in page.tags if tag == "a")
+    linked = [attrs["href"] for tag, attrs in page.tags if tag == "a" and not attrs["href"].startswith("#")]
+    assert all((report / href).is_file() for href in linked), "the same numbers and figures, for other programs"
+    assert {"table.csv", "table.tex", "runs.csv", "curves.csv", "figures/curves-vgg_a.pdf"} <= set(linked)
     assert not re.search(r"url\(|@import|https?:", (report / "index.html").read_text())
 
 

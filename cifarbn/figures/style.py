@@ -2,7 +2,7 @@
 
 import functools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -51,22 +51,36 @@ Draw = TypeVar("Draw", bound=Callable[..., Figure])
 
 
 def styled(draw: Draw) -> Draw:
-    """Let a function draw its figure in this style, whatever the user's own matplotlib settings are."""
+    """Let a function draw its figure in this style, whatever the user's own matplotlib settings are.
+
+    A dollar in what it is given is a dollar: between two of them matplotlib would read a formula.
+    """
 
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Figure:
         with mpl.rc_context():
             mpl.rcdefaults()
             mpl.rcParams.update(STYLE)
-            return draw(*args, **kwargs)
+            return draw(*map(_literal, args), **{key: _literal(value) for key, value in kwargs.items()})
 
     return drawn  # type: ignore[return-value]
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("$", r"\$")
+    if isinstance(value, Mapping):
+        return {_literal(key): _literal(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_make"):  # a named tuple
+        return value._make(map(_literal, value))
+    return type(value)(map(_literal, value)) if isinstance(value, (list, tuple)) else value
 
 
 def wrapped(text: str, inches: float, size: float = 10) -> str:
     """The text with line breaks, so that it fits in so many inches at a size in points, bold or not."""
     # DejaVu Sans Bold takes about 0.67 of its size per character, and 72 points are an inch.
-    return textwrap.fill(text, max(int(inches * 72 / (0.67 * size)), 8))
+    filled = textwrap.fill(text.replace(r"\$", "$"), max(int(inches * 72 / (0.67 * size)), 8))
+    return filled.replace("$", r"\$")  # for the line may have ended between the two
 
 
 def bare(axes: Axes) -> None:

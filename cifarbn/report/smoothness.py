@@ -104,7 +104,8 @@ def _families(sweep: Sweep) -> list[Family]:
     labels, _ = name_groups(stripped)
     families = []
     for label, runs in zip(labels, members.values(), strict=True):
-        norm = str(runs[0].config.get("model", {}).get("norm", {}).get("_target_", "")).rpartition(".")[2]
+        norm = runs[0].config.get("model", {}).get("norm")
+        norm = str(norm.get("_target_", "") if isinstance(norm, dict) else norm or "").rpartition(".")[2]
         family = Family(label, norm, data=runs[0].data)
         for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
             if run.trouble:
@@ -123,8 +124,9 @@ def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
     for *groups, key in (("optim", "lr"), ("schedule", "max_lr"), ("record", "gradient_probe", "eta")):
         node = kept
         for group in groups:
-            node = node.get(group) or {}
-        node.pop(key, None)
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(key, None)
     return kept
 
 

@@ -2,11 +2,11 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from cifarbn.report import escape
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
 
@@ -16,6 +16,9 @@ WORDS = (
     *("runs", "data", "device"),
     *("experiment", "builds on", "does not count", "changed", "where in the source"),
 )
+# Too much for a page of paper; table.csv has everything.
+NOT_ON_PAPER = ("steps", "parameters", "training, s", "images/s", "device")
+LONG_LABEL, LABEL_WIDTH = 28, "4.5cm"
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
@@ -69,17 +72,29 @@ def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
 
 def as_markdown(shown: Mapping[str, Sequence[str]]) -> str:
     """The columns as a GitHub table."""
-    lines = [list(shown), ["---"] * len(shown), *zip(*shown.values(), strict=True)]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    head, *body = [list(shown), *zip(*shown.values(), strict=True)]
+    lines = [map(escape.markdown, head), ["---"] * len(shown), *(map(escape.markdown, line) for line in body)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_latex(sweep: Sweep) -> str:
-    r"""The columns as a LaTeX tabular; needs \usepackage{booktabs}."""
-    shown = columns(sweep)
-    head, *body = [[_latex(cell) for cell in line] for line in [list(shown), *zip(*shown.values(), strict=True)]]
+    r"""The columns that a page has room for as a LaTeX tabular; needs \usepackage{booktabs}."""
+    every = columns(sweep)
+    one_data_set = len(set(every.get("data", []))) <= 1
+    shown = {
+        heading: cells
+        for heading, cells in every.items()
+        if heading not in NOT_ON_PAPER and not (heading == "data" and one_data_set)
+    }
+    head, *body = [list(map(escape.latex, line)) for line in [list(shown), *zip(*shown.values(), strict=True)]]
+    # A long label is broken into lines.
+    longest = max(map(len, shown.get("runs", [])), default=0)
+    alignment = "".join("l" if heading in WORDS else "r" for heading in shown)
+    if longest > LONG_LABEL:
+        alignment = rf">{{\raggedright\arraybackslash}}p{{{LABEL_WIDTH}}}{alignment[1:]}"
     lines = [
-        r"% \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{{''.join('l' if heading in WORDS else 'r' for heading in shown)}}}",
+        r"% \usepackage{array, booktabs}" if longest > LONG_LABEL else r"% \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{alignment}}}",
         *(r"\toprule", f"{' & '.join(head)} {chr(92) * 2}", r"\midrule"),
         *(f"{' & '.join(line)} {chr(92) * 2}" for line in body),
         *(r"\bottomrule", r"\end{tabular}"),
@@ -150,8 +165,3 @@ def _interval(row: Mapping[str, Any], metric: str, scale: float, digits: int = 2
     if half is None:
         return ""
     return f"{scale * (middle - half):.{digits}f} to {scale * (middle + half):.{digits}f}"
-
-
-def _latex(cell: str) -> str:
-    escaped = re.sub(r"([&%$#_{}])", r"\\\1", cell.replace("\\", r"\textbackslash "))
-    return escaped.replace("±", r"$\pm$").replace("−", "$-$").replace("~", r"\textasciitilde ")

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torchvision
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from torch import nn
 
 from cifarbn.data import Augmentation
@@ -40,7 +40,7 @@ def build(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
 
 
 def checked(config: Any, trust: Sequence[str] = ()) -> Any:
-    """Return the config with each `_target_` replaced by the full name of the class that it leads to.
+    """Return the config, which holds only allowed targets; what would download weights is taken out.
 
     Only allowed names are imported, and nothing is built. In strings, `${` is refused: it would make OmegaConf compute
     a value after this check.
@@ -57,13 +57,13 @@ def checked(config: Any, trust: Sequence[str] = ()) -> Any:
     for key in config:
         if "${" in str(key) or (str(key).startswith("_") and key not in DIRECTIVES):
             raise UserError(f"its config holds the key {_brief(key)}, which is none of {', '.join(DIRECTIVES)}")
+    found = target_class(config["_target_"], trust) if "_target_" in config else None
     node = {key: checked(value, trust) for key, value in config.items() if key != "_target_"}
-    if "_target_" not in config:
+    if found is None:
         return node
-    found = target_class(config["_target_"], trust)
     if not isinstance(found, type):
         node = _without_weights(found, node)
-    return {"_target_": f"{found.__module__}.{found.__qualname__}", **node}
+    return {"_target_": config["_target_"], **node}
 
 
 def target_class(target: Any, trust: Sequence[str]) -> Any:
@@ -80,13 +80,14 @@ def target_class(target: Any, trust: Sequence[str]) -> Any:
     try:
         # Not attribute by attribute: `cifarbn.data.cifar10.pickle` is an attribute, and not a module of that name.
         found = getattr(importlib.import_module(module), name)
+        same = get_object(target) is found
     except Exception as error:  # whatever a module of the user's own does when it is imported
         reason = str(error).split("\n")[0]
         raise UserError(
             f"there is no {_brief(target)} ({type(error).__name__}: {_brief(reason)}). If it is your own, run this where "
             f"it can be imported; else the run is of another version: {RESULT} tells which under versions and git_commit"
         ) from error
-    if not _allowed(found, (*PACKAGES, *trust)):
+    if not same or not _allowed(found, (*PACKAGES, *trust)):
         raise _refusal(target)
     return found
 
@@ -108,8 +109,6 @@ def _allowed(found: Any, packages: Sequence[str]) -> bool:
     home = getattr(found, "__module__", None)
     if not isinstance(home, str) or not _within(home, packages):
         return False
-    if getattr(importlib.import_module(home), getattr(found, "__qualname__", ""), None) is not found:
-        return False  # the name that Hydra is given would lead elsewhere
     if isinstance(found, type):
         # A GraphModule compiles the text of its graph.
         return issubclass(found, KINDS) and not issubclass(found, torch.fx.GraphModule)

@@ -27,7 +27,10 @@ def stored_result(folder: Path) -> Result | None:
     file = Path(folder) / RESULT
     try:
         check_ordinary(file)
-        result = clean(read_result(folder))
+        result: Any = read_result(folder)
+        if isinstance(result, dict) and isinstance(result.get("error"), str):
+            result["error"] = result["error"].strip().split("\n")[0]  # before its lines become one
+        result = clean(result)
     except FileNotFoundError:
         return None
     except RecursionError:

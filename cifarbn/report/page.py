@@ -1,6 +1,7 @@
 """The report as one page: index.html, which needs nothing beside it, and the same as Markdown."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
@@ -10,7 +11,7 @@ from cifarbn.report import table
 from cifarbn.report.escape import markdown, markdown_code
 from cifarbn.report.gather import Sweep
 from cifarbn.report.section import Drawing, Section
-from cifarbn.report.wording import count, data_and_n
+from cifarbn.report.wording import NO_BREAK, count, data_and_n
 from cifarbn.untrusted import clean
 
 CSS_PIXELS_PER_INCH = 96
@@ -164,6 +165,8 @@ def _html_table(columns: Mapping[str, Sequence[str]], label: str) -> str:
     body = []
     for cells in zip(*columns.values(), strict=True):
         first, *others = [escape(cell) for cell in cells]
+        # A label's line ends between its parts, not between a key and its value.
+        first = ", ".join(re.sub(" (?=[^ ]+$)", NO_BREAK, part) for part in first.split(", "))
         row = "".join(f'<td class="{k}">{cell}</td>' for cell, k in zip(others, kinds[1:], strict=True))
         body.append(f'<tr><th scope="row" class="word">{first}</th>{row}</tr>')
     return (

@@ -135,7 +135,7 @@ def _run_row(group: Group, run: RunRecord) -> dict[str, Any]:
 
 def _device(run: RunRecord) -> str:
     facts = (run.result.get("device"), run.result.get("precision"))
-    return ", ".join(fact for fact in facts if fact)
+    return ", ".join(fact for fact in facts if fact).replace(" 1 threads", " 1 thread")
 
 
 def _mean(values: Any) -> float | None:

@@ -84,8 +84,9 @@ def target_class(target: Any, trust: Sequence[str]) -> Any:
     except Exception as error:  # whatever a module of the user's own does when it is imported
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"there is no {_brief(target)} ({type(error).__name__}: {_brief(reason)}). If it is your own, run this where "
-            f"it can be imported; else the run is of another version: {RESULT} tells which under versions and git_commit"
+            f"there is no {_brief(target)} ({type(error).__name__}: {_brief(reason)}). If it is your own, run this "
+            f"where it can be imported; else the run is of another version, which {RESULT} tells under versions and "
+            "git_commit"
         ) from error
     if not same or not _allowed(found, (*PACKAGES, *trust)):
         raise _refusal(target)

@@ -78,8 +78,8 @@ def read_recordings(folder: Path) -> dict[str, NDArray]:
     """
     try:
         check_ordinary(folder / RECORDINGS)
-        with np.load(folder / RECORDINGS) as file:
-            found = dict(file)
+        with (folder / RECORDINGS).open("rb") as file, np.load(file) as archive:
+            found = dict(archive)
     except FileNotFoundError:
         return {}
     except UserError:
@@ -128,12 +128,12 @@ def _first_fault(body: str, columns: Sequence[int], width: int) -> str:
 
 def _check_column(name: str, column: NDArray) -> None:
     if np.any(np.abs(column[np.isfinite(column)]) > LARGEST):
-        raise _bad(f"has a {name} beyond {LARGEST:.1g}, which no run measures")
+        raise _bad(f"has a value of {name} beyond {LARGEST:.1g}, which no run measures")
     if name in COUNTS:
         if not (np.isfinite(column).all() and (column >= 0).all() and (column == np.floor(column)).all()):
-            raise _bad(f"has a {name} that is not a whole number")
+            raise _bad(f"has a value of {name} that is not a whole number")
         if (np.diff(column) < (name == "step")).any():
-            raise _bad(f"has a {name} out of order")
+            raise _bad(f"has its column {name} out of order")
 
 
 def _check_shapes(found: Mapping[str, NDArray]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -18,7 +19,7 @@ WORDS = (
 )
 # Too much for a page of paper; table.csv has everything.
 NOT_ON_PAPER = ("steps", "parameters", "training, s", "images/s", "device")
-LONG_LABEL, LABEL_WIDTH = 28, "4.5cm"
+LONG_LABEL, LABEL_WIDTH, FEW_COLUMNS = 22, "2.6cm", 6
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
@@ -78,26 +79,25 @@ def as_markdown(shown: Mapping[str, Sequence[str]]) -> str:
 
 
 def as_latex(sweep: Sweep) -> str:
-    r"""The columns that a page has room for as a LaTeX tabular; needs \usepackage{booktabs}."""
+    r"""The columns that an article's page has room for as a LaTeX tabular; needs \usepackage{array, booktabs}."""
     every = columns(sweep)
-    one_data_set = len(set(every.get("data", []))) <= 1
-    shown = {
-        heading: cells
-        for heading, cells in every.items()
-        if heading not in NOT_ON_PAPER and not (heading == "data" and one_data_set)
-    }
+    alike = ["data"] if len(set(every.get("data", []))) <= 1 else []
+    judged = ["validation accuracy, %"] if "test accuracy, %" in every else []
+    shown = {heading: cells for heading, cells in every.items() if heading not in (*NOT_ON_PAPER, *alike, *judged)}
     head, *body = [list(map(escape.latex, line)) for line in [list(shown), *zip(*shown.values(), strict=True)]]
-    # A long label is broken into lines.
-    longest = max(map(len, shown.get("runs", [])), default=0)
     alignment = "".join("l" if heading in WORDS else "r" for heading in shown)
-    if longest > LONG_LABEL:
+    if max(map(len, shown.get("runs", [])), default=0) > LONG_LABEL:
         alignment = rf">{{\raggedright\arraybackslash}}p{{{LABEL_WIDTH}}}{alignment[1:]}"
+        for line in body:
+            line[0] = re.sub(r"(\\_|[/=,.])", r"\1\\allowbreak{}", line[0])
+    size = r"\small" if len(shown) <= FEW_COLUMNS else r"\footnotesize"
     lines = [
-        r"% \usepackage{array, booktabs}" if longest > LONG_LABEL else r"% \usepackage{booktabs}",
+        r"% \usepackage{array, booktabs}",
+        rf"\begingroup{size}\setlength{{\tabcolsep}}{{3pt}}%",
         rf"\begin{{tabular}}{{{alignment}}}",
         *(r"\toprule", f"{' & '.join(head)} {chr(92) * 2}", r"\midrule"),
         *(f"{' & '.join(line)} {chr(92) * 2}" for line in body),
-        *(r"\bottomrule", r"\end{tabular}"),
+        *(r"\bottomrule", r"\end{tabular}%", r"\endgroup"),
     ]
     return "\n".join(lines) + "\n"
 

@@ -317,13 +317,13 @@ def test_an_avif_that_is_damaged_in_its_middle_is_one_message(tmp_path):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
     except (KeyError, OSError, ValueError):
         pytest.skip("this Pillow has no AVIF")
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
-    file.write_bytes(content)
-    try:
-        read_picture(file)
-    except UserError as error:
-        assert "photo.avif" in str(error) and "\n" not in str(error)
+    content = file.read_bytes()
+    for position in range(0, len(content), 25):  # its decoder fails in a way of its own at some of them
+        file.write_bytes(content[:position] + b"\xff" + content[position + 1 :])
+        try:
+            assert read_picture(file).shape == (3, 32, 32)
+        except UserError as error:
+            assert "photo.avif" in str(error) and "\n" not in str(error)
 
 
 def test_a_picture_that_is_no_file_is_named(tmp_path):

@@ -17,7 +17,7 @@ from torch import nn
 
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import build_net
+from cifarbn.predict import TrainedNet, build_net
 from cifarbn.predict import main as predict
 from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
@@ -26,6 +26,7 @@ from cifarbn.report.structure import structures
 from cifarbn.trusted import build, check_prefixes, checked
 
 CANARY = "canary"
+MODELS = [name for name in options("model") if not name.startswith("dln")]
 ATTACKS = {
     "open": {"_target_": "builtins.open", "_args_": [CANARY, "w"]},
     "write_text": {
@@ -176,6 +177,18 @@ def test_every_network_with_every_norm_and_activation_is_allowed():
         found = checked(model | {"norm": norm, "activation": activation})
         assert found["_target_"].startswith("cifarbn.models.")
         assert found["norm"].keys() == norm.keys()
+
+
+@pytest.mark.parametrize("number", range(len(MODELS)))
+def test_every_network_is_built_again_and_classifies(number):
+    """Each with another norm and activation, narrow."""
+    norm, activation = (options(group)[number % len(options(group))] for group in ("norm", "activation"))
+    narrow = "model.widths=[4,4,4]" if MODELS[number] == "speednet" else "model.width=2"
+    said = [f"model={MODELS[number]}", f"norm={norm}", f"activation={activation}", narrow]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        model = OmegaConf.to_container(compose("train", said).model, resolve=True)
+    trained = TrainedNet(build_net({"model": model}).eval(), (0.5,) * 3, (0.5,) * 3, ())
+    assert trained.probabilities(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 10)
 
 
 def test_every_data_set_is_allowed():

@@ -102,7 +102,7 @@ class RunRecord:
         try:
             return read_recordings(self.folder)
         except UserError as fault:
-            self.faults.append(f"{fault}; it is in no figure of smoothness")
+            self.faults.append(f"{fault}; the run is in no figure of smoothness")
             return {}
 
     @cached_property
@@ -110,7 +110,7 @@ class RunRecord:
         try:
             return read_metrics(self.folder)
         except UserError as fault:
-            self.faults.append(f"{fault}; it has no curves")
+            self.faults.append(f"{fault}; the run has no curves")
             return {name: np.empty(0) for name in COLUMNS}
 
     def _died(self) -> int | None:

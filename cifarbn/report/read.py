@@ -18,21 +18,30 @@ from cifarbn.untrusted import LARGEST, check_ordinary, clean
 METRICS = "metrics.csv"
 COUNTS = ("step", "epoch")
 
-# The axes of the arrays that the report reads: T entries, S points along a walk, P parameters; of one recorder alike.
+# The axes of the arrays that the report reads. An axis is as long as another array of the same recorder.
+SIZES = {"T": "step", "S": "s", "M": "shares", "P": "dimensions", "W": "weights"}
 SHAPES = {
-    **{f"{prefix}.step": "T" for prefix in ("last_layer", "held_out", "probe", "step_change")},
+    **{f"{prefix}.step": "T" for prefix in ("last_layer", "held_out", "probe", "scale_invariant_beta", "step_change")},
     "last_layer.first_difference": "T",
     "last_layer.second_difference": "T",
     "held_out.acc": "T",
     "probe.s": "S",
+    "probe.shares": "M",
     "probe.dimensions": "P",
     "probe.gradient.loss": "TS",
     "probe.gradient.gradient_distance": "TS",
     "probe.gradient.distance_moved": "TS",
     "probe.gradient.gradient_norm": "T",
+    "probe.gradient.loss_at_start": "T",
     "probe.gradient.parameter_distance": "TSP",
     "probe.gradient.parameter_moved": "TSP",
     "probe.gradient.parameter_norm": "TP",
+    "probe.matched.loss": "TM",
+    "probe.matched.gradient_distance": "TM",
+    "probe.update.distance_moved": "T1",
+    "scale_invariant_beta.gradient_distance": "TMW",
+    "scale_invariant_beta.distance_moved": "TMW",
+    "scale_invariant_beta.weight_norm": "TW",
     "step_change.change": "T",
     "step_change.ratio": "T",
     "step_change.head_drift": "T",
@@ -138,13 +147,10 @@ def _check_column(name: str, column: NDArray) -> None:
 
 def _check_shapes(found: Mapping[str, NDArray]) -> None:
     for name, axes in SHAPES.items():
-        prefix = name.partition(".")[0]
         if name not in found:
             continue
-        sizes = {"T": f"{prefix}.step", "S": f"{prefix}.s", "P": f"{prefix}.dimensions"}
-        if missing := [sizes[axis] for axis in axes if sizes[axis] not in found or found[sizes[axis]].ndim != 1]:
-            raise UserError(f"{RECORDINGS} has no row of numbers {missing[0]}, which {name} needs")
-        shape = tuple(len(found[sizes[axis]]) for axis in axes)
+        prefix = name.partition(".")[0]
+        shape = tuple(1 if axis == "1" else _length(found, f"{prefix}.{SIZES[axis]}", name) for axis in axes)
         if found[name].shape != shape or found[name].dtype.kind not in "fiu":
             raise UserError(f"{RECORDINGS}: {name} is {found[name].dtype} {found[name].shape}, not numbers {shape}")
         if (np.abs(found[name][np.isfinite(found[name])].astype(float)) > LARGEST).any():
@@ -156,6 +162,12 @@ def _check_shapes(found: Mapping[str, NDArray]) -> None:
     every = found.get("probe.every")
     if "probe.step" in found and (every is None or every.ndim or every.dtype.kind not in "iu" or every < 1):
         raise UserError(f"{RECORDINGS} does not say how often it probed")
+
+
+def _length(found: Mapping[str, NDArray], name: str, needed_by: str) -> int:
+    if name not in found or found[name].ndim != 1:
+        raise UserError(f"{RECORDINGS} has no row {name}, which {needed_by} needs")
+    return len(found[name])
 
 
 def _bad(fault: str) -> UserError:

@@ -49,7 +49,7 @@ def make_run(root, *overrides, status="done", accuracy=0.5, config=None, losses=
         node = config
         for group in groups:
             node = node[group]
-        if not isinstance(node.get(last), dict):
+        if not isinstance(node.get(last), dict) and key not in ("trainer", "record"):  # choices of whole groups
             node[last] = json.loads(value) if re.match(r"[\d.e-]+$|null|true|false", value) else value
     config["data"]["seed"] = config["seed"]
     folder = root / (",".join(overrides) or "defaults").replace("/", "_")

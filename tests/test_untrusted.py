@@ -24,7 +24,7 @@ from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.untrusted import clean, without_directories
 
-EVIL = '<b>$x$|`a`*_=1+1^^5c\\input{/etc/passwd}&%#~"\x1b[31m\ud800\u202e\r\ny'
+EVIL = '<b>$x$|`a`*_=1+1^^5c\\input{/etc/passwd}&%#~"\x1b[31m\u202e\r\ny'
 
 
 # Text.
@@ -196,6 +196,18 @@ def test_table_tex_fits_on_a_page(tmp_path, data):
     assert "Overfull" not in compiled(tmp_path)
 
 
+def test_what_cannot_be_encoded_ends_nothing(tmp_path, capsys):
+    """Half a character in a result, and a folder's name that is no Unicode."""
+    make_run(tmp_path, "seed=0", accuracy=0.5)
+    failed = make_run(tmp_path, "seed=1", error="\ud800", status="failed")
+    failed.rename(tmp_path / os.fsdecode(b"bad\xff"))
+    main([str(tmp_path), "--nets", "0", "--out", str(tmp_path / "out")])
+    ((run, _, reason),) = gather(tmp_path).left_out
+    assert run == "bad\N{REPLACEMENT CHARACTER}"
+    assert f"left out: {run}: {reason}" in capsys.readouterr().out
+    assert run in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_the_terminal_obeys_nothing(evil, capsys):
     main([str(evil.parent), "--out", str(evil), "--nets", "2"])
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e\ud800]", capsys.readouterr().out)
@@ -300,10 +312,10 @@ def test_the_same_experiment_and_seed_counts_once(tmp_path):
         result = json.loads((folder / "result.json").read_text())
         del result["config"]["x"]
         result["config"]["optim"]["decay"] = [0.1, 1e-1, 0.1, "1e-1"][i]
-        result["config"]["epochs"] = [2, 2.0, 2, 2][i]
+        result["config"]["optim"]["momentum"] = [0, 0.0, 0, 0][i]
         (folder / "result.json").write_text(json.dumps(result | {"overrides": overrides}))
     shutil.copytree(tmp_path / "x=0", tmp_path / "copy")
-    decay = {"optim": CONFIG["optim"] | {"decay": 0.1}}
+    decay = {"optim": CONFIG["optim"] | {"decay": 0.1, "momentum": 0}}
     make_run(tmp_path, "seed=1", accuracy=0.1, config=decay)
     make_run(tmp_path / "again", config={"seed": 1, **decay}, status="failed", error="no memory")
     sweep = gather(tmp_path)
@@ -527,7 +539,9 @@ def test_recordings_as_recorders_write_them_are_read(tmp_path):
         ({"last_layer.first_difference": np.array(["a", "b", "c"])}, "not numbers (3,)"),
         ({"last_layer.first_difference": np.full(3, 1e300)}, "beyond 3e+38"),
         ({"last_layer.step": np.array([0, 2, 1])}, "last_layer.step out of order"),
-        ({"last_layer.step": np.array(1)}, "no row last_layer.step"),
+        ({"last_layer.step": np.array(1)}, "last_layer.step is int64 (), not numbers"),
+        ({"last_layer.step": None}, "no last_layer.step"),
+        ({"probe.dimensions": np.ones(3, dtype=int)}, "not numbers (2, 4, 3)"),
         ({"probe.gradient.loss": np.ones((4, 2))}, "probe.gradient.loss is float64 (4, 2), not numbers (2, 4)"),
         ({"probe.every": np.array("x")}, "how often it probed"),
         ({"probe.gradient.gradient_norm": None}, "does not hold what a recorder writes"),

@@ -20,6 +20,7 @@ COUNTS = ("step", "epoch")
 
 # The axes of the arrays that the report reads. An axis is as long as another array of the same recorder.
 SIZES = {"T": "step", "S": "s", "M": "shares", "P": "dimensions", "W": "weights"}
+NEEDED = "TS"
 SHAPES = {
     **{f"{prefix}.step": "T" for prefix in ("last_layer", "held_out", "probe", "scale_invariant_beta", "step_change")},
     "last_layer.first_difference": "T",
@@ -38,7 +39,6 @@ SHAPES = {
     "probe.gradient.parameter_norm": "TP",
     "probe.matched.loss": "TM",
     "probe.matched.gradient_distance": "TM",
-    "probe.update.distance_moved": "T1",
     "scale_invariant_beta.gradient_distance": "TMW",
     "scale_invariant_beta.distance_moved": "TMW",
     "scale_invariant_beta.weight_norm": "TW",
@@ -146,13 +146,21 @@ def _check_column(name: str, column: NDArray) -> None:
 
 
 def _check_shapes(found: Mapping[str, NDArray]) -> None:
+    lengths: dict[str, int] = {}
     for name, axes in SHAPES.items():
         if name not in found:
             continue
-        prefix = name.partition(".")[0]
-        shape = tuple(1 if axis == "1" else _length(found, f"{prefix}.{SIZES[axis]}", name) for axis in axes)
-        if found[name].shape != shape or found[name].dtype.kind not in "fiu":
-            raise UserError(f"{RECORDINGS}: {name} is {found[name].dtype} {found[name].shape}, not numbers {shape}")
+        array, prefix = found[name], name.partition(".")[0]
+        for axis, length in zip(axes, array.shape, strict=False):
+            measure = f"{prefix}.{SIZES[axis]}"
+            if measure in found:
+                length = int(found[measure].shape[0]) if found[measure].ndim == 1 else -1
+            elif axis in NEEDED:
+                raise UserError(f"{RECORDINGS} has no {measure}, which {name} needs")
+            lengths.setdefault(measure, length)  # what only names the places along an axis may be missing
+        shape = tuple(lengths.get(f"{prefix}.{SIZES[axis]}", -1) for axis in axes)
+        if array.shape != shape or array.dtype.kind not in "fiu":
+            raise UserError(f"{RECORDINGS}: {name} is {array.dtype} {array.shape}, not numbers {shape}")
         if (np.abs(found[name][np.isfinite(found[name])].astype(float)) > LARGEST).any():
             raise UserError(f"{RECORDINGS} has a {name} beyond {LARGEST:.1g}, which no run measures")
         if name.endswith(".step") and (np.diff(found[name]) <= 0).any():
@@ -162,12 +170,6 @@ def _check_shapes(found: Mapping[str, NDArray]) -> None:
     every = found.get("probe.every")
     if "probe.step" in found and (every is None or every.ndim or every.dtype.kind not in "iu" or every < 1):
         raise UserError(f"{RECORDINGS} does not say how often it probed")
-
-
-def _length(found: Mapping[str, NDArray], name: str, needed_by: str) -> int:
-    if name not in found or found[name].ndim != 1:
-        raise UserError(f"{RECORDINGS} has no row {name}, which {needed_by} needs")
-    return len(found[name])
 
 
 def _bad(fault: str) -> UserError:

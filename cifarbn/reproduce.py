@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from cifarbn.command_line import CONF, data_root, plain_errors
 from cifarbn.errors import MadeElsewhere, UserError, without_folders
 from cifarbn.identity import ROLES, key_of
+from cifarbn.report.assumptions import assumptions
 from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
-from cifarbn.report.write import write_report
+from cifarbn.report.write import default_folder, write_report
 from cifarbn.runs import RESULT, Role, Run, differences, folder_name, is_being_made, read_result, role_of
 from cifarbn.sources import sources
 from cifarbn.sweep import Outcome, duration, table
@@ -166,7 +167,7 @@ def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None
         print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
     refused = {outcome.run: str(outcome.why) for outcome in outcomes if outcome.status == "refused"}
     if any(outcome.status not in ("refused", "elsewhere") for outcome in outcomes):
-        print(f"\n{_write_page(planned, root, scale, seeds, refused)}")
+        print(f"\n{_write_page(source, planned, root, scale, seeds, refused)}")
     return 1 if any(outcome.status in ("failed", "refused") for outcome in outcomes) else 0
 
 
@@ -253,7 +254,9 @@ def _folder(plan: Planned, seed: int) -> str:
     return folder_name([str(override.input_line) for override in parsed])
 
 
-def _write_page(planned: Sequence[Planned], root: Path, scale: str, seeds: int, refused: Mapping[str, str]) -> Path:
+def _write_page(
+    source: str, planned: Sequence[Planned], root: Path, scale: str, seeds: int, refused: Mapping[str, str]
+) -> Path:
     names = {plan.name for plan in planned}
     rows = [
         Row(
@@ -270,8 +273,9 @@ def _write_page(planned: Sequence[Planned], root: Path, scale: str, seeds: int, 
     text = f"Scale {scale}. {SCALES[scale]}"
     opening = comparison(rows, sweep, text, comparable=scale in COMPARABLE, refused=refused)
     options = Options(data_root=Path(data_root()))
-    write_report(sweep, root / "report", options, opening)
-    return root / "report" / "index.html"
+    out = default_folder(root)
+    write_report(sweep, out, options, opening, [assumptions(source)])
+    return out / "index.html"
 
 
 def _container(cfg: DictConfig) -> dict[str, Any]:

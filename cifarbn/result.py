@@ -25,7 +25,7 @@ class Start(TypedDict, total=False):
     step: int
     device: str
     devices: int
-    precision: str
+    precision: str | int  # a number in older results of trainer.precision=32
     channels_last: bool
     compile: bool | str  # a word since 0.1.0; a truth in older results
     kernels: bool
@@ -111,7 +111,7 @@ class Result(TypedDict, total=False):
     accelerator: str
     device: str
     devices: int
-    precision: str
+    precision: str | int  # a number in older results of trainer.precision=32
     channels_last: bool
     compile: bool | str
     kernels: bool

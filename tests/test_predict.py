@@ -1,5 +1,8 @@
 import copy
 import json
+import os
+import re
+import struct
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from torch import nn
 from cifarbn.classifier import Classifier
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import build_net, load_run, main, read_picture
+from cifarbn.predict import AT_ONCE, TrainedNet, build_net, load_run, main, read_picture
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
 RESULT = {
@@ -159,6 +162,36 @@ def unfinished(run):
     rewrite(run, status="interrupted")
 
 
+def three_classes_for_two(run):
+    rewrite(run, data=RESULT["data"] | {"classes": ["circle", "ring"]})
+
+
+def no_mean(run):
+    rewrite(run, data={"classes": RESULT["data"]["classes"]})
+
+
+def no_model(run):
+    rewrite(run, config={})
+
+
+def a_factory(run):
+    rewrite(run, config={"model": {"_target_": "torch.nn.Identity", "_partial_": True}})
+
+
+def no_picture_fits(run):
+    rewrite(run, config={"model": {"_target_": "torch.nn.Linear", "in_features": 5, "out_features": 3}})
+    torch.save({"state_dict": {"net.weight": torch.zeros(3, 5), "net.bias": torch.zeros(3)}}, run / "last.ckpt")
+
+
+def another_shape(run):
+    rewrite(run, metrics=[])
+
+
+def a_fifo(run):
+    (run / "last.ckpt").unlink()
+    os.mkfifo(run / "last.ckpt")
+
+
 def regression(run):
     rewrite(run, data={"name": "gaussian", "classes": []})
 
@@ -176,6 +209,13 @@ def regression(run):
         (unknown_net, "cannot build", "git_commit"),
         (unfinished, "not finished (interrupted)", "command"),
         (regression, "does not classify", "gaussian"),
+        (three_classes_for_two, "gives (3,) outputs", "2 classes"),
+        (no_mean, "does not say the mean", "name another run"),
+        (no_model, "cannot build", "its config has none"),
+        (a_factory, "cannot build", "describes no network"),
+        (no_picture_fits, "takes no picture", "name another run"),
+        (another_shape, "metrics", "run"),
+        (a_fifo, "not an ordinary file", "last.ckpt"),
     ],
 )
 def test_a_bad_run_ends_with_one_message(run, red, capsys, break_it, message, remedy):
@@ -205,3 +245,98 @@ def test_a_truncated_picture_is_named(tmp_path, red):
 def test_top_must_be_positive(run, red):
     with pytest.raises(SystemExit, match="--top must be at least 1"):
         main([str(run), str(red), "--top", "0"])
+
+
+def test_a_checkpoint_in_the_place_of_its_run(run, red):
+    with pytest.raises(SystemExit, match=r"last.ckpt is a file: name the run folder, .*run$"):
+        main([str(run / "last.ckpt"), str(red)])
+
+
+def test_pictures_are_read_and_classified_in_batches(run, red, capsys, monkeypatch):
+    """Memory does not grow with the number of pictures, and what is classified is printed before the rest is read."""
+    sizes, lines = [], []
+    classify = TrainedNet.probabilities
+
+    def spy(self, pixels):
+        sizes.append(len(pixels))
+        lines.append(len(capsys.readouterr().out.splitlines()))
+        return classify(self, pixels)
+
+    monkeypatch.setattr(TrainedNet, "probabilities", spy)
+    main([str(run), *[str(red)] * (2 * AT_ONCE + 1), "--top", "1"])
+    assert sizes == [1, AT_ONCE, AT_ONCE, 1]  # first a black one, to see that the net fits
+    assert lines[1:] == [2, AT_ONCE, AT_ONCE]
+
+
+def test_a_bad_picture_does_not_stop_the_others(run, red, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"text")
+    with pytest.raises(SystemExit) as ended:
+        main([str(run), str(red), str(tmp_path / "bad.png"), str(tmp_path / "gone.png"), str(red), "--top", "1"])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and said.out.count("red.png") == 2
+    first, second = said.err.splitlines()
+    assert re.match("error: cannot read .*bad.png", first) and re.match("error: cannot read .*gone.png", second)
+
+
+def test_whatever_pillow_raises_is_one_message(red, monkeypatch):
+    for error in (TypeError("x\ny"), RuntimeError("Invalid data"), struct.error(), ZeroDivisionError(), MemoryError()):
+
+        def fail(*args, error=error):
+            raise error
+
+        monkeypatch.setattr("cifarbn.predict.ImageOps.exif_transpose", fail)
+        with pytest.raises(UserError, match=r"^cannot read .*red.png as a picture \(.+\)"):
+            read_picture(red)
+
+
+def test_a_camera_s_make_that_is_a_number_is_one_message_or_a_picture(tmp_path):
+    """Pillow writes Exif of the wrong type again where it turns a picture upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (40, 40))
+    image.save(tmp_path / "camera.jpg", exif=exif)
+    content = (tmp_path / "camera.jpg").read_bytes()
+    # Make (0x010F) as an unsigned rational (5) of 1/1, beside the orientation.
+    tiff = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 2)
+    tiff += struct.pack("<HHII", 0x010F, 5, 1, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    tiff += struct.pack("<I", 0) + struct.pack("<II", 1, 1)
+    segment = b"Exif\0\0" + tiff
+    start = content.index(b"\xff\xe1")
+    (length,) = struct.unpack(">H", content[start + 2 : start + 4])
+    new = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    (tmp_path / "camera.jpg").write_bytes(content[:start] + new + content[start + 2 + length :])
+    try:
+        assert read_picture(tmp_path / "camera.jpg").shape == (3, 32, 32)
+    except UserError as error:
+        assert "camera.jpg" in str(error) and "\n" not in str(error)
+
+
+def test_an_avif_that_is_damaged_in_its_middle_is_one_message(tmp_path):
+    file = tmp_path / "photo.avif"
+    try:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
+    except (KeyError, OSError, ValueError):
+        pytest.skip("this Pillow has no AVIF")
+    content = file.read_bytes()
+    for position in range(0, len(content), 25):  # its decoder fails in a way of its own at some of them
+        file.write_bytes(content[:position] + b"\xff" + content[position + 1 :])
+        try:
+            assert read_picture(file).shape == (3, 32, 32)
+        except UserError as error:
+            assert "photo.avif" in str(error) and "\n" not in str(error)
+
+
+def test_a_picture_that_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for file in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(UserError, match="not an ordinary file"):
+            read_picture(file)
+
+
+def test_names_of_pictures_and_classes_are_only_text(run, tmp_path, capsys):
+    rewrite(run, data=RESULT["data"] | {"classes": ["\x1b[31mred", "\u202e", "a\nb"]})
+    file = tmp_path / os.fsdecode(b"\xff\x1b[31m.png")
+    Image.new("RGB", (32, 32)).save(file)
+    main([str(run), str(file)])
+    out = capsys.readouterr().out
+    assert not re.search("[\x1b\u202e\ud800-\udfff]", out) and "a b" in out and len(out.splitlines()) == 5

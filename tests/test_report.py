@@ -23,7 +23,9 @@ from cifarbn.report import Options, gather, table, write_report
 from cifarbn.report.__main__ import main
 from cifarbn.report.features import choose_picture, stage_outputs
 from cifarbn.report.interval import estimate, student_t
+from cifarbn.report.mistakes import confusion_matrices
 from cifarbn.report.names import name_groups, short
+from cifarbn.report.page import summary
 from cifarbn.report.structure import input_shape, trace
 from cifarbn.report.wording import slugs
 
@@ -47,7 +49,7 @@ def make_run(root, *overrides, status="done", accuracy=0.5, config=None, losses=
         node = config
         for group in groups:
             node = node[group]
-        if not isinstance(node.get(last), dict):
+        if not isinstance(node.get(last), dict) and key not in ("trainer", "record"):  # choices of whole groups
             node[last] = json.loads(value) if re.match(r"[\d.e-]+$|null|true|false", value) else value
     config["data"]["seed"] = config["seed"]
     folder = root / (",".join(overrides) or "defaults").replace("/", "_")
@@ -305,7 +307,7 @@ def test_latex_and_markdown_are_escaped(tmp_path):
     make_run(tmp_path, "model=vgg_a", accuracy=0.5)
     make_run(tmp_path, "model=a|b&c", accuracy=0.4, config={"x": 1})
     sweep = gather(tmp_path)
-    assert r"vgg\_a" in table.as_latex(sweep) and r"a|b\&c" in table.as_latex(sweep)
+    assert r"vgg\_a" in table.as_latex(sweep) and r"a\textbar{}b\&c" in table.as_latex(sweep)
     assert r"test accuracy, \%" in table.as_latex(sweep)
     lines = table.as_markdown(table.columns(sweep)).splitlines()
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
@@ -470,7 +472,9 @@ def test_the_page_needs_nothing_beside_it(report):
     page = Page((report / "index.html").read_text())
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in page.tags if tag == "img")
-    assert all(attrs["href"].startswith("#") for tag, attrs in page.tags if tag == "a")
+    linked = [attrs["href"] for tag, attrs in page.tags if tag == "a" and not attrs["href"].startswith("#")]
+    assert all((report / href).is_file() for href in linked), "the same numbers and figures, for other programs"
+    assert {"table.csv", "table.tex", "runs.csv", "curves.csv", "figures/curves-vgg_a.pdf"} <= set(linked)
     assert not re.search(r"url\(|@import|https?:", (report / "index.html").read_text())
 
 
@@ -508,6 +512,88 @@ def test_runs_csv_has_every_run(report):
     assert len(found) == 4
     assert found["model=resnet18,seed=1"]["left_out"] == "failed: <b>bad & worse</b>"
     assert found["model=vgg_a,seed=1"]["group"] == "vgg_a" and found["model=vgg_a,seed=1"]["left_out"] == ""
+
+
+def test_what_the_files_promise(report):
+    """table.csv: a row a group that counts, fractions; runs.csv: a row a run; report.md: the page's table and files."""
+    first, second = rows(report / "table.csv")
+    assert (first["group"], first["n"], first["data"]) == ("vgg_a", "2", "shapes")
+    assert (second["group"], second["n"]) == ("resnet18", "1")
+    assert float(first["test/acc"]) == 0.7 and float(first["test/acc std"]) == 0 and second["test/acc std"] == ""
+    assert {
+        "val/acc",
+        "test/loss",
+        "test/acc 95% half width",
+        "target",
+        "gap",
+        "steps",
+        "parameters",
+        "seconds",
+    } <= set(first)
+    for row in (first, second):
+        assert all(value == "" or float(value) == float(value) for key, value in row.items() if "/" in key)
+    runs = rows(report / "runs.csv")
+    assert [row["status"] for row in runs] == ["done", "done", "done", "failed"]
+    assert {"run", "group", "left_out", "seed", "data", "overrides", "precision", "seconds train"} <= set(runs[0])
+    assert all(float(row["test/acc"]) in (0.7, 0.6, 0.5) for row in runs)
+    text = (report / "report.md").read_text()
+    table_ = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    assert table_[0][:3] == ["runs", "n", "test accuracy, %"] and set(table_[1]) == {"---"}
+    assert [row[:3] for row in table_[2:]] == [["vgg_a", "2", "70.00 ± 0.00"], ["resnet18", "1", "60.00"]]
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(linked) > 20 and all((report / file).is_file() for file in linked)
+
+
+def test_accuracy_comes_before_what_explains_it(report):
+    page = Page((report / "index.html").read_text())
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == [
+        *("training-curves", "confusion", "misclassified-pictures"),
+        *("feature-maps", "first-layer-filters", "structure-of-the-nets"),
+    ]
+
+
+def test_a_failed_run_shows_the_first_line_of_its_error_without_paths(tmp_path):
+    error = "RuntimeError: no file '/home/me/secret/x.bin'\nTraceback of many lines\nin /home/me/y.py"
+    make_run(tmp_path, "seed=0", status="failed", error=error)
+    ((_, _, reason),) = gather(tmp_path).left_out
+    assert reason == "failed: RuntimeError: no file 'x.bin'"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "rates", "expected"),
+    [
+        (1, 1, "1 run in 1 group."),
+        (3, 1, "3 runs in 1 group."),
+        (1, 2, "2 runs in 2 groups; groups differ in more than the seed."),
+    ],
+)
+def test_numbers_and_nouns_agree(tmp_path, seeds, rates, expected):
+    for seed in range(seeds):
+        for rate in range(1, rates + 1):
+            make_run(tmp_path, f"optim.lr={rate}", f"seed={seed}")
+    assert summary(gather(tmp_path)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("confusion", "expected"),
+    [
+        ([[5, 0], [0, 5]], "100.0 % of the pictures are on the diagonal; no mistakes."),
+        ([[5, 1], [0, 4]], "the most frequent mistake is a called b, 1 time."),
+        ([[5, 1], [2, 4]], "the most frequent mistake is b called a, 2 times."),
+    ],
+)
+def test_the_words_of_a_confusion_matrix(tmp_path, confusion, expected):
+    make_run(tmp_path, confusion=confusion, data=DATA | {"classes": ["a", "b"]})
+    (drawing,) = confusion_matrices(gather(tmp_path), Options()).drawings
+    assert drawing.alt.endswith(expected)
+
+
+def test_a_confusion_matrix_of_many_classes_has_the_size_of_one_of_thirty(tmp_path):
+    make_run(
+        tmp_path, confusion=np.eye(100, dtype=int).tolist(), data=DATA | {"classes": [f"c{i}" for i in range(100)]}
+    )
+    (drawing,) = confusion_matrices(gather(tmp_path), Options()).drawings
+    assert max(drawing.figure.get_size_inches()) < 13 and not drawing.figure.axes[0].texts
 
 
 def test_curves_csv_has_mean_least_and_greatest(report):

@@ -3,10 +3,9 @@
 import functools
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -58,17 +57,20 @@ Draw = TypeVar("Draw", bound=Callable[..., Figure])
 
 
 def styled(draw: Draw) -> Draw:
-    """Let a function draw its figure in this style, whatever the user's own matplotlib settings are."""
+    """Let a function draw its figure in this style, whatever the user's own matplotlib settings are.
+
+    A dollar in what it is given is a dollar: between two of them matplotlib would read a formula.
+    """
 
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Figure:
         with _style():
-            return draw(*args, **kwargs)
+            return draw(*map(_literal, args), **{key: _literal(value) for key, value in kwargs.items()})
 
     return drawn  # type: ignore[return-value]
 
 
-def save(figure: Figure, file: Path, **options: Any) -> None:
+def save(figure: Figure, file: BinaryIO, **options: Any) -> None:
     """Write a figure to a file in this style: fonts and resolution are chosen at this moment, not when it is drawn."""
     with _style():
         figure.savefig(file, **options)
@@ -133,10 +135,21 @@ def _style() -> Iterator[None]:
         yield
 
 
+def _literal(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("$", r"\$")
+    if isinstance(value, Mapping):
+        return {_literal(key): _literal(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_make"):  # a named tuple
+        return value._make(map(_literal, value))
+    return type(value)(map(_literal, value)) if isinstance(value, (list, tuple)) else value
+
+
 def wrapped(text: str, inches: float, size: float = 10) -> str:
     """The text with line breaks, so that it fits in so many inches at a size in points, bold or not."""
     # DejaVu Sans Bold takes about 0.67 of its size per character, and 72 points are an inch.
-    return textwrap.fill(text, max(int(inches * 72 / (0.67 * size)), 8))
+    filled = textwrap.fill(text.replace(r"\$", "$"), max(int(inches * 72 / (0.67 * size)), 8))
+    return filled.replace("$", r"\$")  # for the line may have ended between the two
 
 
 def bare(axes: Axes) -> None:

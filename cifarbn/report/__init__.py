@@ -1,4 +1,4 @@
-"""From run folders to tables, figures and one page: `python -m cifarbn.report DIR`.
+"""From run folders to tables, figures and one page: `python -m cifarbn.report DIR ...`.
 
 `gather` reads the run folders and groups them; `table` condenses the groups; each of the sections that `write` lists
 turns them into figures; `page` puts table and sections into index.html and report.md.

@@ -1,4 +1,4 @@
-"""The command line: `python -m cifarbn.report DIR`."""
+"""The command line: `python -m cifarbn.report DIR ...`."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,16 +9,30 @@ from cifarbn.errors import UserError
 from cifarbn.report.gather import gather
 from cifarbn.report.inside import look_inside
 from cifarbn.report.section import Options
-from cifarbn.report.write import write_report
+from cifarbn.report.write import default_folder, write_report
+from cifarbn.trusted import check_prefixes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Gather the runs under a folder and write their report."""
+    """Gather the runs under some folders and write their report."""
     parser = argparse.ArgumentParser(
-        prog="python -m cifarbn.report", description="Tables, figures and one page from the run folders under DIR."
+        prog="python -m cifarbn.report", description="Tables, figures and one page from the run folders under each DIR."
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="a sweep's folder, a run's, or multirun_outputs/ itself")
-    parser.add_argument("--out", type=Path, help="where the report goes (default: DIR/report)")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="a sweep's folder, a run's, or multirun_outputs/ itself; of several, all runs are put into one report",
+    )
+    parser.add_argument("--out", type=Path, help="where the report goes (default: report/ in the first DIR)")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="build the runs' models and data from this package of your own as well; may be given several times",
+    )
     parser.add_argument(
         "--picture", help="whose feature maps to draw: a class, or a test picture's number (default: ship)"
     )
@@ -31,18 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--nets", type=int, default=4, help="of how many groups, from the best, to look into the net (default: 4)"
     )
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     with plain_errors():
-        if not chosen.dir.is_dir():
-            raise UserError(f"there is no folder {chosen.dir}; `python -m cifarbn.train` makes multirun_outputs/")
+        for folder in chosen.folders:
+            if not folder.is_dir():
+                raise UserError(f"there is no folder {folder}; `python -m cifarbn.train` makes multirun_outputs/")
         if chosen.nets < 0:
             raise UserError(f"--nets must be at least 0, not {chosen.nets}")
-        out = chosen.out or chosen.dir / "report"
-        sweep = gather(chosen.dir)
-        options = Options(chosen.picture, chosen.data_root, chosen.nets)
+        options = Options(chosen.picture, chosen.data_root, chosen.nets, check_prefixes(chosen.trust))
+        out = chosen.out or default_folder(chosen.folders[0])
+        sweep = gather(*chosen.folders)
         write_report(sweep, out, options)
         for run, _, reason in sweep.left_out:
             print(f"left out: {run}: {reason}")
+        for run, _, reason in sweep.read_in_part:
+            print(f"read in part: {run}: {reason}")
         # Not on the page: it says where things are on this machine.
         for trouble in dict.fromkeys(inside.trouble for inside in look_inside(sweep, options) if inside.trouble):
             print(f"no look into the net: {trouble}")

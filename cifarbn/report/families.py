@@ -68,7 +68,8 @@ def find_families(sweep: Sweep) -> list[Family]:
     families = []
     for label, runs in zip(labels, members.values(), strict=True):
         config = runs[0].config
-        norm = str(config.get("model", {}).get("norm", {}).get("_target_", "")).rpartition(".")[2]
+        norm = config.get("model", {}).get("norm")
+        norm = str(norm.get("_target_", "") if isinstance(norm, dict) else norm or "").rpartition(".")[2]
         besides = json.dumps(_without(_without_rate(config), NORMS), sort_keys=True)
         family = Family(label, norm, besides, data=runs[0].data)
         for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
@@ -102,6 +103,7 @@ def _without(config: Mapping[str, Any], keys: tuple[tuple[str, ...], ...]) -> di
     for *groups, key in keys:
         node = kept
         for group in groups:
-            node = node.get(group) or {}
-        node.pop(key, None)
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(key, None)
     return kept

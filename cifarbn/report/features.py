@@ -14,6 +14,7 @@ from cifarbn.report.gather import Sweep
 from cifarbn.report.inside import Inside, look_inside
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.structure import is_block
+from cifarbn.report.wording import count
 
 SHIP = "ship"  # as in the report's figure 9
 MOST_STAGES = 16
@@ -44,12 +45,13 @@ def first_layer_filters(sweep: Sweep, options: Options) -> Section | None:
     drawings = []
     for inside in look_inside(sweep, options):
         modules = inside.trained.net.modules() if inside.trained else ()
-        first = next((m for m in modules if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
+        first = next((m for m in modules if isinstance(m, nn.Conv2d) and m.weight.shape[1] == 3), None)
         if first is None:
             continue
         weight = first.weight.detach().numpy()
         caption = f"First-layer filters of {inside.whose}."
-        alt = f"{len(weight)} filters of {weight.shape[2]} by {weight.shape[3]} pixels, as small colour pictures."
+        size = f"{weight.shape[2]} by {weight.shape[3]} pixels"
+        alt = f"{count(len(weight), 'filter')} of {size}, as small colour pictures."
         figure = figures.first_layer_filters(weight, inside.heading)
         drawings.append(Drawing(f"filters-{inside.slug}", figure, caption, alt, pictorial=True))
     text = "Weights as colours: grey is zero, and all filters of a net are scaled alike."
@@ -89,7 +91,8 @@ def stage_outputs(net: nn.Module, picture: Tensor) -> list[FeatureMaps]:
     found: list[FeatureMaps] = []
 
     def keep(name: str, maps: Tensor) -> None:
-        found.append(FeatureMaps(name, maps[0].numpy().copy()))
+        if isinstance(maps, Tensor) and maps.ndim == 4:  # a block of a user's own may give anything
+            found.append(FeatureMaps(name, maps[0].float().numpy().copy()))
 
     modules = list(net.named_modules())
     blocks = [(name, module) for name, module in modules if is_block(module)]
@@ -128,7 +131,7 @@ def _feature_maps(inside: Inside, wanted: str | None) -> Drawing | None:
     subtitle = f"test picture {index}: {truth},\n{called}"
     figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), inside.heading, subtitle, shown)
     caption = f"Feature maps of {inside.whose}"
-    caption += f"; {len(shown)} of its {len(stages)} blocks." if len(shown) < len(stages) else "."
+    caption += f"; {len(shown)} of its {count(len(stages), 'block')}." if len(shown) < len(stages) else "."
     alt = (
         f"Test picture {index}, {truth}, {called}; below it, row by row, the maps that come out of "
         f"{', '.join(stage.name for stage in shown)}."

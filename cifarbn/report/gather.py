@@ -1,22 +1,24 @@
-"""The runs under a folder, grouped by everything but their seed."""
+"""The runs under some folders, grouped by everything but their seed."""
 
 import json
 import math
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cifarbn.errors import UserError
+from cifarbn.errors import UserError, without_folders
 from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.names import leaves, name_groups
-from cifarbn.runs import RECORDINGS, Result, find_runs, read_result, role_of
+from cifarbn.report.read import read_metrics, read_recordings
+from cifarbn.runs import NOT_THE_EXPERIMENT, RESULT, Result, role_of
 from cifarbn.smoothness.dead_runs import dead_since
+from cifarbn.untrusted import clean, stored_result
 
 STEP_COLUMNS = [name for name in COLUMNS if name in ("step", "epoch", "lr") or name.startswith("step/")]
 EPOCH_COLUMNS = COLUMNS[len(STEP_COLUMNS) :]
@@ -31,32 +33,39 @@ class RunRecord:
         folder: where it is.
         name: the folder, relative to the report's.
         result: what its `result.json` holds.
+        same_as: the name of another run of the same experiment and seed, which counts in place of this one.
+        faults: why its metrics.csv or recordings.npz could not be read; complete when both were asked for.
     """
 
     folder: Path
     name: str
     result: Result
+    same_as: str | None = None
+    faults: list[str] = field(default_factory=list)
 
     @cached_property
     def trouble(self) -> str | None:
         """Why this run counts in no mean, or None: only a run that was finished and did not die counts."""
-        status = self.result.get("status", "unknown")
+        status = self.result["status"]
         if status == "running":
             return "unfinished: still running, or killed; the same command continues it"
         if status == "interrupted":
             return "interrupted; the same command continues it"
         if status != "done":
-            return f"{status}: {self.result.get('error') or 'without a message'}"
+            # An old result's error may have several lines, or say where things were.
+            return f"{status}: {without_folders(self.result.get('error') or 'without a message')}"
         if bad := [name for name, value in self.result.get("metrics", {}).items() if not math.isfinite(value)]:
             return f"its {', '.join(bad)} is not a finite number"
-        if self._died(self._epochs_and_last_steps[1]) is not None:
-            return f"dead since step {self._died(self.steps)}: its loss stays at that of a guess, or it has no gradient"
+        if (step := self._died()) is not None:
+            return f"dead since step {step}: its loss stays at that of a guess, or it has no gradient"
+        if self.same_as:
+            return f"the same experiment and seed as {self.same_as}, which counts"
         return None
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config, without paths."""
-        return self.result.get("config", {})
+        return self.result["config"]
 
     @property
     def seed(self) -> int | None:
@@ -65,54 +74,42 @@ class RunRecord:
 
     @property
     def data(self) -> str:
-        """The data set's name on the command line, such as cifar10 or shapes."""
-        target = self.config.get("data", {}).get("_target_", "unknown data")
-        return self.result.get("data", {}).get("name") or target.rpartition(".")[2].lower()
+        """The data set's name on the command line, such as cifar10 or shapes; it is part of the names of files."""
+        target = str(self.config.get("data", {}).get("_target_", "unknown data"))
+        name = self.result.get("data", {}).get("name") or target.rpartition(".")[2].lower()
+        return re.sub(r"[^\w +-]", "_", name, flags=re.ASCII)[:40]
 
     @property
     def epochs(self) -> dict[str, np.ndarray]:
         """Column of metrics.csv -> (E,) float64, NaN where not measured: `epoch` (from 0), `train/loss`, ..."""
-        return self._epochs_and_last_steps[0]
+        measured = np.any([np.isfinite(self._metrics[name]) for name in EPOCH_COLUMNS], axis=0)
+        return {name: column[measured] for name, column in self._metrics.items()}
 
-    @cached_property
+    @property
     def steps(self) -> dict[str, np.ndarray]:
         """Column of metrics.csv -> (T,) float64: `step` (from 0), `lr`, `step/loss`, `step/acc`, `step/grad_norm`."""
-        return _columns(self._lines(), STEP_COLUMNS)
+        return {name: self._metrics[name] for name in STEP_COLUMNS}
 
     @cached_property
     def recordings(self) -> dict[str, np.ndarray]:
-        """Array of recordings.npz by name; empty where the run recorded nothing."""
+        """Array of recordings.npz by name; empty where the run recorded nothing, or nothing that can be read."""
         try:
-            with np.load(self.folder / RECORDINGS) as file:
-                return dict(file)
-        except FileNotFoundError:
+            return read_recordings(self.folder)
+        except UserError as fault:
+            self.faults.append(f"{fault}; the run is in no figure of smoothness")
             return {}
 
     @cached_property
-    def _epochs_and_last_steps(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        # A row that is only a step's ends in as many commas as there are columns for epochs. Passing over these before
-        # they are parsed makes the difference between seconds and minutes for a hundred long runs.
-        only_a_step = "," * len(EPOCH_COLUMNS)
-        ends, last = [], deque[str](maxlen=DEAD_STEPS)
-        for line in self._lines():
-            last.append(line)
-            if not line.endswith(only_a_step):
-                ends.append(line)
-        return _columns(ends, COLUMNS), _columns(last, STEP_COLUMNS)
-
-    def _died(self, steps: Mapping[str, np.ndarray]) -> int | None:
-        level = constant_loss(self.result)
-        return dead_since(steps["step/loss"], level, steps["step/grad_norm"], patience=DEAD_STEPS)
-
-    def _lines(self) -> Iterator[str]:
-        """The rows of metrics.csv; nothing where there is none, or it is not in the order that this code writes."""
+    def _metrics(self) -> dict[str, np.ndarray]:
         try:
-            with (self.folder / "metrics.csv").open() as file:
-                if next(file, "").rstrip("\n") == ",".join(COLUMNS):
-                    # A killed run may have left a row cut short.
-                    yield from (line[:-1] for line in file if line.endswith("\n"))
-        except FileNotFoundError:
-            return
+            return read_metrics(self.folder)
+        except UserError as fault:
+            self.faults.append(f"{fault}; the run has no curves")
+            return {name: np.empty(0) for name in COLUMNS}
+
+    def _died(self) -> int | None:
+        losses, norms = self.steps["step/loss"], self.steps["step/grad_norm"]
+        return dead_since(losses, constant_loss(self.result), norms, patience=DEAD_STEPS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +158,16 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """All runs under one folder.
+    """All runs under some folders.
 
     Attributes:
-        root: that folder.
+        roots: these folders.
         groups: the best first, in the order of data set and accuracy; those of which no run counts come last.
         same: override -> value, of the overrides that are the same in all runs.
         unreadable: folder -> what is wrong, of the run folders whose result.json cannot be read.
     """
 
-    root: Path
+    roots: Sequence[Path]
     groups: list[Group]
     same: dict[str, str]
     unreadable: dict[str, str]
@@ -192,37 +189,42 @@ class Sweep:
         runs = [(run.name, group.label, str(run.trouble)) for group in self.groups for run in group.left_out]
         return runs + [(folder, "", reason) for folder, reason in self.unreadable.items()]
 
+    @property
+    def read_in_part(self) -> list[tuple[str, str, str]]:
+        """(run, group, reason) of the runs of which a file could not be read; complete once the sections are made."""
+        runs = ((group, run) for group in self.groups for run in group.runs + group.left_out)
+        return [(run.name, group.label, "; ".join(run.faults)) for group, run in runs if run.faults]
 
-def gather(root: Path) -> Sweep:
-    """Read every run folder under `root`, or `root` itself.
+
+def gather(*roots: Path) -> Sweep:
+    """Read every run folder under some folders, or these folders themselves. Links to folders are followed.
 
     Raises:
         UserError: if there is none.
     """
-    root = Path(root)
     unreadable: dict[str, str] = {}
     by_config: dict[str, list[RunRecord]] = {}
-    for folder in find_runs(root):
-        name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
+    for folder, name in _run_folders([Path(root) for root in roots], unreadable):
         try:
-            result = read_result(folder)
-        except (UserError, OSError) as error:
-            # Without the path, for that is the machine's.
-            unreadable[name] = f"unreadable: {error}".replace(f"{folder}{os.sep}", "")
+            result = stored_result(folder)
+            if result is None:
+                raise UserError(f"{RESULT} is a link that leads nowhere")
+        except UserError as error:
+            unreadable[name] = f"unreadable: {without_folders(str(error))}"
             continue
-        if result:
-            key = json.dumps(without_seed(result.get("config", {})), sort_keys=True)
-            by_config.setdefault(key, []).append(RunRecord(folder, name, result))
+        result["overrides"] = [without_folders(override) for override in result.get("overrides", [])]
+        experiment = json.dumps(_identity(result["config"]), sort_keys=True)
+        by_config.setdefault(experiment, []).append(RunRecord(folder, name, result))
     if not by_config:
-        found = "; ".join(unreadable.values()) or "there is no run folder (with a result.json)"
-        raise UserError(f"{root}: {found}. `python -m cifarbn.train` makes runs under multirun_outputs/")
-    together = [sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name)) for runs in by_config.values()]
+        found = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
+        raise UserError(f"{found}. `python -m cifarbn.train` makes runs under multirun_outputs/")
+    together = [_once_each(runs) for runs in by_config.values()]
     labels, same = name_groups([runs[0].result for runs in together])
     groups = [
         Group(label, [run for run in runs if not run.trouble], [run for run in runs if run.trouble])
         for label, runs in zip(labels, together, strict=True)
     ]
-    return Sweep(root, sorted(groups, key=_rank), same, unreadable)
+    return Sweep(roots, sorted(groups, key=_rank), same, unreadable)
 
 
 def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,16 +250,76 @@ def constant_loss(result: Result) -> float | None:
     return known.get(target)
 
 
+def _run_folders(roots: Sequence[Path], unreadable: dict[str, str]) -> Iterator[tuple[Path, str]]:
+    """Every run folder under the roots and its name, sorted; into `unreadable` goes what cannot be looked into.
+
+    Hidden folders are passed over. Each folder is visited once, by whatever way, and no link to a folder that its
+    root lies in: a link may lead back.
+    """
+    visited: set[str] = set()
+    names = [clean(root.resolve().name) for root in roots]
+    for i, root in enumerate(roots):
+        before = names[i] + (f" ({names[:i].count(names[i]) + 1})" if names[i] in names[:i] else "")
+        if os.path.realpath(root) in visited:
+            continue
+        above = {str(folder) for folder in root.resolve().parents}
+        errors: list[OSError] = []
+        found = False
+        for here, below, files in os.walk(root, followlinks=True, onerror=errors.append):
+            real = os.path.realpath(here)
+            if real in visited or real in above:
+                below[:] = []
+                continue
+            visited.add(real)
+            if RESULT in (*files, *below):
+                found = True
+                yield Path(here), _name(here, root, before, len(roots) > 1)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+        for error in errors:
+            unreadable[_name(error.filename, root, before, len(roots) > 1)] = f"unreadable: {error.strerror}"
+        if not found and not errors:
+            unreadable[before] = f"there is no run folder (with a {RESULT})"
+
+
+def _name(folder: str, root: Path, root_name: str, several: bool) -> str:
+    """A folder's name, relative to its root; with the root's own name where that is one of several, or the run."""
+    parts = Path(os.path.relpath(folder, root)).parts
+    return clean("/".join([root_name, *parts] if several or not parts else parts))
+
+
+def _identity(node: Any, prefix: str = "") -> Any:
+    """What the configs of one experiment's runs have in common: no seed, and 1e-3, 0.001 and "1e-3" are one number."""
+    if isinstance(node, Mapping):
+        return {
+            key: _identity(value, f"{prefix}{key}.")
+            for key, value in node.items()
+            if key != "seed" and f"{prefix}{key}" not in NOT_THE_EXPERIMENT
+        }
+    if isinstance(node, list):
+        return [_identity(item) for item in node]
+    try:
+        return node if isinstance(node, bool) else float(node)
+    except (TypeError, ValueError, OverflowError):
+        return node
+
+
+def _once_each(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs of one experiment by seed; of several that count with one seed, all but the first know which does."""
+    counting: dict[int, str] = {}
+    told = []
+    for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name)):
+        if run.seed is not None and not run.trouble:
+            first = counting.setdefault(run.seed, run.name)
+            run = run if first == run.name else replace(run, same_as=first, faults=[])
+        told.append(run)
+    return told
+
+
 def _rank(group: Group) -> tuple[bool, str, float, str]:
     for metric, sign in (("test/acc", -1), ("val/acc", -1), ("val/loss", 1), ("train/loss", 1)):
         if values := group.metric(metric):
             return False, group.data, sign * sum(values) / len(values), group.label
     return not group.runs, group.data, math.inf, group.label
-
-
-def _columns(lines: Iterable[str], names: Sequence[str]) -> dict[str, np.ndarray]:
-    rows = [line.split(",") for line in lines]
-    return {name: np.array([float(row[i] or "nan") for row in rows]) for i, name in enumerate(names)}
 
 
 def _pad(curves: list[np.ndarray]) -> np.ndarray:

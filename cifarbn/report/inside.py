@@ -2,20 +2,22 @@
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class, instantiate
-
 from cifarbn.data.images import Images
-from cifarbn.errors import UserError
+from cifarbn.errors import UserError, without_folders
 from cifarbn.predict import TrainedNet, load_run
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.section import Options
 from cifarbn.report.wording import how_many, slugs
+from cifarbn.runs import CHECKPOINT
+from cifarbn.trusted import build, target_class
+from cifarbn.untrusted import clean
 
 # Options of the data that do not change which pictures there are.
 OF_TRAINING = ("augmentation", "seed", "batch_size", "eval_batch_size", "drop_last", "test_curve")
@@ -58,7 +60,7 @@ class Inside:
 @lru_cache(maxsize=1)
 def look_inside(sweep: Sweep, options: Options) -> list[Inside]:
     """The nets of the first `options.nets` groups that count, and the test pictures of their data."""
-    return [_open(group, slug, options.data_root) for group, slug in best(sweep, options)]
+    return [_open(group, slug, options) for group, slug in best(sweep, options)]
 
 
 def best(sweep: Sweep, options: Options) -> list[tuple[Group, str]]:
@@ -66,25 +68,50 @@ def best(sweep: Sweep, options: Options) -> list[tuple[Group, str]]:
     return list(zip(sweep.counted, slugs(sweep.counted), strict=True))[: options.nets]
 
 
-def _open(group: Group, slug: str, data_root: Path) -> Inside:
-    trained = test = None
+def _open(group: Group, slug: str, options: Options) -> Inside:
+    trained, run = None, group.runs[0]
     try:
-        trained = load_run(group.runs[0].folder)
-        test = _test_pictures(group.config["data"], data_root)
+        trained = _load(run, options)
+        test = _test_pictures(group.config.get("data"), options)
+        if not len(test) or int(test.labels.max()) >= len(trained.classes):
+            raise UserError("its test pictures are not of the classes that it was trained on")
     except UserError as error:
-        return Inside(group, slug, trained, test, f"{group.label}: {error}")
+        return Inside(group, slug, trained, None, f"{group.label}: {error}")
     return Inside(group, slug, trained, test)
 
 
-def _test_pictures(data: Mapping[str, Any], root: Path) -> Images:
+def _load(run: RunRecord, options: Options) -> TrainedNet:
+    """The run's net; the page says if there is a checkpoint and it cannot be opened."""
+    try:
+        return load_run(run.folder, options.trust)
+    except UserError as error:
+        fault = without_folders(str(error).replace(f"{run.folder}{os.sep}", "").replace(str(run.folder), run.name))
+        if (run.folder / CHECKPOINT).exists() and fault not in run.faults:
+            run.faults.append(fault)
+        raise
+
+
+def _test_pictures(data: Any, options: Options) -> Images:
+    if not isinstance(data, Mapping) or "_target_" not in data:
+        raise UserError("cannot read the run's pictures: its config does not say what they are")
     kept = {key: value for key, value in data.items() if key not in OF_TRAINING}
-    return _read(json.dumps(kept), root)
+    return _read(json.dumps(kept), options.data_root, options.trust)
 
 
 @lru_cache(maxsize=4)
-def _read(data: str, root: Path) -> Images:
+def _read(data: str, root: Path, trust: tuple[str, ...]) -> Images:
     config = json.loads(data)
     # result.json leaves out where the files lie, for that is the machine's; and a report downloads nothing.
     here = {"root": root, "download": False}
-    takes = inspect.signature(get_class(config["_target_"])).parameters
-    return instantiate(config, **{key: value for key, value in here.items() if key in takes}).read()[1]
+    try:
+        takes = inspect.signature(target_class(config["_target_"], trust)).parameters
+        source = build(config, trust, **{key: value for key, value in here.items() if key in takes})
+        test = source.read()[1] if hasattr(source, "read") else None
+        if not isinstance(test, Images):  # a data module of the user's own
+            raise UserError("its data module has no read() that returns training and test pictures")
+        return test
+    except UserError as error:
+        raise UserError(f"cannot read the run's pictures: {error}") from error
+    except Exception as error:  # a data module of another version, or of the user's own
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise UserError(f"cannot read the run's pictures ({clean(reason)})") from error

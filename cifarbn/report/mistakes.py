@@ -7,7 +7,7 @@ from cifarbn import figures
 from cifarbn.report.gather import Sweep
 from cifarbn.report.inside import Inside, best, look_inside
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.report.wording import accuracy, heading
+from cifarbn.report.wording import accuracy, count, heading
 
 MISTAKES = 15  # pictures in a figure
 AT_ONCE, AT_MOST = 100, 2000  # pictures to look at until there are so many mistakes
@@ -18,16 +18,17 @@ def confusion_matrices(sweep: Sweep, options: Options) -> Section | None:
     drawings = []
     for group, slug in best(sweep, options):
         results = [run.result for run in group.runs if "confusion" in run.result]
-        if not results:
-            continue
+        if len({len(result["confusion"]) for result in results}) != 1:
+            continue  # there is none, or the runs do not have the same classes
         counts = np.sum([result["confusion"] for result in results], axis=0)
         classes = results[0].get("data", {}).get("classes") or [str(label) for label in range(len(counts))]
         wrong = counts * (1 - np.eye(len(counts), dtype=int))
         true, called = np.unravel_index(wrong.argmax(), wrong.shape)
         caption = f"{group.label}: the test pictures of {group.data}, summed over n = {len(results)}."
+        most = f"the most frequent mistake is {classes[true]} called {classes[called]}, {count(wrong.max(), 'time')}"
         alt = (
             f"Confusion matrix: {accuracy(np.trace(counts) / max(counts.sum(), 1))} of the pictures are on the "
-            f"diagonal; the most frequent mistake is {classes[true]} called {classes[called]}, {wrong.max()} times."
+            f"diagonal; {most if wrong.any() else 'no mistakes'}."
         )
         figure = figures.confusion_matrix(counts, classes, heading(group))
         drawings.append(Drawing(f"confusion-{slug}", figure, caption, alt))

@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cifarbn.errors import without_folders
 from cifarbn.runs import NOT_THE_EXPERIMENT, Result
 
 UNNAMED = (*NOT_THE_EXPERIMENT, "seed", "target", "source")
 # Their values say what they are: `vgg_a` does, the `none` of `augment=none` does not.
 CHOICES_THAT_NAME_THEMSELVES = ("experiment", "data", "model", "activation", "loss", "optim")
+
+LONGEST_VALUE = 100  # characters
 
 
 def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
@@ -39,11 +42,12 @@ def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
 
 
 def short(value: Any) -> str:
-    """A value as people write it: 0.001 for 1e-3, and at most 6 digits."""
+    """A value as people write it: 0.001 for 1e-3, and at most 6 digits; of a path only its last part."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        return str(value)
+    except (TypeError, ValueError, OverflowError):
+        text = without_folders(str(value))
+        return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
     if isinstance(value, bool) or not math.isfinite(number):
         return str(value).lower()
     return f"{number:.6g}".replace("e-0", "e-")

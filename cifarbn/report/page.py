@@ -1,17 +1,22 @@
 """The report as one page: index.html, which needs nothing beside it, and the same as Markdown."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
 from typing import NamedTuple
 
 from cifarbn.report import table
+from cifarbn.report.escape import markdown, markdown_code
 from cifarbn.report.gather import Sweep
 from cifarbn.report.section import Drawing, Section
-from cifarbn.report.wording import data_and_n
+from cifarbn.report.wording import NO_BREAK, count, data_and_n
+from cifarbn.untrusted import clean
 
 CSS_PIXELS_PER_INCH = 96
+# The files of the table, beside the page.
+NUMBERS = {"table.csv": " (the table, unrounded)", "table.tex": " (for LaTeX)", "runs.csv": " (a row a run)"}
 
 
 class Image(NamedTuple):
@@ -31,6 +36,8 @@ def html_page(
 ) -> str:
     """The page: table, what was left out, then the sections. No script, no network; images are part of it.
 
+    Its links lead to the same numbers and figures as files beside it, and it says as much without these.
+
     Args:
         sweep: the runs.
         sections: below the table, in this order.
@@ -45,45 +52,66 @@ def html_page(
         "<h2>All runs, best first</h2>" if opening else "",
         _html_table(table.columns(sweep), "Groups of runs, best first") if sweep.counted else "",
         _paragraphs(notes(sweep)),
-        _html_left_out(sweep),
+        _html_files(NUMBERS),
+        _html_runs("Left out of every mean", sweep.left_out),
+        _html_runs("Read in part", sweep.read_in_part),
         _html_same(sweep),
         f"<nav>{links}</nav>" if len(sections) > 1 else "",
         *(_html_section(section, images) for section in sections),
         f"<footer><p>{escape(provenance(sweep))}</p></footer>",
     ]
-    content = "\n".join(part for part in body if part)
-    return _TEMPLATE.replace("TITLE", escape(title(sweep))).replace("STYLE", _STYLE).replace("CONTENT", content)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title(sweep))}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+{chr(10).join(part for part in body if part)}
+</main>
+</body>
+</html>
+"""
 
 
 def markdown_page(sweep: Sweep, sections: Sequence[Section], opening: Section | None = None) -> str:
     """The same for GitHub and editors; its images are the files in figures/."""
-    parts = [f"# {title(sweep)}", summary(sweep)]
+    parts = [f"# {markdown(title(sweep))}", markdown(summary(sweep))]
     if opening:
         parts += [*_markdown_section(opening), "## All runs, best first"]
     if sweep.counted:
         parts.append(table.as_markdown(table.columns(sweep)).rstrip())
-    parts += notes(sweep)
-    if sweep.left_out:
-        lines = [f"- `{run}`{f' ({group})' if group else ''}: {reason}" for run, group, reason in sweep.left_out]
-        parts += ["## Left out of every mean", "\n".join(lines)]
+    parts += [*map(markdown, notes(sweep)), _markdown_files(NUMBERS)]
+    for heading, runs in (("Left out of every mean", sweep.left_out), ("Read in part", sweep.read_in_part)):
+        lines = [
+            f"- {markdown_code(run)}{f' ({markdown(group)})' if group else ''}: {markdown(reason)}"
+            for run, group, reason in runs
+        ]
+        parts += [f"## {heading}", "\n".join(lines)] if lines else []
     if sweep.same:
-        parts.append("The same in all runs: " + ", ".join(f"`{key}={value}`" for key, value in sweep.same.items()))
+        said = ", ".join(markdown_code(f"{key}={value}") for key, value in sweep.same.items())
+        parts.append(f"The same in all runs: {said}")
     for section in sections:
         parts += _markdown_section(section)
-    return "\n\n".join([*parts, "---", provenance(sweep)]) + "\n"
+    return "\n\n".join([*parts, "---", markdown(provenance(sweep))]) + "\n"
 
 
 def title(sweep: Sweep) -> str:
-    """The folder's name; not where it is, for that is the machine's."""
-    return f"Runs of {sweep.root.resolve().name}"
+    """The folders' names; not where they are, for that is the machine's."""
+    return f"Runs of {', '.join(clean(root.resolve().name) for root in sweep.roots)}"
 
 
 def summary(sweep: Sweep) -> str:
     """How many runs, and of what."""
     runs = sum(len(group.runs) for group in sweep.groups)
-    text = f"{_count(runs, 'run')} in {_count(len(sweep.counted), 'group')} that differ in more than the seed."
+    text = f"{count(runs, 'run')} in {count(len(sweep.counted), 'group')}"
+    text += "; groups differ in more than the seed." if len(sweep.counted) > 1 else "."
     if left_out := len(sweep.left_out):
-        text += f" {_count(left_out, 'run')} left out, see below."
+        text += f" {count(left_out, 'run')} left out, see below."
     if not sweep.counted:
         return text
     hardware = table.devices(sweep)
@@ -105,7 +133,7 @@ def notes(sweep: Sweep) -> list[str]:
         found.append("The gap is measured minus target, in percentage points.")
     if len({group.data for group in sweep.counted}) > 1:
         found.append("Groups on different data do not compare with each other.")
-    return [" ".join(found), "The same numbers are in table.csv and table.tex, those of every run in runs.csv."]
+    return [" ".join(found)]
 
 
 def provenance(sweep: Sweep) -> str:
@@ -117,17 +145,28 @@ def provenance(sweep: Sweep) -> str:
 
 
 def _markdown_section(section: Section) -> list[str]:
-    parts = [f"## {section.title}", *([section.text] if section.text else [])]
+    parts = [f"## {section.title}", *map(markdown, section.text.split("\n") if section.text else ())]
     parts += [table.as_markdown(section.table).rstrip()] if section.table else []
-    return parts + [f"![{d.alt}](figures/{d.name}.png)\n\n*{d.caption}*" for d in section.drawings]
+    parts += ["\n".join(f"- {markdown(point)}" for point in section.points)] if section.points else []
+    parts += [_markdown_files(dict.fromkeys(section.files, ""))] if section.files else []
+    return parts + [
+        f"![{markdown(d.alt)}](figures/{d.name}.png)\n\n*{markdown(d.caption)}*\n[PDF](figures/{d.name}.pdf)"
+        for d in section.drawings
+    ]
+
+
+def _markdown_files(files: Mapping[str, str]) -> str:
+    return f"Files: {', '.join(f'[{name}]({name}){what}' for name, what in files.items())}."
 
 
 def _html_table(columns: Mapping[str, Sequence[str]], label: str) -> str:
-    kinds = ["word" if heading in table.WORDS else "number" for heading in columns]
+    kinds = [_kind(heading) for heading in columns]
     head = "".join(f'<th scope="col" class="{k}">{escape(h)}</th>' for h, k in zip(columns, kinds, strict=True))
     body = []
     for cells in zip(*columns.values(), strict=True):
         first, *others = [escape(cell) for cell in cells]
+        # A label's line ends between its parts, not between a key and its value.
+        first = ", ".join(re.sub(" (?=[^ ]+$)", NO_BREAK, part) for part in first.split(", "))
         row = "".join(f'<td class="{k}">{cell}</td>' for cell, k in zip(others, kinds[1:], strict=True))
         body.append(f'<tr><th scope="row" class="word">{first}</th>{row}</tr>')
     return (
@@ -136,14 +175,27 @@ def _html_table(columns: Mapping[str, Sequence[str]], label: str) -> str:
     )
 
 
-def _html_left_out(sweep: Sweep) -> str:
-    if not sweep.left_out:
+def _kind(heading: str) -> str:
+    if heading in table.PROSE:
+        return "word prose"
+    return "word" if heading in table.WORDS else "number"
+
+
+def _html_files(files: Mapping[str, str]) -> str:
+    links = ", ".join(f'<a href="{name}">{name}</a>{escape(what)}' for name, what in files.items())
+    return f'<p class="files">Files: {links}.</p>'
+
+
+def _html_runs(heading: str, runs: Sequence[tuple[str, str, str]]) -> str:
+    if not runs:
         return ""
     items = "".join(
-        f"<li><strong>{escape(group or run)}</strong>: {escape(reason)}<br><code>{escape(run)}</code></li>"
-        for run, group, reason in sweep.left_out
+        f"<li><strong>{escape(group)}</strong>: {escape(reason)}<br><code>{escape(run)}</code></li>"
+        if group
+        else f"<li><code>{escape(run)}</code>: {escape(reason)}</li>"
+        for run, group, reason in runs
     )
-    return f'<aside class="warning"><h2>Left out of every mean</h2><ul>{items}</ul></aside>'
+    return f'<aside class="warning"><h2>{heading}</h2><ul>{items}</ul></aside>'
 
 
 def _html_same(sweep: Sweep) -> str:
@@ -158,8 +210,11 @@ def _html_same(sweep: Sweep) -> str:
 def _html_section(section: Section, images: Mapping[str, Image]) -> str:
     figures = "\n".join(_html_figure(drawing, images[drawing.name]) for drawing in section.drawings)
     rows = _html_table(section.table, section.title) if section.table else ""
+    points = "".join(f"<li>{escape(point)}</li>" for point in section.points)
     return (
         f'<section id="{_anchor(section)}"><h2>{escape(section.title)}</h2>{_paragraphs([section.text])}{rows}'
+        f"{f'<ul>{points}</ul>' if points else ''}"
+        f"{_html_files(dict.fromkeys(section.files, '')) if section.files else ''}"
         f'<div class="figures">{figures}</div></section>'
     )
 
@@ -170,7 +225,8 @@ def _html_figure(drawing: Drawing, image: Image) -> str:
     kind = "pictures" if drawing.pictorial else "chart"
     return (
         f'<figure style="--width:{width}px"><div class="scroll"><img class="{kind}" alt="{escape(drawing.alt)}" '
-        f'src="data:image/png;base64,{data}"></div><figcaption>{escape(drawing.caption)}</figcaption></figure>'
+        f'src="data:image/png;base64,{data}"></div><figcaption>{escape(drawing.caption)} '
+        f'<a href="figures/{drawing.name}.pdf">PDF</a></figcaption></figure>'
     )
 
 
@@ -181,27 +237,6 @@ def _paragraphs(texts: Iterable[str]) -> str:
 def _anchor(section: Section) -> str:
     return section.title.lower().replace(" ", "-")
 
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>TITLE</title>
-<style>STYLE</style>
-</head>
-<body>
-<main>
-CONTENT
-</main>
-</body>
-</html>
-"""
 
 # In the dark, charts are turned inside out: the hue stays, and white becomes the page's black. Pictures stay.
 _STYLE = """
@@ -229,6 +264,9 @@ thead th { white-space: normal; font-weight: 600; line-height: 1.3; color: var(-
 .word { text-align: left; } .number { text-align: right; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--page); }
 td.word:last-child { white-space: normal; min-width: 9rem; }
+td.prose, td.prose:last-child { white-space: normal; min-width: 16rem; }
+tr:has(.prose) > * { vertical-align: top; } thead tr:has(.prose) > * { vertical-align: bottom; }
+section > ul { max-width: 60rem; padding-left: 1.25rem; } section > ul li { margin-bottom: .3rem; }
 @media (max-width: 45rem) { tbody th { white-space: normal; min-width: 7.5rem; } th, td { padding: .35rem .45rem; } }
 .warning { background: var(--warn-page); border-left: .25rem solid var(--warn); padding: .8rem 1rem; margin: 1rem 0;
   border-radius: .25rem; }

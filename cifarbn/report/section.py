@@ -39,6 +39,7 @@ class Section:
         drawings: its figures.
         files: name -> text of files to put beside the page, such as the numbers behind a figure.
         table: heading -> cells, shown under the text; may be empty.
+        points: a list under that, plain text; may be empty.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Section:
     drawings: list[Drawing] = field(default_factory=list)
     files: Mapping[str, str] = field(default_factory=dict)
     table: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    points: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class Options:
             takes the first ship, or the first picture where there are no ships.
         data_root: the folder that holds CIFAR-10; result.json does not know where that is on this machine.
         nets: for how many groups, from the best, to look into the trained net.
+        trust: packages of the user's own, whose classes may be built for that.
     """
 
     picture: str | None = None
     data_root: Path = Path("data")
     nets: int = 4
+    trust: tuple[str, ...] = ()
 
 
 MakeSection: TypeAlias = Callable[[Sweep, Options], Section | None]

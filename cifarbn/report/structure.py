@@ -14,7 +14,8 @@ from cifarbn.figures import Layer
 from cifarbn.predict import build_net
 from cifarbn.report.gather import Group, Sweep
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.report.wording import slugs
+from cifarbn.report.wording import count, slugs
+from cifarbn.untrusted import clean
 
 LONG = 24  # boxes; in a longer net equal neighbours share one
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -29,6 +30,7 @@ def structures(sweep: Sweep, options: Options) -> Section | None:
     drawings: list[Drawing] = []
     seen: list[Any] = []
     drawn: set[tuple[Layer, ...]] = set()
+    missing: list[str] = []
     for group, name in zip(sweep.counted, slugs(sweep.counted), strict=True):
         if len(drawings) == options.nets:
             break
@@ -36,16 +38,16 @@ def structures(sweep: Sweep, options: Options) -> Section | None:
             continue
         seen.append(model)
         try:
-            net = build_net(group.config)
-        except UserError:
-            continue  # a run of an older version: its numbers are still good
-        shape = input_shape(net)
-        layers = trace(net, shape)
+            net = build_net(group.config, options.trust)
+            shape, layers = _traced(net)
+        except UserError as error:  # such as a run of an older version: its numbers are still good
+            missing.append(f"Not drawn: {group.label}: {error}.")
+            continue
         if tuple(layers) not in drawn:
             drawn.add(tuple(layers))
             drawings.append(_drawing(group, name, net, shape, layers))
     text = "Drawn from the modules themselves. A box counts the parameters of its normalisation too."
-    return Section("Structure of the nets", text, drawings) if drawings else None
+    return Section("Structure of the nets", text, drawings, points=missing) if drawings or missing else None
 
 
 def trace(net: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
@@ -92,6 +94,20 @@ def input_shape(net: nn.Module) -> tuple[int, ...]:
     return (next(module.in_features for module in net.modules() if isinstance(module, nn.Linear)),)
 
 
+def _traced(net: nn.Module) -> tuple[tuple[int, ...], list[Layer]]:
+    """A net's input and its boxes.
+
+    Raises:
+        UserError: where it cannot be traced, such as one of a user's own that takes something else.
+    """
+    try:
+        shape = input_shape(net)
+        return shape, trace(net, shape)
+    except Exception as error:  # whatever its layers make of an input that they are not for
+        reason = clean(f"{type(error).__name__}: {error}".split("\n")[0])
+        raise UserError(f"its structure cannot be traced ({reason})") from error
+
+
 def _drawing(group: Group, name: str, net: nn.Module, shape: tuple[int, ...], layers: list[Layer]) -> Drawing:
     total = sum(layer.parameters for layer in layers)
     shown = _collapsed(layers) if len(layers) > LONG else layers
@@ -103,7 +119,8 @@ def _drawing(group: Group, name: str, net: nn.Module, shape: tuple[int, ...], la
     if any(layer.pooled for layer in layers):
         caption += " The line on the right takes every block's output, pooled, to the head."
     boxes = "; ".join(f"{layer.name} {layer.what}" for layer in shown)
-    alt = f"Diagram of a net of {len(layers)} layers and {total:,} parameters, from the picture down: {boxes}."
+    size = f"{count(len(layers), 'layer')} and {count(total, 'parameter')}"
+    alt = f"Diagram of a net of {size}, from the picture down: {boxes}."
     return Drawing(f"structure-{name}", figures.structure(shown, group.label, shape), caption, alt)
 
 

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from cifarbn.report import escape
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
 from cifarbn.runs import throughout
 
 METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
-# Columns that hold no numbers.
-WORDS = (
-    *("runs", "data", "device"),
-    *("experiment", "builds on", "does not count", "changed", "where in the source"),
-)
+# Columns that hold no numbers, and those of them that hold sentences.
+PROSE = ("does not count", "changed", "where in the source")
+WORDS = ("runs", "data", "device", "experiment", "builds on", *PROSE)
+# Too much for a page of paper; table.csv has everything.
+NOT_ON_PAPER = ("steps", "parameters", "training, s", "images/s", "device")
+LONG_LABEL, LABEL_WIDTH, FEW_COLUMNS = 22, "2.6cm", 6
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
@@ -70,20 +72,31 @@ def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
 
 def as_markdown(shown: Mapping[str, Sequence[str]]) -> str:
     """The columns as a GitHub table."""
-    lines = [list(shown), ["---"] * len(shown), *zip(*shown.values(), strict=True)]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    head, *body = [list(shown), *zip(*shown.values(), strict=True)]
+    lines = [map(escape.markdown, head), ["---"] * len(shown), *(map(escape.markdown, line) for line in body)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_latex(sweep: Sweep) -> str:
-    r"""The columns as a LaTeX tabular; needs \usepackage{booktabs}."""
-    shown = columns(sweep)
-    head, *body = [[_latex(cell) for cell in line] for line in [list(shown), *zip(*shown.values(), strict=True)]]
+    r"""The columns that an article's page has room for as a LaTeX tabular; needs \usepackage{array, booktabs}."""
+    every = columns(sweep)
+    alike = ["data"] if len(set(every.get("data", []))) <= 1 else []
+    judged = ["validation accuracy, %"] if "test accuracy, %" in every else []
+    shown = {heading: cells for heading, cells in every.items() if heading not in (*NOT_ON_PAPER, *alike, *judged)}
+    head, *body = [list(map(escape.latex, line)) for line in [list(shown), *zip(*shown.values(), strict=True)]]
+    alignment = "".join("l" if heading in WORDS else "r" for heading in shown)
+    if max(map(len, shown.get("runs", [])), default=0) > LONG_LABEL:
+        alignment = rf">{{\raggedright\arraybackslash}}p{{{LABEL_WIDTH}}}{alignment[1:]}"
+        for line in body:
+            line[0] = re.sub(r"(\\_|[/=,.])", r"\1\\allowbreak{}", line[0])
+    size = r"\small" if len(shown) <= FEW_COLUMNS else r"\footnotesize"
     lines = [
-        r"% \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{{''.join('l' if heading in WORDS else 'r' for heading in shown)}}}",
+        r"% \usepackage{array, booktabs}",
+        rf"\begingroup{size}\setlength{{\tabcolsep}}{{3pt}}%",
+        rf"\begin{{tabular}}{{{alignment}}}",
         *(r"\toprule", f"{' & '.join(head)} {chr(92) * 2}", r"\midrule"),
         *(f"{' & '.join(line)} {chr(92) * 2}" for line in body),
-        *(r"\bottomrule", r"\end{tabular}"),
+        *(r"\bottomrule", r"\end{tabular}%", r"\endgroup"),
     ]
     return "\n".join(lines) + "\n"
 
@@ -122,7 +135,7 @@ def _run_row(group: Group, run: RunRecord) -> dict[str, Any]:
 
 def _device(run: RunRecord) -> str:
     facts = (throughout(run.result, "device"), throughout(run.result, "precision"))
-    return ", ".join(fact for fact in facts if fact)
+    return ", ".join(fact for fact in facts if fact).replace(" 1 threads", " 1 thread")
 
 
 def _mean(values: Any) -> float | None:
@@ -152,8 +165,3 @@ def _interval(row: Mapping[str, Any], metric: str, scale: float, digits: int = 2
     if half is None:
         return ""
     return f"{scale * (middle - half):.{digits}f} to {scale * (middle + half):.{digits}f}"
-
-
-def _latex(cell: str) -> str:
-    escaped = re.sub(r"([&%$#_{}])", r"\\\1", cell.replace("\\", r"\textbackslash "))
-    return escaped.replace("±", r"$\pm$").replace("−", "$-$").replace("~", r"\textasciitilde ")

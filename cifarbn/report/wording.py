@@ -33,6 +33,11 @@ def accuracy(fraction: float) -> str:
     return f"{fraction:.1%}".replace("%", " %")
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: '1 run', '2 runs', '1,234 matrices'."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def slugs(groups: Sequence[Group]) -> list[str]:
     """The groups' labels as names for files: safe characters, at most 60, all different in lower case too."""
     found: list[str] = []

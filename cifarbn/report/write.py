@@ -1,39 +1,66 @@
 """The report's files: which sections it has, and where everything goes."""
 
+import io
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+from cifarbn.durable import replace_file, temporary_path
+from cifarbn.errors import UserError
 from cifarbn.figures import save
 from cifarbn.report import curves, features, mistakes, smoothness, structure, table
+from cifarbn.report.escape import csv_file
 from cifarbn.report.gather import Sweep
 from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.section import Drawing, MakeSection, Options, Section
 
 SECTIONS: tuple[MakeSection, ...] = (
     curves.training_curves,
+    mistakes.confusion_matrices,
+    mistakes.misclassified,
     smoothness.smoothness,
     features.feature_maps,
     features.first_layer_filters,
-    mistakes.confusion_matrices,
-    mistakes.misclassified,
     structure.structures,
 )
-"""In the order of the page, below the table."""
+"""In the order of the page, below the table: what concerns accuracy comes first."""
 
 PIXELS_PER_INCH = 160
 DEFAULTS = Options()
 
 
-def write_report(sweep: Sweep, out: Path, options: Options = DEFAULTS, opening: Section | None = None) -> list[Section]:
+def default_folder(root: Path) -> Path:
+    """Return where the report of a folder goes, in that folder.
+
+    Raises:
+        UserError: if there is a link of that name, which may lead anywhere.
+    """
+    out = root / "report"
+    _refuse_link(out)
+    return out
+
+
+def write_report(
+    sweep: Sweep,
+    out: Path,
+    options: Options = DEFAULTS,
+    opening: Section | None = None,
+    closing: Sequence[Section] = (),
+) -> list[Section]:
     """Write the whole report into `out`, over what an earlier one left there; returns the sections.
 
-    `opening` stands before the table of all groups.
+    `opening` stands before the table of all groups, `closing` after the other sections.
 
     index.html and report.md show the same; table.csv, table.tex and runs.csv hold the numbers; figures/ holds every
-    figure as PNG and PDF.
+    figure as PNG and PDF. A link among them is replaced, never written through.
+
+    Raises:
+        UserError: if the folder of the figures is a link.
     """
     out = Path(out)
-    sections = [section for make in SECTIONS if (section := make(sweep, options))]
+    sections = [section for make in SECTIONS if (section := make(sweep, options))] + list(closing)
     everything = [*([opening] if opening else []), *sections]
+    _refuse_link(out / "figures")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     images = {drawing.name: _save(drawing, out / "figures") for section in everything for drawing in section.drawings}
     files = {name: text for section in everything for name, text in section.files.items()}
@@ -45,13 +72,31 @@ def write_report(sweep: Sweep, out: Path, options: Options = DEFAULTS, opening: 
         "index.html": html_page(sweep, sections, images, opening),
     }
     for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
+        _put(out / name, (csv_file(text) if name.endswith(".csv") else text).encode())
     return everything
 
 
 def _save(drawing: Drawing, folder: Path) -> Image:
-    save(drawing.figure, folder / f"{drawing.name}.pdf", metadata={"CreationDate": None})
-    file = folder / f"{drawing.name}.png"
-    save(drawing.figure, file, dpi=PIXELS_PER_INCH, metadata={"Software": None})
+    pdf, png = io.BytesIO(), io.BytesIO()
+    with warnings.catch_warnings():
+        # A name may be written in letters that the font lacks; the page has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        save(drawing.figure, pdf, format="pdf", metadata={"CreationDate": None})
+        save(drawing.figure, png, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None})
+    _put(folder / f"{drawing.name}.pdf", pdf.getvalue())
+    _put(folder / f"{drawing.name}.png", png.getvalue())
     width, _ = drawing.figure.get_size_inches()
-    return Image(file.read_bytes(), width)
+    return Image(png.getvalue(), width)
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Replace a file, whatever stands there or where it is written first."""
+    temporary_path(file).unlink(missing_ok=True)
+    replace_file(file, lambda stream: stream.write(content))
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a link, and the report does not follow it: remove it, or name a folder with --out"
+        )

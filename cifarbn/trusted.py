@@ -1,0 +1,146 @@
+"""Build the objects that a stored config names, from an allow-list: a run folder from elsewhere is data, not a program.
+
+`hydra.utils.instantiate` imports and calls whatever a `_target_` names. A config that a user composes is theirs; one
+that is read from a result.json may be anybody's.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+from hydra.utils import get_object, instantiate
+from torch import nn
+
+from cifarbn.data import Augmentation
+from cifarbn.errors import UserError
+from cifarbn.runs import RESULT
+
+PACKAGES = ("cifarbn.models", "cifarbn.data", "torch.nn", "torchvision.models")
+KINDS = (nn.Module, pl.LightningDataModule, Augmentation)
+DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+
+
+def build(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
+    """Instantiate a stored config, after all of it was checked.
+
+    Args:
+        config: of a model or a data module, as result.json holds it.
+        trust: packages or modules of the user's own, whose classes may be built as well.
+        **arguments: further arguments of the constructor, from the program itself.
+
+    Raises:
+        UserError: if anything in it is not allowed. Nothing is built then.
+    """
+    return instantiate(checked(config, trust), **arguments)
+
+
+def checked(config: Any, trust: Sequence[str] = ()) -> Any:
+    """Return the config, which holds only allowed targets; what would download weights is taken out.
+
+    Only allowed names are imported, and nothing is built. In strings, `${` is refused: it would make OmegaConf compute
+    a value after this check.
+
+    Raises:
+        UserError: if a target or a key is not allowed.
+    """
+    if isinstance(config, str) and "${" in config:
+        raise UserError(f"its config holds the interpolation {_brief(config)}; a stored config has only values")
+    if isinstance(config, (list, tuple)):
+        return [checked(item, trust) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    for key in config:
+        if "${" in str(key) or (str(key).startswith("_") and key not in DIRECTIVES):
+            raise UserError(f"its config holds the key {_brief(key)}, which is none of {', '.join(DIRECTIVES)}")
+    found = target_class(config["_target_"], trust) if "_target_" in config else None
+    node = {key: checked(value, trust) for key, value in config.items() if key != "_target_"}
+    if found is None:
+        return node
+    if not isinstance(found, type):
+        node = _without_weights(found, node)
+    return {"_target_": config["_target_"], **node}
+
+
+def target_class(target: Any, trust: Sequence[str]) -> Any:
+    """Return the class, or torchvision's builder, that a target names; it is imported only if its name is allowed.
+
+    Raises:
+        UserError: if it is not allowed, or there is no such class.
+    """
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+        raise _refusal(target)
+    module, _, name = target.rpartition(".")
+    if not _within(module, (*PACKAGES, *trust)):
+        raise _refusal(target)
+    try:
+        # Not attribute by attribute: `cifarbn.data.cifar10.pickle` is an attribute, and not a module of that name.
+        found = getattr(importlib.import_module(module), name)
+        same = get_object(target) is found
+    except Exception as error:  # whatever a module of the user's own does when it is imported
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"there is no {_brief(target)} ({type(error).__name__}: {_brief(reason)}). If it is your own, run this "
+            f"where it can be imported; else the run is of another version, which {RESULT} tells under versions and "
+            "git_commit"
+        ) from error
+    if not same or not _allowed(found, (*PACKAGES, *trust)):
+        raise _refusal(target)
+    return found
+
+
+def check_prefixes(trust: Sequence[str]) -> tuple[str, ...]:
+    """Return the packages that a user named after `--trust`.
+
+    Raises:
+        UserError: if one is not the dotted name of a package or module.
+    """
+    for prefix in trust:
+        if not all(part.isidentifier() for part in prefix.split(".")):
+            raise UserError(f"--trust takes the name of a Python package such as my_nets, not {prefix!r}")
+    return tuple(trust)
+
+
+def _allowed(found: Any, packages: Sequence[str]) -> bool:
+    """Whether it is a class of ours, torch's or the user's own, or a builder of torchvision's, where it is defined."""
+    home = getattr(found, "__module__", None)
+    if not isinstance(home, str) or not _within(home, packages):
+        return False
+    if isinstance(found, type):
+        # A GraphModule compiles the text of its graph.
+        return issubclass(found, KINDS) and not issubclass(found, torch.fx.GraphModule)
+    name = getattr(found, "__name__", "")
+    return name in torchvision.models.list_models() and torchvision.models.get_model_builder(name) is found
+
+
+def _without_weights(builder: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of one of torchvision's builders, such that it downloads nothing.
+
+    The weights are those of the run's checkpoint, whatever the training began with. Positional arguments, which a
+    builder of torchvision's may take for `pretrained`, are refused.
+    """
+    if "_args_" in node or node.get("_partial_"):
+        raise UserError(f"its config calls {builder.__module__}.{builder.__name__} with _args_ or _partial_")
+    kept = {key: value for key, value in node.items() if not key.startswith(("weights", "pretrained"))}
+    return kept | {key: None for key in inspect.signature(builder).parameters if key.startswith("weights")}
+
+
+def _within(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _refusal(target: Any) -> UserError:
+    return UserError(
+        f"its config names {_brief(target)}, and only the networks and data of {', '.join(PACKAGES)} are built. "
+        "If it is a class of your own, name its package with --trust PACKAGE"
+    )
+
+
+def _brief(value: Any) -> str:
+    """A value from a config, at most 100 characters of it, in printable ASCII."""
+    text = value if isinstance(value, str) else ascii(value)
+    return re.sub(r"[^ -~]", "?", text[:100])

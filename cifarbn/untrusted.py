@@ -1,0 +1,71 @@
+"""What a run folder holds may be anybody's: text is cleaned where it enters, and a file of another kind is named."""
+
+import stat
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifarbn.errors import UserError
+from cifarbn.runs import RESULT, Result, read_result
+
+LONGEST = 2000  # characters of a text
+LARGEST = float(np.finfo(np.float32).max)  # of what is measured in float32
+
+
+def stored_result(folder: Path) -> Result | None:
+    """Return a run folder's result with clean text; None: no file.
+
+    Raises:
+        UserError: in one line, without the folder, if it is damaged or of another kind.
+    """
+    file = Path(folder) / RESULT
+    try:
+        result: Any = read_result(folder)
+    except UserError as error:
+        # Without the path, for that is the machine's.
+        raise UserError(clean(str(error).replace(f"{file}", RESULT))) from error
+    if result is None:
+        return None
+    if result.get("error"):
+        result["error"] = result["error"].strip().split("\n")[0]  # before its lines become one
+    for key in ("precision", "compile"):
+        if key in result:
+            result[key] = str(result[key])
+    return clean(result)
+
+
+def check_ordinary(file: Path) -> None:
+    """Let an ordinary file pass: to read a FIFO waits for ever, to read a device may never end.
+
+    Raises:
+        OSError: if there is none, or it may not be looked at.
+        UserError: if it is of another kind.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise UserError(f"{file.name} is not an ordinary file")
+
+
+def clean(value: Any) -> Any:
+    """Return JSON, or any part of it, with text that is safe to print: one line, without control characters.
+
+    White space of any kind becomes a space. What a terminal would obey (escape sequences), what turns the direction
+    of writing, and lone halves of characters, which cannot be encoded, become the replacement character.
+    """
+    if isinstance(value, str):
+        text = value if len(value) <= LONGEST else value[:LONGEST] + "..."
+        return text if text.isascii() and text.isprintable() else "".join(map(_clean_character, text))
+    if isinstance(value, Mapping):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [clean(item) for item in value]
+    return value
+
+
+def _clean_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if character.isspace() or category in ("Zl", "Zp"):
+        return " "
+    return "\N{REPLACEMENT CHARACTER}" if category in ("Cc", "Cf", "Cs", "Co") else character

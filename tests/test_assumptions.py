@@ -1,0 +1,57 @@
+"""What the reproduction pages say of the choices made here is what the experiments do."""
+
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from test_config import CONF
+
+from cifarbn.report.assumptions import ASSUMPTIONS, assumptions
+from cifarbn.reproduce import SUITES
+
+EXPERIMENTS = {source: tuple(dict.fromkeys(name.split()[0] for name in suite)) for source, suite in SUITES.items()}
+
+
+@cache
+def config(experiment):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.create(OmegaConf.to_container(compose("train", [f"experiment={experiment}"]), resolve=True))
+
+
+@pytest.mark.parametrize("source", SUITES)
+def test_every_value_is_that_of_the_experiments(source):
+    for assumption in ASSUMPTIONS[source]:
+        rows = assumption.rows or EXPERIMENTS[source]
+        assert set(rows) <= set(EXPERIMENTS[source])
+        for row in rows:
+            for key, value in assumption.values.items():
+                assert OmegaConf.select(config(row), key) == value, f"{row} {key}: {assumption.text}"
+
+
+def test_a_value_concerns_no_other_experiment():
+    """L2, dropout and decay are stated for the rows that have them, and the others have none."""
+    without_l2 = ("report/baseline", "report/stem_decay", "report/augmentation")
+    assert all(config(row).optim.weight_decay == 0 for row in without_l2)
+    part_1 = [row for row in EXPERIMENTS["report"] if "vgg" not in row]
+    assert [row for row in part_1 if config(row).model.dropout] == ["report/dropout"]
+    assert [row for row in part_1 if "gamma" not in config(row).schedule] == ["report/baseline"]
+    assert {row for row in part_1 if not config(row).data.augmentation.pad} == {"report/baseline", "report/stem_decay"}
+
+
+def test_each_suite_has_its_list():
+    assert ASSUMPTIONS.keys() == SUITES.keys()
+    said = {source: " ".join(assumptions(source).points) for source in SUITES}
+    for words in (
+        "Batch size",
+        "black pixels",
+        "alpha",
+        "Initial weights",
+        "Baseline",
+        "biases",
+        "Dropout",
+        "averaged",
+    ):
+        assert words in said["report"]
+    assert "take the place of validation images" in said["report"] and "take the place" in said["course"]
+    assert "SGD is plain" in said["paper"]

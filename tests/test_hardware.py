@@ -120,7 +120,13 @@ def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
         ("trainer.gradient_clip_val=0", "must be a number above 0"),
         ("trainer.max_steps=0", "max_steps must leave at least one step"),
         ("trainer.limit_train_batches=0", "limit_train_batches must leave at least one step"),
-        ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be"),
+        ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be a whole number of at least 1"),
+        ("trainer.max_steps=1.5", "max_steps must be a whole number"),
+        ("+trainer.num_nodes=0", "num_nodes must be a whole number of at least 1"),
+        ("trainer.channels_last=maybe", "channels_last must be true or false, not 'maybe'"),
+        ("+trainer.detect_anomaly=abc", "detect_anomaly must be true or false"),
+        ("+trainer.deterministic=5", "deterministic must be true or false"),
+        ("+trainer.max_time=5", "max_time must be days:hours:minutes:seconds, not 5"),
         ("trainer.strategy=fsdp", "strategy must be one of auto, ddp"),
         ("trainer.devices=2", "trainer=ddp"),
         ("trainer.devices='2'", "trainer=ddp"),
@@ -142,6 +148,12 @@ def test_an_unknown_way_of_clipping_is_refused():
 @pytest.mark.parametrize("devices", [1, "1", [0], "auto", -1])
 def test_one_device_is_one_process(devices):
     assert not starts_processes({"accelerator": "cpu", "devices": devices, "strategy": "auto"})
+
+
+@pytest.mark.parametrize("devices", [None, 1.5, True, {"a": 1}])
+def test_devices_that_are_no_number_are_refused(devices):
+    with pytest.raises(UserError, match="trainer.devices is a number of devices, auto"):
+        starts_processes({"devices": devices})
 
 
 def test_all_of_several_gpus_are_several_processes(monkeypatch):

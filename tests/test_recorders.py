@@ -281,9 +281,17 @@ def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, af
         ({"every": 0}, "at least 1"),
         ({"steps": "resnet"}, "vgg, dln or a list"),
         ({"steps": [0.1, -1]}, "positive"),
+        ({"steps": [0.1, float("inf")]}, "positive"),
+        ({"steps": [float("nan")]}, "positive"),
         ({"directions": ["sideways"]}, "sideways"),
     ],
 )
 def test_the_probe_refuses_what_it_cannot_do(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         GradientProbe(tmp_path, **options)
+
+
+@pytest.mark.parametrize("reach", [0, -1, float("nan"), float("inf")])
+def test_the_histogram_refuses_a_reach_that_is_none(tmp_path, reach):
+    with pytest.raises(UserError, match="reach a number above 0"):
+        ActivationDrift(tmp_path, reach=reach)

@@ -23,6 +23,7 @@ from cifarbn.hardware import (
     starts_processes,
 )
 from cifarbn.models import ResNet
+from cifarbn.train import train
 
 
 def choose(**options):
@@ -208,6 +209,19 @@ def test_lightning_sends_no_job_through_slurm_s_queue_again(in_slurm, monkeypatc
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
     environment = trainer(strategy="ddp", devices=4)._accelerator_connector.cluster_environment
     assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
+
+
+def test_a_run_reads_no_checkpoint_outside_its_folder_under_slurm(in_slurm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"another run's, which Lightning would load")
+    tiny = ["data=shapes", "data.train_size=40", "data.val_size=20", "data.test_size=10", "data.batch_size=10"]
+    tiny += ["model=vgg_a", "model.width=2", "epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=tiny)
+    (tmp_path / "run").mkdir()
+    result = train(cfg, tmp_path / "run", tiny)
+    assert result["status"] == "done" and result["steps"] == 2
+    assert sorted(file.name for file in tmp_path.glob("**/*.ckpt")) == ["hpc_ckpt_1.ckpt", "last.ckpt"]
 
 
 def test_what_slurm_and_the_devices_disagree_about_is_one_message(in_slurm):

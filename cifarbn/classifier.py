@@ -215,7 +215,9 @@ class Classifier(pl.LightningModule):
                     "schedule: ReduceLROnPlateau watches the validation set, and there is none; raise data.val_size "
                     "above 0, or use another schedule"
                 )
-            config["monitor"] = _watched(scheduler)
+            if scheduler.mode == "max" and self.num_classes == 0:
+                raise UserError("schedule: a regression has no accuracy to watch; set mode=min in ReduceLROnPlateau")
+            config |= {"monitor": _watched(scheduler), "frequency": trainer.check_val_every_n_epoch}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:

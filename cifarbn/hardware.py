@@ -7,13 +7,15 @@ import logging
 import math
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from cifarbn.errors import UserError
@@ -41,7 +43,7 @@ POSSIBLE = (
 INSTEAD = {
     "accumulate_grad_batches": "a step is one minibatch in all curves and recordings; raise data.batch_size",
     "barebones": "it switches off the callbacks that write the run folder",
-    "callbacks": "put a callback into the config group record, whose entries are Lightning callbacks",
+    "callbacks": "subclass cifarbn.recorders.Recorder and add it to the config group record",
     "default_root_dir": "a run writes into its run folder; use name=NAME",
     "enable_checkpointing": "every run keeps last.ckpt; checkpoint_minutes says how often",
     "enable_model_summary": "the number of parameters is in result.json",
@@ -81,19 +83,26 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
     if options["strategy"] not in STRATEGIES:
         raise UserError(f"trainer.strategy must be one of {', '.join(STRATEGIES)}, not {options['strategy']!r}")
+    for key in ("max_steps", "limit_train_batches"):
+        value = options[key]
+        if not _is_number(value) or not (value > 0 or (key, value) == ("max_steps", -1)):
+            raise UserError(f"trainer.{key} must leave at least one step, not {value!r}")
+    for key in ("max_steps", "num_nodes", "check_val_every_n_epoch"):
+        value = options.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < (-1 if key == "max_steps" else 1):
+            raise UserError(f"trainer.{key} must be a whole number of at least 1, not {value!r}")
+    for key in ("channels_last", "enable_progress_bar", "deterministic", "detect_anomaly", "benchmark"):
+        value = options.get(key, False)
+        if not isinstance(value, bool) and (key, value) != ("deterministic", "warn"):
+            raise UserError(f"trainer.{key} must be true or false, not {value!r}")
+    if not isinstance(options.get("max_time", ""), str):
+        raise UserError(f"trainer.max_time must be days:hours:minutes:seconds, not {options['max_time']!r}")
     if starts_processes(options) and options["strategy"] == "auto":
         several = "trainer.devices" if options.get("num_nodes", 1) == 1 else "trainer.num_nodes"
         raise UserError(
             f"{several} asks for several processes, which share every batch, so say that you mean it: "
             f"trainer=ddp (on CPUs with trainer.accelerator=cpu)"
         )
-    for key in ("max_steps", "limit_train_batches"):
-        value = options[key]
-        if not _is_number(value) or not (value > 0 or (key, value) == ("max_steps", -1)):
-            raise UserError(f"trainer.{key} must leave at least one step, not {value!r}")
-    every = options.get("check_val_every_n_epoch", 1)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise UserError(f"trainer.check_val_every_n_epoch must be a whole number of at least 1, not {every!r}")
     clip, algorithm = options["gradient_clip_val"], options.get("gradient_clip_algorithm")
     if clip is not None and (not _is_number(clip) or not 0 < clip < math.inf):
         raise UserError(f"trainer.gradient_clip_val must be a number above 0, or null for no clipping, not {clip!r}")
@@ -105,15 +114,21 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def starts_processes(options: Mapping[str, Any]) -> bool:
-    """Whether a run with these options of conf/trainer has, or may have, several processes: not so in a sweep."""
+    """Whether a run with these options of conf/trainer has processes of its own.
+
+    Raises:
+        UserError: if `devices` is nothing that says how many.
+    """
     on_gpus = options.get("accelerator") != "cpu" and torch.cuda.is_available()
     devices = options.get("devices", 1)
     if str(devices) in ("auto", "-1"):
         count = torch.cuda.device_count() if on_gpus else 1
     elif str(devices).isdecimal():
         count = int(devices)
-    else:  # numbers of devices, as a list or as words
+    elif isinstance(devices, Sequence):  # the devices' own numbers, also as one word
         count = len(devices.split(",") if isinstance(devices, str) else devices)
+    else:
+        raise UserError(f"trainer.devices is a number of devices, auto, or a list of their numbers, not {devices!r}")
     return options.get("strategy", "auto") != "auto" or count > 1 or options.get("num_nodes", 1) != 1
 
 
@@ -270,7 +285,22 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
             log_every_n_steps=1,
             **arguments,
         )
-    except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+@contextmanager
+def plain_misconfiguration() -> Iterator[None]:
+    """Turn what Lightning finds wrong with the trainer's options only as it runs into the user's error.
+
+    An example is `limit_train_batches=1e-6`, a fraction that leaves no batch.
+
+    Raises:
+        UserError: in place of Lightning's MisconfigurationException.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
 
 

@@ -12,7 +12,6 @@ from hydra.types import RunMode
 from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cifarbn import figures
 from cifarbn.checkpoints import forget_previous
@@ -20,8 +19,14 @@ from cifarbn.classifier import Classifier
 from cifarbn.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
 from cifarbn.composition import resolved
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
-from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware, check_one_process, check_options, make_trainer, starts_processes
+from cifarbn.hardware import (
+    Hardware,
+    check_one_process,
+    check_options,
+    make_trainer,
+    plain_misconfiguration,
+    starts_processes,
+)
 from cifarbn.progress import EpochLine, ProgressBar
 from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, TensorBoardLog, Timing, signals_kept
 from cifarbn.recorders.tensorboard_log import hparams
@@ -73,13 +78,13 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         run.update(parameters=sum(p.numel() for p in net.parameters()), constant_prediction_loss=level)
 
         try:
-            trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
-        except MisconfigurationException as error:  # such as limit_train_batches=1e-6
-            raise UserError(f"trainer: {error}") from error
+            with plain_misconfiguration():
+                trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
         finally:  # a diverged run is a result, an interrupted one will be continued
             run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
             run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
-        trainer.test(classifier, data, verbose=False)
+        with plain_misconfiguration():
+            trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=history.epoch_metrics | tested, seconds=dict(timing.seconds))
         logger.log_hyperparams(hparams(overrides, config), run.result["metrics"], step=trainer.global_step)

@@ -23,6 +23,7 @@ from cifarbn.hardware import (
     starts_processes,
 )
 from cifarbn.models import ResNet
+from cifarbn.train import train
 
 
 def choose(**options):
@@ -120,7 +121,13 @@ def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
         ("trainer.gradient_clip_val=0", "must be a number above 0"),
         ("trainer.max_steps=0", "max_steps must leave at least one step"),
         ("trainer.limit_train_batches=0", "limit_train_batches must leave at least one step"),
-        ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be"),
+        ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be a whole number of at least 1"),
+        ("trainer.max_steps=1.5", "max_steps must be a whole number"),
+        ("+trainer.num_nodes=0", "num_nodes must be a whole number of at least 1"),
+        ("trainer.channels_last=maybe", "channels_last must be true or false, not 'maybe'"),
+        ("+trainer.detect_anomaly=abc", "detect_anomaly must be true or false"),
+        ("+trainer.deterministic=5", "deterministic must be true or false"),
+        ("+trainer.max_time=5", "max_time must be days:hours:minutes:seconds, not 5"),
         ("trainer.strategy=fsdp", "strategy must be one of auto, ddp"),
         ("trainer.devices=2", "trainer=ddp"),
         ("trainer.devices='2'", "trainer=ddp"),
@@ -142,6 +149,12 @@ def test_an_unknown_way_of_clipping_is_refused():
 @pytest.mark.parametrize("devices", [1, "1", [0], "auto", -1])
 def test_one_device_is_one_process(devices):
     assert not starts_processes({"accelerator": "cpu", "devices": devices, "strategy": "auto"})
+
+
+@pytest.mark.parametrize("devices", [None, 1.5, True, {"a": 1}])
+def test_devices_that_are_no_number_are_refused(devices):
+    with pytest.raises(UserError, match="trainer.devices is a number of devices, auto"):
+        starts_processes({"devices": devices})
 
 
 def test_all_of_several_gpus_are_several_processes(monkeypatch):
@@ -196,6 +209,19 @@ def test_lightning_sends_no_job_through_slurm_s_queue_again(in_slurm, monkeypatc
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
     environment = trainer(strategy="ddp", devices=4)._accelerator_connector.cluster_environment
     assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
+
+
+def test_a_run_reads_no_checkpoint_outside_its_folder_under_slurm(in_slurm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"another run's, which Lightning would load")
+    tiny = ["data=shapes", "data.train_size=40", "data.val_size=20", "data.test_size=10", "data.batch_size=10"]
+    tiny += ["model=vgg_a", "model.width=2", "epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=tiny)
+    (tmp_path / "run").mkdir()
+    result = train(cfg, tmp_path / "run", tiny)
+    assert result["status"] == "done" and result["steps"] == 2
+    assert sorted(file.name for file in tmp_path.glob("**/*.ckpt")) == ["hpc_ckpt_1.ckpt", "last.ckpt"]
 
 
 def test_what_slurm_and_the_devices_disagree_about_is_one_message(in_slurm):

@@ -10,9 +10,10 @@ from torch import nn
 
 from cifarbn.classifier import Classifier
 from cifarbn.command_line import CONF
-from cifarbn.data import Shapes
+from cifarbn.data import Gaussian, Shapes
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.losses import SumOfSquares
 from cifarbn.optimization import rehearse
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
@@ -170,3 +171,24 @@ def test_a_rehearsal_leaves_parameters_gradients_and_generators_alone():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(net.head.bias.grad, torch.ones(10)) and net.head.weight.grad is None
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_plateau_s_schedule_moves_only_in_the_epochs_that_are_validated():
+    plateau = {"patience": 0, "threshold": 1e9}  # nothing is ever good enough
+    schedule = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", **plateau}
+    rates = fit(SGD, schedule, max_epochs=5, check_val_every_n_epoch=2)
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 4 + [1e-3] * 2)
+
+
+def test_a_plateau_s_schedule_cannot_watch_the_accuracy_of_a_regression():
+    plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "mode": "max"}
+    classifier = Classifier(nn.Linear(3, 3), SumOfSquares(), factory(SGD), factory(plateau), num_classes=0)
+    trainer = make_trainer(
+        Hardware.choose("cpu", "32-true"),
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    with pytest.raises(UserError, match="a regression has no accuracy to watch"):
+        trainer.fit(classifier, Gaussian(samples=4, features=3, steps_per_epoch=2))

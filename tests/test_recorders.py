@@ -308,6 +308,8 @@ def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, af
         ({"every": 0}, "at least 1"),
         ({"steps": "resnet"}, "vgg, dln or a list"),
         ({"steps": [0.1, -1]}, "positive"),
+        ({"steps": [0.1, float("inf")]}, "positive"),
+        ({"steps": [float("nan")]}, "positive"),
         ({"directions": ["sideways"]}, "sideways"),
         ({"shares": [1, 0]}, "shares must be positive"),
     ],
@@ -339,3 +341,9 @@ def test_weights_that_are_freed_in_training_are_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"record\.scale_invariant_beta: this net freezes"):
         train(plain_vgg, tmp_path, [ScaleInvariantBeta(tmp_path, every=1)], extra=[Frees()], epochs=1)
+
+
+@pytest.mark.parametrize("reach", [0, -1, float("nan"), float("inf")])
+def test_the_histogram_refuses_a_reach_that_is_none(tmp_path, reach):
+    with pytest.raises(UserError, match="reach a number above 0"):
+        ActivationDrift(tmp_path, reach=reach)

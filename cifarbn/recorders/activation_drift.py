@@ -1,5 +1,6 @@
 """How the distribution of each layer's output drifts during training."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class ActivationDrift(Recorder):
 
     def __init__(self, folder: Path, every: int = 200, bins: int = 64, reach: float = 5.0) -> None:
         super().__init__()
-        if every < 1 or bins < 1 or reach <= 0:
-            raise UserError("record.activation_drift: every and bins must be at least 1, and reach above 0")
+        if every < 1 or bins < 1 or not 0 < reach < math.inf:
+            raise UserError("record.activation_drift: every and bins must be at least 1, and reach a number above 0")
         self.every, self.bins, self.reach = every, bins, reach
         self._names: list[str] = []
 

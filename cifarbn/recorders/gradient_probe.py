@@ -1,5 +1,6 @@
 """The paper's probe: loss and gradient along the gradient's direction, every so many steps."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class GradientProbe(Recorder):
             if steps not in presets:
                 raise UserError(f"record.gradient_probe.steps is vgg, dln or a list of numbers, not {steps!r}")
             steps = presets[steps](eta, points)
-        if not steps or min(steps) <= 0:
+        if not steps or not all(0 < s < math.inf for s in steps):
             raise UserError(f"record.gradient_probe.steps must be positive numbers, not {list(steps)}")
         if any(share <= 0 for share in shares):
             raise UserError(f"record.gradient_probe.shares must be positive numbers, not {list(shares)}")

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from cifarbn.classifier import accuracy
 from cifarbn.data.interface import val_names
 from cifarbn.errors import UserError
 from cifarbn.preflight import inputs_and_labels
@@ -69,12 +70,13 @@ class HeldOutAccuracy(Recorder):
         if not due(trainer, self.every):
             return
         net, loss = net_of(pl_module), loss_of(pl_module)
-        total, right, count = torch.zeros((), device=pl_module.device), 0, 0
+        total = right = torch.zeros((), device=pl_module.device)
+        count = 0
         with preserved(net, train=False), torch.no_grad(), trainer.precision_plugin.forward_context():
             for pictures, labels in self._batches:
                 logits = net(pictures)
                 total = total + loss(logits, labels) * len(labels)
-                right = right + (logits.argmax(1) == labels).sum()
+                right = right + accuracy(logits, labels) * len(labels)
                 count += len(labels)
         self.note(step=trainer.global_step, loss=total / count, acc=right / count)
 

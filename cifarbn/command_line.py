@@ -102,12 +102,6 @@ def plain_errors() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         sys.exit(f"error: {first_lines(error)}")
-    except ValueError as error:
-        if not str(error).startswith("Only one of --run, --multirun"):
-            raise
-        sys.exit(
-            "error: -m makes the runs of a sweep, and --cfg or --info shows one run's config: leave out one of them"
-        )
     except Exception as error:
         if said := machine_fault(error):
             sys.exit(f"error: {said}")

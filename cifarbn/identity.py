@@ -89,10 +89,11 @@ def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = json.loads(json.dumps(config))
     for key in NOT_THE_EXPERIMENT:
         *groups, last = key.split(".")
-        node = kept
+        node: Any = kept
         for group in groups:
-            node = node.get(group, {})
-        node.pop(last, None)
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
     return kept
 
 

@@ -30,7 +30,8 @@ def check_longer(source: Path, result: Result, config: Mapping[str, Any]) -> Non
     changed = differences(result["config"], config)
     others = [change for change in changed if not change.startswith(tuple(f"{key}: " for key in LENGTH))]
     of_schedule = [change for change in others if change.startswith("schedule.")]
-    target = str(config.get("schedule", {}).get("_target_"))
+    schedule = config.get("schedule")
+    target = str(schedule.get("_target_")) if isinstance(schedule, Mapping) else ""
     if changed and others == of_schedule and (others or _moves_with_total_steps(target)):
         why = "; ".join(of_schedule) or f"{target} is told the number of steps"
         raise Refused(

@@ -80,10 +80,6 @@ class Config(TypedDict, total=False):
     data: DataConfig
     model: ModelConfig
     optim: OptimizerConfig
-    loss: dict[str, Any]
-    schedule: dict[str, Any]
-    trainer: dict[str, Any]
-    record: dict[str, Any]
     seed: int | None
     epochs: int | None
     target: float | None

@@ -347,9 +347,9 @@ class Run:
             raise UserError(said) from full
 
     def _clear(self) -> None:
-        """A run without a checkpoint starts from nothing, whatever an earlier start left."""
+        """A run without a checkpoint starts from nothing, whatever an earlier start left; what was damaged is kept."""
         for file in _own_files(self.folder):
-            if file.name not in (RESULT, MARKER):
+            if file.name not in (RESULT, MARKER) and file.suffix != ".unusable":
                 file.unlink()
 
 

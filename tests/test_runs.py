@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from test_longer import made
 
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 from cifarbn.runs import LONGEST_NAME, Run, differences, find_runs, folder_name, read_result
@@ -341,7 +342,7 @@ def small_disk(tmp_path):
     """A maker of a folder on a disk of its own, of which so many bytes are left; all are given back by `free`."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"no disk of its own can be mounted here: {mounted.stderr.decode().strip()}")
 
@@ -391,6 +392,19 @@ def test_a_disk_that_is_full_from_the_start(small_disk):
     with pytest.raises(UserError, match="No space left"), run.recorded():
         raise AssertionError("the run has begun")
     assert run.result["status"] == "failed"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's, raised here too
+@pytest.mark.parametrize("kilobytes", [24, 150])
+def test_wherever_a_real_run_fills_the_disk_one_message_says_so_and_the_same_command_goes_on(small_disk, kilobytes):
+    folder = small_disk(kilobytes) / "run"
+    few = ["epochs=1", "model=vgg_a", "model.width=2", "data.train_size=64", "data.test_size=10", "data.val_size=0"]
+    with pytest.raises(UserError, match="No space left on device; free some space") as raised:
+        made(folder, *few)
+    assert "\n" not in str(raised.value)
+    assert (read_result(folder) or {}).get("status", "failed") == "failed"
+    (folder.parent / "ballast").unlink()
+    assert made(folder, *few)["status"] == "done"
 
 
 def test_a_disk_that_becomes_read_only(small_disk):

@@ -213,11 +213,6 @@ def test_a_launcher_s_exit_ends_the_sweep_and_passes_unchanged(here, monkeypatch
     assert here("-m", "seed=0,1")[0] == -1
 
 
-def test_the_config_of_a_sweep_is_asked_for_in_vain_with_one_message(here):
-    code, said = here("-m", "--cfg", "job", "seed=0,1")
-    assert code.startswith("error: -m makes the runs of a sweep") and "Traceback" not in said.err
-
-
 def test_a_search_without_a_validation_accuracy_is_refused_at_once(tmp_path, capsys):
     sweeper = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}
     config = OmegaConf.create({"data": {"val_size": 0}, "hydra": {"sweeper": sweeper, "sweep": {"dir": str(tmp_path)}}})

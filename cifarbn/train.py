@@ -76,7 +76,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             run.update(confusion=classifier.confusion.tolist())
             confusion = figures.confusion_matrix(classifier.confusion.numpy(), data.classes)
             logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
-        forget_previous(folder)
+        if trainer.is_global_zero:
+            forget_previous(folder)
     say(run)
     return run.result
 

@@ -24,8 +24,7 @@ SECONDS_BETWEEN_LOOKS = 10
 def run_names(overrides: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
     """The name of each run folder: the overrides that not all runs beside it have, and its sweep if there are several.
 
-    >>> run_names({Path("s/a"): ["data=shapes", "optim.lr=1e-3"], Path("s/b"): ["data=shapes", "optim.lr=2e-3"]})
-    {PosixPath("s/a"): "optim.lr=1e-3", PosixPath("s/b"): "optim.lr=2e-3"}
+    Runs with `data=shapes optim.lr=1e-3` and `data=shapes optim.lr=2e-3` are called `optim.lr=1e-3`, `optim.lr=2e-3`.
     """
     sweeps: dict[Path, list[Path]] = defaultdict(list)
     for folder in overrides:

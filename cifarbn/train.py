@@ -93,7 +93,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             names = class_names(data, len(classifier.confusion))
             confusion = figures.confusion_matrix(classifier.confusion.numpy(), names)
             logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
-        forget_previous(folder)
+        if trainer.is_global_zero:
+            forget_previous(folder)
     say(run)
     return run.result
 

@@ -3,6 +3,7 @@
 import hashlib
 import random
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from in_process import STEPS, assert_same_run, checkpoint, make_run, result
 
 from cifarbn.checkpoints import CHECKSUMS, forget_previous, newest_whole, remove_leftovers, verify, write_checkpoint
 from cifarbn.errors import UserError
+from cifarbn.predict import load_run
 
 RAW = "record.last_layer_gradients.raw=true"
 
@@ -164,6 +166,18 @@ def test_a_finished_run_has_one_checkpoint_which_predict_checks(undisturbed, cut
     damage(cut_off / "last.ckpt", 5000)
     with pytest.raises(UserError, match=r"last\.ckpt is damaged.*checkpoints\.sha256"):
         verify(cut_off / "last.ckpt")
+
+
+def test_predict_refuses_a_checkpoint_with_one_flipped_byte(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    load_run(folder)
+    whole = (folder / "last.ckpt").read_bytes()
+    for place in random.Random(1).sample(range(len(whole)), 20):
+        (folder / "last.ckpt").write_bytes(whole)
+        damage(folder / "last.ckpt", place)
+        with pytest.raises(UserError, match=r"last\.ckpt is damaged"):
+            load_run(folder)
 
 
 def test_a_whole_checkpoint_that_cannot_be_read_is_no_reason_to_start_again(tmp_path):

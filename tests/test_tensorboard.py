@@ -94,6 +94,7 @@ def test_links_follow_the_runs(tmp_path):
 
 def test_a_run_has_one_event_file(sweep):
     assert [len(list(folder.parent.glob("events.*"))) for folder in sweep.glob("*/result.json")] == [1, 1]
+    assert not list(sweep.glob("*/hparams.yaml")), "which Lightning writes, without a hyperparameter in it"
 
 
 def test_scalars_are_those_of_the_run(ask, sweep):

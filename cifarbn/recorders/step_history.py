@@ -76,13 +76,13 @@ class StepHistory(pl.Callback):
 
         Note the learning rate now: the schedule moves it within the step.
         """
-        if self._flush_due(trainer):
-            self._flush(trainer, len(self._sizes))
-        self._lrs.append(float(trainer.optimizers[0].param_groups[0]["lr"]))
         if len(self._buffer) <= batch_idx or self._buffer.device != pl_module.device:
             grown = torch.full((int(trainer.num_training_batches), 3), torch.nan, device=pl_module.device)
             grown[: len(self._buffer)] = self._buffer
             self._buffer = grown
+        if self._flush_due(trainer):
+            self._flush(trainer, len(self._sizes))
+        self._lrs.append(float(trainer.optimizers[0].param_groups[0]["lr"]))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -139,7 +139,7 @@ class StepHistory(pl.Callback):
         is not written yet, since it may turn out to be the epoch's last: its values go into the checkpoint.
         """
         steps = len(self._sizes)
-        self._flush(trainer, max(0, steps - 1))
+        self._flush(trainer, max(self._written, steps - 1))
         latest = _mean_over_ranks(self._buffer[self._written : steps], trainer)
         if trainer.is_global_zero and self._bytes:
             sync_file(self.file)

@@ -45,6 +45,12 @@ class TensorBoardLog(TensorBoardLogger):
         super().__init__(folder, name="", version="", purge_step=purge_step)
         self.folder = Path(folder)
 
+    def save(self) -> None:
+        """Do nothing, where Lightning's forces the events out at every step and writes hparams.yaml.
+
+        The step history flushes, and result.json has the config.
+        """
+
     def finalize(self, status: str) -> None:
         """Write what there is; the end of `with` closes the file."""
         if self._experiment is not None:

@@ -27,6 +27,8 @@ def run_plainly(hydra_main: Callable[[], Any]) -> None:
     Whoever sets HYDRA_FULL_ERROR=1 sees every traceback.
     """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        check_flags()
+        repeat_saved_run()
         hydra_main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -53,6 +53,7 @@ class Loader(ConfigLoaderImpl):
     """
 
     _overrides: list[Override]
+    _groups_said: set[str]  # groups of which the command line chooses an option
     _defaults: DictConfig  # the config before the command line's values
 
     def load_configuration(
@@ -69,12 +70,13 @@ class Loader(ConfigLoaderImpl):
             UserError: naming the override and what to write in its place.
         """
         how = (run_mode, from_shell, validate_sweep_overrides)
-        if not any(source.provider == "main" and Path(source.path) == CONF for source in self.get_sources()):
+        if not self._is_ours():
             return super().load_configuration(config_name, overrides, *how)
         # Hydra knows a null in a list of defaults, but not on the command line.
         overrides = [NO_RECORDERS.get(override, override) for override in overrides if override != f"{EXPERIMENT}=null"]
         self._overrides, self._defaults = _parsed(overrides), OmegaConf.create()
         groups = self._groups(overrides)
+        self._groups_said = {o.key_or_group for o in self._overrides} & groups - {EXPERIMENT}
         for override in self._overrides:
             if override.key_or_group in groups and not override.is_sweep_override() and not override.is_delete():
                 self._check_choice(override)
@@ -90,10 +92,12 @@ class Loader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         cfg = super()._compose_config_from_defaults_list(defaults, repo)
+        if not self._is_ours():
+            return cfg
         primary = next(default for default in defaults if default.primary)
         experiments = [d for d in defaults if _is_experiment(d)]
-        chosen = [d.config_path for d in experiments if d.parent == primary.config_path]
-        if chosen:
+        chosen = [d.config_path for d in experiments if not str(d.parent).startswith(f"{EXPERIMENT}/")]
+        if chosen and self._groups_said:
             others = [d for d in defaults if not _is_experiment(d)]
             said = [str(override.input_line) for override in self._overrides]
             # Its own files: a composition writes into those that it has loaded.
@@ -121,6 +125,9 @@ class Loader(ConfigLoaderImpl):
                 f"left out {', '.join(extra)} of {EXPERIMENT}={experiment}: "
                 f"{' '.join(choices) or 'the chosen ' + group} has no such key"
             )
+
+    def _is_ours(self) -> bool:
+        return any(source.provider == "main" and Path(source.path) == CONF for source in self.get_sources())
 
     def _groups(self, overrides: list[str]) -> set[str]:
         return {*self.get_group_options("", ObjectType.GROUP, "train", overrides)} - {"hydra"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from test_train import ENVIRONMENT
 
 from cifarbn import composition, train
@@ -231,6 +232,23 @@ def test_an_experiment_of_the_user_s_may_pass_what_the_file_does_not_list(compos
     (mine / "mine.yaml").write_text("# @package _global_\nname: mine\noptim:\n  maximize: true\n")
     assert composed(*said)[0].optim.maximize and not composed.said
     assert "maximize" not in composed(*said, "optim=sgd")[0].optim and "optim.maximize" in composed.said
+
+
+def test_a_config_of_the_user_s_own_that_builds_on_this_one(composed, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.yaml").write_text("defaults: [train, _self_]\nepochs: 3\nseed: 5\n")
+    cfg, _, _ = composed(
+        "--config-dir", str(tmp_path / "mine"), "--config-name", "mine", "experiment=speedrun", "loss=mse"
+    )
+    assert (cfg.epochs, cfg.seed) == (3, 5) and composed.said.startswith("left out loss.label_smoothing")
+
+
+def test_another_project_s_configs_are_composed_as_ever(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "other.yaml").write_text("defaults: [_self_, {experiment: e}]\nbatch: 3\n")
+    (tmp_path / "experiment" / "e.yaml").write_text("# @package _global_\nmore: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert compose("other", overrides=["batch=words", "+new=1"]) == {"batch": "words", "more": 1, "new": 1}
 
 
 # Where the data is, and repeating a run

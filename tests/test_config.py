@@ -38,6 +38,33 @@ def test_no_experiment_adds_a_key(experiment):
     assert chosen.name != plain.name, "an experiment has a folder of its own"
 
 
+def instantiates(*overrides):
+    """Make all that a run of these makes before it reads data."""
+    cfg = config(*overrides)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    with torch.device("meta"):
+        instantiate(cfg.model)
+    instantiate(cfg.data), instantiate(cfg.loss)
+    factory = instantiate(cfg.schedule)
+    steps = {"total_steps": 8} if "total_steps" in inspect.signature(factory).parameters else {}
+    factory(instantiate(cfg.optim)(parameters()), **steps)
+    for recorder in cfg.record.values():
+        instantiate(recorder, folder=Path("."))
+
+
+# Of record there are lists, too; `speednet` and `dln` have no `width`, and `gaussian` no `val_size`.
+CHOICES = {group: options(group) for group in GROUPS} | {"record": [*options("record"), "[]", "[step_change,all]"]}
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_bars_no_option_of_any_group(experiment):
+    """Other options for each experiment, several at once; slow_experiments.py takes every one alone with each."""
+    first = 2 * options("experiment").index(experiment)
+    for number in (first, first + 1):
+        chosen = {group: found[number % len(found)] for group, found in CHOICES.items()}
+        instantiates(f"experiment={experiment}", *(f"{group}={option}" for group, option in chosen.items()))
+
+
 def parameters():
     return [torch.nn.Parameter(torch.zeros(4, 3, 3, 3)), torch.nn.Parameter(torch.zeros(10, 4))]
 

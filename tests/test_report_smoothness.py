@@ -110,6 +110,16 @@ def test_definitions_of_one_run_by_hand(tmp_path):
         np.testing.assert_allclose(found[name][1], value, err_msg=name)
 
 
+def test_one_walk_of_all_weights_gives_no_scale_invariant_beta(tmp_path):
+    """Recordings from before each weight was walked alone are read for everything else."""
+    recordings = dict(np.load(write_run(tmp_path, "vgg_a", 0.001) / "recordings.npz"))
+    old = {name: array for name, array in recordings.items() if not name.startswith("scale_invariant_beta")}
+    n = len(old["probe.step"])
+    old |= {f"probe.gradient.parameter_{k}": np.ones((n, 3, 2)) for k in ("distance", "moved")}
+    old |= {"probe.gradient.parameter_norm": np.ones((n, 2)), "probe.dimensions": np.array([4, 2])}
+    assert set(curves(recordings)) - set(curves(old)) == {"scale-invariant beta"}
+
+
 def test_families_differ_in_more_than_rate_and_what_follows_from_it(sweep):
     section = smoothness(gather(sweep), Options())
     assert {drawing.name for drawing in section.drawings} == {

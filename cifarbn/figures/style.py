@@ -120,7 +120,7 @@ class _LogTicks(Locator):
 
 def _as_power(value: float, _: Any) -> str:
     """0.05, 20, 10⁴, 2×10⁻⁶."""
-    if value <= 0 or 1e-3 < value < 1e4:
+    if value <= 0 or 0.999e-3 < value < 0.999e4:
         return f"{value:.6g}"
     exponent = math.floor(math.log10(value) + 1e-9)
     mantissa = f"{value / 10**exponent:.3g}"

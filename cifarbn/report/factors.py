@@ -135,7 +135,7 @@ def drawings(reference: Family, other: Family, comparisons: list[Comparison], su
         if distance:
             parts.append(
                 "Upper rows: the gradient's distance so many true optimizer steps along the gradient, for the probes "
-                "whose walk reaches there."
+                "whose walk reaches there: not the same ones at every distance."
             )
         if loss:
             parts.append(

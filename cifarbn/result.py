@@ -14,6 +14,7 @@ from cifarbn.errors import UserError
 
 RESULT = "result.json"
 DEEPEST = 64  # groups within groups, of what is read
+LARGEST = 3.4e38  # of what is measured in float32
 # A number that a run measured, which may be NaN or infinite; every other number is finite.
 Measured = Annotated[float, "measured"]
 Status = Literal["new", "running", "done", "interrupted", "diverged", "failed"]
@@ -199,9 +200,13 @@ def check_result(value: Any) -> Result:
             raise ValueError(f"it has no field {field!r}")
     _check(value, Result, "")
     check_config(value["config"], "config.")
+    data = value.get("data", {})
+    for field in ("mean", "std"):
+        if len(data.get(field, [0])) not in (1, 3):
+            raise ValueError(f"'data.{field}' is not one number, or one for each of three channels")
     if "confusion" in value:
         rows = value["confusion"]
-        classes = value.get("data", {}).get("classes") or rows
+        classes = data.get("classes") or rows
         if not rows or {len(rows), len(classes)} != {*map(len, rows)}:
             raise ValueError("'confusion' is not a square with a row and a column for each class")
     return value  # type: ignore[return-value]
@@ -214,6 +219,8 @@ def check_config(config: Any, name: str = "") -> None:
         ValueError: naming the first key whose value is of another type than `Config` says.
     """
     _check(config, Config, name)
+    if config.get("model", {}).get("num_classes") == 0:
+        raise ValueError(f"'{name}model.num_classes' is 0")
 
 
 def _check(value: Any, hint: Any, name: str) -> None:
@@ -248,9 +255,9 @@ def _fits(value: Any, hint: Any) -> bool:
     kind = _plain(hint)
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and (math.isfinite(value) or get_origin(hint) is Annotated)
+        return number and (abs(value) <= LARGEST or (get_origin(hint) is Annotated and not math.isfinite(value)))
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return isinstance(value, kind)
 
 
@@ -258,7 +265,13 @@ def _plain(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
-_WORDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false", NoneType: "null"}
+_WORDS = {
+    float: "a number in float32's range",
+    int: "a whole number of at least 0",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+}
 
 
 def _expect(value: Any, kind: type, word: str, name: str) -> None:

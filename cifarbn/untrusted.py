@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cifarbn.errors import UserError
 from cifarbn.runs import RESULT, Result, read_result
 
 LONGEST = 2000  # characters of a text
-LARGEST = float(np.finfo(np.float32).max)  # of what is measured in float32
 
 
 def stored_result(folder: Path) -> Result | None:

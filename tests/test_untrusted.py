@@ -46,14 +46,6 @@ def test_text_is_one_printable_line(text, expected):
     assert clean({text: [text, 1, None]}) == {expected: [expected, 1, None]}
 
 
-def test_deep_nesting_is_refused():
-    node = "x"
-    for _ in range(100):
-        node = [node]
-    with pytest.raises(RecursionError):
-        clean(node)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -372,7 +364,7 @@ def test_a_number_where_lightning_takes_one_is_text(tmp_path):
         ({"data": 1}, "data"),
         ({"data": {"name": []}}, "data.name"),
         ({"data": {"classes": [1]}}, "data.classes"),
-        ({"data": {"mean": [1]}}, "data.mean"),
+        ({"data": {"mean": [1, 2]}}, "data.mean"),
         ({"data": {"train_size": -1}}, "data.train_size"),
         ({"confusion": [[1, 2]]}, "confusion"),
         ({"confusion": []}, "confusion"),
@@ -432,7 +424,7 @@ def test_a_result_that_is_no_file_is_one_line(tmp_path, make):
     file.unlink()
     make(file)
     ((run, _, reason),) = gather(tmp_path).left_out
-    assert run == "seed=1" and reason.startswith("unreadable: result.json ")
+    assert run == "seed=1" and reason.startswith("unreadable: ") and "result.json" in reason and "\n" not in reason
 
 
 # metrics.csv and recordings.npz.

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from cifarbn.errors import UserError
 from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.definitions import curves, walk_of
+from cifarbn.result import LARGEST
 from cifarbn.runs import RECORDINGS
-from cifarbn.untrusted import LARGEST, check_ordinary, clean
+from cifarbn.untrusted import check_ordinary, clean
 
 METRICS = "metrics.csv"
 COUNTS = ("step", "epoch")

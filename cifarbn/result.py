@@ -14,7 +14,7 @@ from cifarbn.errors import UserError
 
 RESULT = "result.json"
 DEEPEST = 64  # groups within groups, of what is read
-LARGEST = 3.4e38  # of what is measured in float32
+LARGEST = 3.4e38  # of what is measured in float32: a number beyond it is none
 # A number that a run measured, which may be NaN or infinite; every other number is finite.
 Measured = Annotated[float, "measured"]
 Status = Literal["new", "running", "done", "interrupted", "diverged", "failed"]

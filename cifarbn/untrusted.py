@@ -42,10 +42,12 @@ def stored_result(folder: Path) -> Result | None:
         raise UserError(f"{RESULT} cannot be read ({error.strerror or type(error).__name__})") from error
     if not isinstance(result, Mapping):
         raise UserError(f"{RESULT} is not a group of keys")
-    known = _without_nothing(result)
+    # Null where a key that is read here could be missing as well; of any other it may mean something.
+    named = {key.partition(".")[0] for key in _KINDS}
+    known = {key: value for key, value in result.items() if value is not None or key not in named}
     for key in ("config", "metrics", "seconds", "data"):
         if isinstance(known.get(key), Mapping):
-            known[key] = _without_nothing(known[key])
+            known[key] = {name: value for name, value in known[key].items() if value is not None}
     for key in _WORDS:
         if key in known and isinstance(known[key], (bool, int, float)):  # trainer.precision=32
             known[key] = str(known[key])
@@ -119,10 +121,6 @@ def _at(node: Any, key: str) -> Any:
     return node
 
 
-def _without_nothing(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if value is not None}
-
-
 def _word(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -170,7 +168,11 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: (_word, "a word") for key in (*_WORDS, "error", "data.name")},
     **{key: (_words, "a list of words") for key in ("overrides", "data.classes")},
     **{key: (_group, "a group of keys") for key in ("config", "data", "versions")},
-    **{f"config.{key}": (_group, "a group of keys") for key in ("model", "data", "optim")},
+    **{
+        f"config.{key}": (_group, "a group of keys") for key in ("model", "data", "optim", "loss", "schedule", "record")
+    },
+    "config.record.gradient_probe": (_group, "a group of keys"),
+    "config.loss._target_": (_word, "a word"),
     **{key: (_numbers, "a group of numbers") for key in ("metrics", "seconds")},
     **{key: (_number, "a number") for key in ("images_per_second", "config.target", "config.optim.lr")},
     **{key: (_count, "a whole number") for key in ("steps", "parameters", "config.seed")},

@@ -124,9 +124,8 @@ def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
     for *groups, key in (("optim", "lr"), ("schedule", "max_lr"), ("record", "gradient_probe", "eta")):
         node = kept
         for group in groups:
-            node = node.get(group) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(key, None)
+            node = node.get(group) or {}
+        node.pop(key, None)
     return kept
 
 

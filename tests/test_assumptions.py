@@ -1,14 +1,16 @@
 """What the reproduction pages say of the choices made here is what the experiments do."""
 
 from functools import cache
+from html import escape
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_config import CONF
+from test_report import make_run
 
 from cifarbn.report.assumptions import ASSUMPTIONS, assumptions
-from cifarbn.reproduce import SUITES
+from cifarbn.reproduce import SUITES, Planned, _folder, _write_page
 
 EXPERIMENTS = {source: tuple(dict.fromkeys(name.split()[0] for name in suite)) for source, suite in SUITES.items()}
 
@@ -37,6 +39,22 @@ def test_a_value_concerns_no_other_experiment():
     assert [row for row in part_1 if config(row).model.dropout] == ["report/dropout"]
     assert [row for row in part_1 if "gamma" not in config(row).schedule] == ["report/baseline"]
     assert {row for row in part_1 if not config(row).data.augmentation.pad} == {"report/baseline", "report/stem_decay"}
+
+
+def test_the_page_of_a_suite_ends_with_its_list(tmp_path):
+    root = tmp_path / "course_smoke"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        planned = [Planned.of(name, "smoke") for name in SUITES["course"][:2]]
+        made = make_run(root, status="failed", error="no memory", config={"seed": 0})
+        made.rename(root / _folder(planned[0], 0))
+        page = _write_page("course", planned, root, "smoke", 1, {})
+    assert page == root / "report" / "index.html"
+    text = page.read_text()
+    assert (
+        text.index("Beside the source") < text.index("All runs, best first") < text.index("Deviations and assumptions")
+    )
+    assert escape(ASSUMPTIONS["course"][0].text) in text
+    assert "1 failed: no memory" in text and "1 not begun" in text
 
 
 def test_each_suite_has_its_list():

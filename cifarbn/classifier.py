@@ -133,11 +133,15 @@ class Classifier(pl.LightningModule):
         """The loss, and the accuracy of the same forward pass for whoever records it; both stay on the device."""
         pictures, labels = batch
         logits = self.net(pictures)
-        check_logits(logits, len(pictures))  # in train mode a net may return more, such as auxiliary logits
         return {"loss": self.loss_of(logits, labels), "acc": accuracy(logits.detach(), labels)}
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits in whatever precision, in full precision."""
+        """The loss of logits in whatever precision, in full precision.
+
+        Raises:
+            UserError: if the net has returned more, as some do in train mode: auxiliary logits.
+        """
+        check_logits(logits, len(labels))
         return in_full_precision(self.loss, logits, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -202,6 +202,12 @@ class Net(torch.nn.Module):
         return self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
+class Auxiliary(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
 class NoLinear(Net):
     def __init__(self):
         super().__init__()
@@ -296,6 +302,15 @@ def test_the_last_linear_layer_is_found_said_and_recorded(package, tmp_path, cap
     recorded = np.load(tmp_path / "run" / "recordings.npz")
     assert recorded["last_layer.layer"] == recorded["step_change.layer"] == "fc"
     assert len(recorded["last_layer.norm"]) == 3 and (recorded["last_layer.norm"] > 0).all()
+
+
+@NO_WORKERS
+@pytest.mark.parametrize("record", ["none", "gradient_probe"])
+def test_a_model_that_returns_more_in_train_mode_is_refused_before_its_first_step(record, package, tmp_path):
+    package(DATA.replace("EXTRA", ""))
+    with pytest.raises(UserError, match=r"it must return logits of shape \(10, classes\), not tuple"):
+        own(tmp_path / "run", f"record={record}", model="Auxiliary")
+    assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 @NO_WORKERS

@@ -109,7 +109,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(tmp_path):
     assert finished.returncode == 1
     assert "1 done, 1 diverged, 1 failed of 3" in finished.stdout
     assert re.search(r"failed .*optim.lr=-1: .*Invalid learning rate: -1", finished.stdout)
-    assert "error: loss, optim or schedule: Invalid learning rate: -1" in finished.stderr
+    assert "error: optim: Adam cannot be used so (Invalid learning rate: -1)" in finished.stderr
     assert "Traceback" not in finished.stderr
     left = sweep(tmp_path, *some, "retry=false")
     assert left.returncode == 1 and "failed before" in left.stdout and "Invalid" not in left.stderr

@@ -185,10 +185,11 @@ class Run:
             UserError: in place of an error that the machine is to blame for, such as a full disk; and where the folder
                 was removed or replaced before the end.
         """
-        began = time.monotonic()
+        began, earlier = time.monotonic(), 0.0
         end: Result = {"status": "done"}
         try:
             self._begin()
+            earlier = self.result.get("seconds", {}).get("total", 0.0)
             yield
         except Diverged as divergence:
             end = {"status": "diverged", "error": str(divergence), "divergence": vars(divergence)}  # type: ignore[typeddict-item]
@@ -208,8 +209,8 @@ class Run:
                 raise UserError(said) from error
             raise
         finally:
-            seconds = self.result.get("seconds", {})
-            end["seconds"] = seconds | {"total": seconds.get("total", 0.0) + time.monotonic() - began}
+            total = earlier + time.monotonic() - began
+            end["seconds"] = self.result.get("seconds", {}) | {"total": total}
             try:
                 self._end(end)
             finally:
@@ -291,16 +292,15 @@ class Run:
             )
         self.source, self.checkpoint, self.steps = source, found.path, found.steps
         self.result["resumed_from"] = source.absolute().name
-        self.result["starts"] = theirs.get("starts", [])
+        self.result["starts"], self.result["seconds"] = _starts(theirs), theirs.get("seconds", {})
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint is None or self.source:
-            self.result.pop("seconds", None)
         if self.checkpoint is None:
+            self.result.pop("seconds", None)
             self.result.pop("resumed_from", None)
         # A start of which no step is left has made nothing.
-        self.result["starts"] = [start for start in self.result.get("starts", []) if start.get("step", 0) < self.steps]
+        self.result["starts"] = [start for start in _starts(self.result) if start.get("step", 0) < self.steps]
         self.result |= {"status": "running", "error": None}
         self.result |= surroundings()
         if not _first_process():
@@ -351,6 +351,12 @@ class Run:
         for file in _own_files(self.folder):
             if file.name not in (RESULT, MARKER) and file.suffix != ".unusable":
                 file.unlink()
+
+
+def _starts(result: Result) -> list[Start]:
+    """The starts that a result tells of; one of an older version knows of the latest alone."""
+    latest: Any = {key: value for key, value in result.items() if key in Start.__annotations__}
+    return result.get("starts", [{"step": 0, **latest}] if "device" in latest else [])
 
 
 def find_runs(root: Path) -> Iterator[Path]:

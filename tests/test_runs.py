@@ -8,7 +8,7 @@ import string
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -245,7 +245,7 @@ def test_only_the_run_s_own_files_are_removed_or_moved(tmp_path):
     with pytest.raises(ValueError), run.recorded():
         raise ValueError
     ours = ("metrics.csv", "recordings.npz", "events.out.tfevents.1.x.2.0", "previous.ckpt", "checkpoints.sha256")
-    filled(folder, dict.fromkeys(ours, "ours") | {"notes.tmp": "theirs", "my.csv": "theirs"})
+    filled(folder, dict.fromkeys(ours[:3], "ours") | {"notes.tmp": "theirs", "my.csv": "theirs"})
     finished(folder)  # anew, since it has no checkpoint
     assert {"notes.tmp", "my.csv"} == set(content(folder)) - {"result.json", ".run.json"}
     filled(folder, dict.fromkeys(ours, "ours") | {"last.ckpt": "ours"})
@@ -493,6 +493,35 @@ def test_every_start_is_recorded_with_what_it_computed_with(tmp_path):
     (folder / "last.ckpt").unlink()
     start("32-true", 3)
     assert starts() == [(0, "32-true")]
+
+
+def test_a_start_of_an_older_version_is_recorded_too(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted), Run.open(folder, CONFIG, []).recorded():
+        raise Interrupted
+    result = read_result(folder) | {"device": "a GPU", "precision": "16-mixed"}
+    del result["starts"]
+    (folder / "result.json").write_text(json.dumps(result))
+    torch.save({"global_step": 5}, folder / "last.ckpt")
+    run = Run.open(folder, CONFIG, [])
+    with run.recorded():
+        run.started(device="a CPU", precision="32-true")
+    told = [(start["step"], start["device"], start["precision"]) for start in read_result(folder)["starts"]]
+    assert told == [(0, "a GPU", "16-mixed"), (5, "a CPU", "32-true")]
+
+
+def test_the_seconds_are_those_of_all_starts(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for end in (Interrupted, None):
+        run = Run.open(tmp_path / "run", CONFIG, [])
+        with pytest.raises(Interrupted) if end else nullcontext(), run.recorded():
+            clock[0] += 50
+            run.update(seconds={"train": 1.0})
+            torch.save({"global_step": 5}, tmp_path / "run" / "last.ckpt")
+            if end:
+                raise end
+    assert read_result(tmp_path / "run")["seconds"] == {"train": 1.0, "total": 100.0}
 
 
 def test_a_config_that_no_reader_could_use_is_refused_before_anything_is_written(tmp_path):

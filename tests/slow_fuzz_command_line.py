@@ -23,7 +23,6 @@ TINY = ["data=shapes", "trainer=smoke", "model.width=8", "trainer.limit_train_ba
 TINY += ["data.train_size=300", "data.test_size=60", "data.val_size=60", "data.batch_size=32", "epochs=1"]
 TINY += ["trainer.enable_progress_bar=false"]
 SECONDS = 120  # after which a run that goes on is taken for one that runs
-MEMORY = 8 << 30
 
 
 def run(overrides: list[str], folder: Path) -> tuple[int | None, str]:
@@ -78,14 +77,8 @@ def fault(code: int | None, said: str, folder: Path) -> str | None:
 
 def main() -> None:
     """Try them, and say which went wrong."""
-    count, first = (
-        (int(argument) for argument in (*sys.argv[1:], "500", "0")[:2])
-        if len(sys.argv) < 2
-        else (
-            int(sys.argv[1]),
-            int((*sys.argv[2:], "0")[0]),
-        )
-    )
+    arguments = [int(argument) for argument in sys.argv[1:]]
+    count, first = (*arguments, *(500, 0)[len(arguments) :])
     warnings.simplefilter("ignore")
     known, faults, ran = keys(), 0, 0
     for seed in range(first, first + count):
@@ -94,7 +87,9 @@ def main() -> None:
         if any(sum(c.isdigit() for c in o) > 12 or "1e30" in o for o in overrides):
             continue  # would fill this machine's memory
         with tempfile.TemporaryDirectory() as folder:
-            code, said = run(overrides, Path(folder))
+            inside = Path(folder) / "inside"  # hydra.run.dir=../x leads out of it
+            inside.mkdir()
+            code, said = run(overrides, inside)
             ran += code == 0
             if wrong := fault(code, said, Path(folder)):
                 faults += 1

@@ -20,6 +20,8 @@ from cifarbn.composition import first_lines, resolved
 from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.identity import NOT_THE_EXPERIMENT, differences
 
+PATHS = ("resume_from", "data.root")  # keys whose value is a path
+
 
 def run_plainly(hydra_main: Callable[[], Any]) -> None:
     """Run a Hydra main with Hydra's own error handler off, since it prints a traceback for whatever it does not know.
@@ -27,18 +29,35 @@ def run_plainly(hydra_main: Callable[[], Any]) -> None:
     Whoever sets HYDRA_FULL_ERROR=1 sees every traceback.
     """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        check_flags()
-        repeat_saved_run()
+        read_arguments()
         hydra_main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with plain_errors():
-            check_flags()
-            repeat_saved_run()
+            read_arguments()
             hydra_main()
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "0"
+
+
+def read_arguments() -> None:
+    """Turn the program's arguments into such as Hydra takes.
+
+    Raises:
+        UserError: where that cannot be done.
+    """
+    quote_paths()
+    check_flags()
+    repeat_saved_run()
+
+
+def quote_paths() -> None:
+    """Quote the value of a key that takes a path where it holds an `=`, as the name of a run folder does."""
+    for i, argument in enumerate(sys.argv):
+        key, _, value = argument.partition("=")
+        if key in PATHS and "=" in value and value[0] not in "\"'":
+            sys.argv[i] = f'{key}="{value}"'
 
 
 def check_flags() -> None:

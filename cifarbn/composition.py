@@ -399,6 +399,8 @@ def first_lines(error: BaseException) -> str:
 def _same_kind(key: str, default: Any, value: Any) -> bool:
     if isinstance(default, ListConfig) and isinstance(value, ListConfig):
         return not default or all(any(_same_kind(key, one, each) for one in default) for each in value)
+    if key == "trainer.devices":  # a number, auto, or a list of the devices' own numbers
+        return True
     kinds = (_kind(default), _kind(value))
     if isinstance(value, ListConfig):
         return kinds[0] == "a word"

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from test_train import ENVIRONMENT
 
 from cifarbn import composition, train
-from cifarbn.command_line import data_root
+from cifarbn.command_line import data_root, quote_paths
 
 SHAPES = ["data=shapes", "data.train_size=200", "data.test_size=50", "data.val_size=50", "model.width=4", "epochs=1"]
 SHAPES += ["trainer=cpu", "trainer.enable_progress_bar=false"]
@@ -328,3 +328,21 @@ def test_a_checkpoint_that_is_no_checkpoint(command, fails, tmp_path):
     (result.parent / "last.ckpt").write_text("not a checkpoint")
     assert "is not a checkpoint of this program" in fails(*SHAPES)
     assert (result.parent / "metrics.csv").exists(), "nothing is lost"
+
+
+@pytest.mark.parametrize(
+    ("argument", "quoted"),
+    [
+        (
+            "resume_from=multirun_outputs/a/optim.lr=1e-3,seed=0",
+            'resume_from="multirun_outputs/a/optim.lr=1e-3,seed=0"',
+        ),
+        ('data.root="/a=b"', 'data.root="/a=b"'),
+        ("data.root=/data", "data.root=/data"),
+        ("name=a=b", "name=a=b"),
+    ],
+)
+def test_a_path_may_hold_what_the_names_of_run_folders_hold(monkeypatch, argument, quoted):
+    monkeypatch.setattr(sys, "argv", ["train", "-m", argument])
+    quote_paths()
+    assert sys.argv == ["train", "-m", quoted]

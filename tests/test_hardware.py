@@ -114,17 +114,17 @@ def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
         ("+trainer.fast_dev_run=-1e400", "use trainer=smoke"),
         ("+trainer.overfit_batches=2", "use trainer.limit_train_batches"),
         ("+trainer.max_tim=1", "there is no trainer.max_tim; did you mean trainer.max_time"),
-        ("~trainer.precision", "trainer.precision is missing"),
-        ("~trainer.channels_last", "trainer.channels_last is missing"),
+        ("~trainer.precision", "a run needs trainer.precision"),
+        ("~trainer.channels_last", "a run needs trainer.channels_last"),
         ("+trainer.gradient_clip_algorithm=value", "does nothing without trainer.gradient_clip_val"),
         ("trainer.gradient_clip_val=-1", "must be a number above 0"),
         ("trainer.gradient_clip_val=0", "must be a number above 0"),
         ("trainer.max_steps=0", "max_steps must leave at least one step"),
         ("trainer.limit_train_batches=0", "limit_train_batches must leave at least one step"),
         ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be a whole number of at least 1"),
-        ("trainer.max_steps=1.5", "max_steps must be a whole number"),
+        ("trainer.max_steps=1.5", "max_steps takes a whole number"),
         ("+trainer.num_nodes=0", "num_nodes must be a whole number of at least 1"),
-        ("trainer.channels_last=maybe", "channels_last must be true or false, not 'maybe'"),
+        ("trainer.channels_last=maybe", "channels_last takes true or false"),
         ("+trainer.detect_anomaly=abc", "detect_anomaly must be true or false"),
         ("+trainer.deterministic=5", "deterministic must be true or false"),
         ("+trainer.max_time=5", "max_time must be days:hours:minutes:seconds, not 5"),
@@ -139,6 +139,12 @@ def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
 def test_nothing_that_a_user_says_of_the_trainer_is_ignored(override, message):
     with pytest.raises(UserError, match=message):
         check_options(options(override))
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_an_option_that_every_run_needs_is_named(key):
+    with pytest.raises(UserError, match=rf"^trainer\.{key} is missing"):
+        check_options({name: value for name, value in options().items() if name != key})
 
 
 def test_an_unknown_way_of_clipping_is_refused():

@@ -124,7 +124,7 @@ def test_what_nothing_can_begin_with(short, long, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(short, bare)
     (bare / "last.ckpt").unlink()
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="no whole checkpoint"):
         made(tmp_path / "run", "epochs=2", f"resume_from={bare}")
     (bare / "last.ckpt").write_text("no checkpoint")
     with pytest.raises(UserError, match="last.ckpt"):

@@ -84,7 +84,9 @@ def test_links_follow_the_runs(tmp_path):
     links.mkdir()
     for name in ("a", "b"):
         (runs / name).mkdir(parents=True)
-        (runs / name / "result.json").write_text(json.dumps({"overrides": [f"seed={name}", "model=m"]}))
+        (runs / name / "result.json").write_text(
+            json.dumps({"status": "done", "config": {}, "overrides": [f"seed={name}", "model=m"]})
+        )
         link_runs([runs], links)
     assert {link.name: link.resolve().name for link in links.iterdir()} == {"seed=a": "a", "seed=b": "b"}
     (runs / "a" / "result.json").write_text("{")

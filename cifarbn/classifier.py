@@ -278,7 +278,8 @@ class Classifier(pl.LightningModule):
     def _check(self, batch: Any) -> None:
         """Refuse what cannot work, by this batch of the training data."""
         trainer = self.trainer
-        names, loaders = val_names(self._data), trainer.num_val_batches
+        # Lightning takes an empty list of loaders for one of no batches.
+        names, loaders = val_names(self._data), [batches for batches in trainer.num_val_batches if batches]
         if len(loaders) > len(names):
             raise UserError(
                 f"data: there are {len(loaders)} validation loaders, and val_names names {len(names)}; return one from "

@@ -266,8 +266,8 @@ def _plain(hint: Any) -> Any:
 
 
 _WORDS = {
-    float: "a number in float32's range",
-    int: "a whole number of at least 0",
+    float: "a number",
+    int: "a whole number",
     str: "text",
     bool: "true or false",
     NoneType: "null",

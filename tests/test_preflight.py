@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from in_process import make_run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -321,3 +322,15 @@ def test_a_model_without_a_linear_layer_trains_without_these_recorders_only(reco
         own(tmp_path / "run", f"record=[{record}]", model="NoLinear")
     assert not (tmp_path / "run" / "metrics.csv").exists()
     assert own(tmp_path / "without", "record=none", model="NoLinear")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "measured"),
+    [
+        (["data.val_size=0"], set()),
+        (["data.val_size=0", "data.test_curve=true"], {"test_curve/loss", "test_curve/acc"}),
+    ],
+)
+def test_a_run_needs_no_validation_set(tmp_path, overrides, measured):
+    metrics = make_run(tmp_path, *overrides, "epochs=1")["metrics"]
+    assert set(metrics) == {"train/loss", "train/acc", "test/loss", "test/acc", *measured}

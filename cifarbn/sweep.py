@@ -82,9 +82,9 @@ class Journal:
                 if journal._lock.stands:
                     return journal
 
-    def started(self, run: str) -> None:
-        """A run begins."""
-        self._append({"started": run})
+    def started(self, job: int | str) -> None:
+        """A job begins, or begins again because its launcher has requeued it."""
+        self._append({"started": job})
 
     def ended(self, outcome: Outcome) -> None:
         """A run is over."""
@@ -94,7 +94,7 @@ class Journal:
         """How many runs are in progress, and how the others ended, in this order."""
         events = [json.loads(line) for line in self.file.read_text().splitlines()]
         outcomes = [Outcome(**event["ended"]) for event in events if "ended" in event]
-        return sum("started" in event for event in events) - len(outcomes), outcomes
+        return len({event["started"] for event in events if "started" in event}) - len(outcomes), outcomes
 
     def end(self) -> None:
         """Remove the file."""
@@ -143,7 +143,7 @@ class Sweep(Callback):
         if self.journal:
             folder = Path(config.hydra.runtime.output_dir)
             self._before[folder] = _content(folder)
-            self.journal.started(folder.name)
+            self.journal.started(OmegaConf.select(config, "hydra.job.num", default=folder.name))
             print(self._progress(), flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:

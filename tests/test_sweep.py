@@ -262,6 +262,7 @@ def test_the_journal_brings_back_what_was_put_in(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.started("a")
     journal.started("b")
+    journal.started("b")  # requeued by its launcher
     outcome = Outcome("a", ["seed=0"], "done", accuracy=0.5, seconds=3.0)
     journal.ended(outcome)
     assert journal.read() == (1, [outcome])

@@ -15,15 +15,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cifarbn.durable import naming, replace_file, sync_folder, temporary_path
+from cifarbn.durable import check_ordinary, naming, replace_file, sync_folder, temporary_path
 from cifarbn.errors import UserError
 
 CHECKPOINT = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 CHECKSUMS = "checkpoints.sha256"
 METRICS = "metrics.csv"
-# What a start that was killed may leave behind.
-TEMPORARIES = (CHECKPOINT, CHECKSUMS, METRICS, "recordings.npz", "result.json")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,9 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
                 digests[path.name] = _save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _list(path.parent, digests)
+            # Until it is replaced, the checkpoint before the last counts, too.
+            older = {f"{PREVIOUS}.old": _sha256(previous)} if path.exists() and previous.exists() else {}
+            _list(path.parent, digests | older)
             if path.exists():
                 os.replace(path, previous)
             os.replace(temporary, path)
@@ -70,6 +70,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+        if older:
+            _list(path.parent, digests)
     if len(digests) == 1:  # the first one: the folder itself is as new
         for folder in path.absolute().parents[1:4]:
             with suppress(OSError):
@@ -120,6 +122,7 @@ def verify(checkpoint: Path) -> None:
     Raises:
         UserError: if it is damaged.
     """
+    check_ordinary(checkpoint)
     listed = _listed(checkpoint.parent)
     if listed is not None and _sha256(checkpoint) not in listed.values():
         raise UserError(
@@ -133,12 +136,6 @@ def forget_previous(folder: Path) -> None:
     if (folder / PREVIOUS).exists():
         (folder / PREVIOUS).unlink()
         _list(folder, {name: digest for name, digest in (_listed(folder) or {}).items() if name == CHECKPOINT})
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a start that was killed while it wrote."""
-    for name in TEMPORARIES:
-        temporary_path(folder / name).unlink(missing_ok=True)
 
 
 class _Hashing:
@@ -174,6 +171,7 @@ def _save(state: Mapping[str, Any], file: BinaryIO) -> str:
 
 
 def _sha256(file: Path) -> str:
+    check_ordinary(file)
     sha256 = hashlib.sha256()
     with file.open("rb") as content:
         while block := content.read(2**20):
@@ -184,6 +182,7 @@ def _sha256(file: Path) -> str:
 def _listed(folder: Path) -> dict[str, str] | None:
     """The digests in the folder's list, by file name; None without a list."""
     try:
+        check_ordinary(folder / CHECKSUMS)
         text = (folder / CHECKSUMS).read_text(errors="replace")
     except FileNotFoundError:
         return None
@@ -221,6 +220,7 @@ def _has_rows(metrics: Path, state: Mapping[str, Any]) -> bool:
     if not counted or not counted["bytes"]:
         return True
     try:
+        check_ordinary(metrics)
         with metrics.open("rb") as file:
             return hashlib.sha256(file.read(counted["bytes"])).hexdigest() == counted["sha256"]
     except FileNotFoundError:

@@ -6,14 +6,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from cifarbn.data.interface import val_names
+from cifarbn.data.interface import first_batch, val_names
 from cifarbn.errors import UserError
 from cifarbn.losses import Loss, in_full_precision
 from cifarbn.metrics import MeanOverImages
@@ -264,8 +263,7 @@ class Classifier(pl.LightningModule):
         """
         self.on_train_epoch_start()  # which a resume in the middle of an epoch would go without
         if self._rng is None:
-            with isolate_rng():  # a DataLoader draws as it begins
-                batch = next(iter(self.trainer.train_dataloader))  # type: ignore[arg-type]
+            batch = first_batch(self.trainer.train_dataloader)
             self._check(batch)
             if initialize_from := getattr(self.net, "initialize_from", None):
                 initialize_from(batch[0].to(self.device))

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from cifarbn.composition import CONF as CONF
 from cifarbn.composition import data_root as data_root
 from cifarbn.composition import first_lines, resolved
 from cifarbn.errors import Interrupted, UserError, machine_fault
-from cifarbn.identity import NOT_THE_EXPERIMENT, differences
+from cifarbn.identity import NOT_THE_EXPERIMENT, differences, key_of
 
+PLAIN = "CIFARBN_PLAIN_ERRORS"  # in the environment while HYDRA_FULL_ERROR=1 is ours, also of DDP's processes
 PATHS = ("resume_from", "data.root")  # keys whose value is a path
 
 
@@ -32,12 +33,13 @@ def run_plainly(hydra_main: Callable[[], Any]) -> None:
         read_arguments()
         hydra_main()
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ |= {"HYDRA_FULL_ERROR": "1", PLAIN: "1"}
     try:
         with plain_errors():
             read_arguments()
             hydra_main()
     finally:
+        os.environ.pop(PLAIN)
         os.environ["HYDRA_FULL_ERROR"] = "0"
 
 
@@ -53,10 +55,10 @@ def read_arguments() -> None:
 
 
 def quote_paths() -> None:
-    """Quote the value of a key that takes a path where it holds an `=`, as the name of a run folder does."""
+    """Quote the value of a key that takes a path where it holds an `=`, as the name of a run folder does, or a `~`."""
     for i, argument in enumerate(sys.argv):
         key, _, value = argument.partition("=")
-        if key in PATHS and "=" in value and value[0] not in "\"'":
+        if key in PATHS and ("=" in value or value.startswith("~")) and value[0] not in "\"'":
             sys.argv[i] = f'{key}="{value}"'
 
 
@@ -95,25 +97,43 @@ def repeat_saved_run() -> None:
     before = [str(override) for override in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         then, now = resolved(saved), resolved(compose("train", overrides=before))
-    given = (override.lstrip("+~").partition("=")[0] for override in args.overrides)
+    given = map(key_of, args.overrides)
     decided = tuple(f"{key}{end}" for key in (*given, *NOT_THE_EXPERIMENT) for end in (":", "."))
     if changes := [change for change in differences(then, now) if not change.startswith(decided)]:
         raise UserError(
             f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or it has changed. "
             "Add KEY=VALUE for each of these"
         )
-    command = [*before, *args.overrides]
-    flags = ["--multirun"] if args.multirun else ["hydra.mode=RUN"]
-    sys.argv[1:] = [*command, *flags] if not args.cfg else [*command, "--cfg", args.cfg]
+    others = _without_options(sys.argv[1:], ("--config-path", "-cp", "--config-name", "-cn"))
+    flags = [argument for argument in others if argument not in args.overrides]
+    runs = not (args.multirun or args.cfg or args.info or args.shell_completion)
+    sys.argv[1:] = [*before, *args.overrides, *(["hydra.mode=RUN"] if runs else []), *flags]
+
+
+def _without_options(arguments: list[str], options: Collection[str]) -> list[str]:
+    """The arguments without some options and their values, `--option VALUE` or `--option=VALUE`."""
+    kept, remaining = [], iter(arguments)
+    for argument in remaining:
+        option, equals, _ = argument.partition("=")
+        if option not in options:
+            kept.append(argument)
+        elif not equals:
+            next(remaining, None)
+    return kept
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the program with one message and no traceback where the mistake is the user's or their machine's.
 
+    Where the user has set HYDRA_FULL_ERROR=1, let the error through.
+
     Raises:
         SystemExit: with exit code 1 after such a mistake, 130 after Ctrl-C.
     """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" and PLAIN not in os.environ:
+        yield
+        return
     try:
         yield
     except (KeyboardInterrupt, Interrupted):

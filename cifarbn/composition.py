@@ -269,6 +269,8 @@ def check_whole(cfg: DictConfig) -> None:
     folder = Path(str(name))
     if not isinstance(name, (str, int, float)) or folder.is_absolute() or not folder.parts or ".." in folder.parts:
         raise UserError(f"name={_shown(name)}: name takes the name of a folder under multirun_outputs/")
+    if folder.name.endswith(".record"):
+        raise UserError(f"name={_shown(name)}: .record marks the folders of runs that are kept; choose another name")
 
 
 def _check_target(key: str, node: Any) -> None:

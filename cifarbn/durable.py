@@ -1,10 +1,13 @@
 """Files that survive a power cut: written beside their name, forced to the disk, then renamed into place."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from cifarbn.errors import UserError
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -62,3 +65,14 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def check_ordinary(file: Path) -> None:
+    """Let an ordinary file pass: to read a FIFO waits for ever, to read a device may never end.
+
+    Raises:
+        OSError: if there is none, or it may not be looked at.
+        UserError: if it is of another kind.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise UserError(f"{file.name} is not an ordinary file")

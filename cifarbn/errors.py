@@ -42,7 +42,7 @@ class Interrupted(Exception):
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What to do, by what the system said; for anything else, _ELSEWHERE.
-_ELSEWHERE = "name=OTHER or another working folder"
+_ELSEWHERE = "check the path and its permissions, or write elsewhere (a run: name=OTHER; a report: --out FOLDER)"
 _REMEDIES = {number: "free some space, and the same command goes on from the last checkpoint" for number in _FULL} | {
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f), and run the same command again",
     errno.EMFILE: "raise the limit on open files (ulimit -n), and run the same command again",

@@ -72,7 +72,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = dict(options)
     if missing := [key for key in NEEDED if key not in options]:
-        raise UserError(f"trainer.{missing[0]} is missing; leave out ~trainer.{missing[0]}")
+        raise UserError(f"trainer.{missing[0]} is missing; conf/trainer/auto.yaml has its default")
     for key in options.keys() - {*NEEDED, *POSSIBLE}:
         if key not in inspect.signature(pl.Trainer.__init__).parameters:
             nearest = difflib.get_close_matches(key, [*NEEDED, *POSSIBLE], n=1)
@@ -280,8 +280,8 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             inference_mode=False,
-            sync_batchnorm=hardware.accelerator
-            == "gpu",  # one batch's statistics under DDP; torch has it for GPUs only
+            # One batch's statistics under DDP; torch has it for GPUs only.
+            sync_batchnorm=hardware.accelerator == "gpu",
             log_every_n_steps=1,
             **arguments,
         )
@@ -325,7 +325,8 @@ def _keep_freed_memory() -> None:
 
 def _cpu_name() -> str:
     name = _cpu_facts().get("cpu_name") or platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _cpu_facts() -> Mapping[str, Any]:

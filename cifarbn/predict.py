@@ -16,10 +16,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from cifarbn.checkpoints import verify
 from cifarbn.command_line import plain_errors
 from cifarbn.data.images import SIDE
+from cifarbn.durable import check_ordinary
 from cifarbn.errors import UserError
 from cifarbn.runs import CHECKPOINT, RESULT
 from cifarbn.trusted import build, check_prefixes
-from cifarbn.untrusted import check_ordinary, clean, stored_result
+from cifarbn.untrusted import clean, stored_result
 
 AT_ONCE = 64  # pictures that are read and classified together: memory does not grow with their number
 PREFIX = "net."  # of the net's weights in the LightningModule's state_dict
@@ -155,7 +156,6 @@ def _load_weights(net: nn.Module, checkpoint: Path) -> None:
         )
     verify(checkpoint)
     try:
-        check_ordinary(checkpoint)
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
         net.load_state_dict(weights)
@@ -170,12 +170,15 @@ def _load_weights(net: nn.Module, checkpoint: Path) -> None:
 def _try_out(trained: TrainedNet, folder: Path) -> None:
     """Classify a black picture: a net need not fit the pictures and classes that the result names beside it."""
     try:
-        shape = tuple(trained.probabilities(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)).shape)
+        probabilities = trained.probabilities(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
     except Exception as error:  # whatever the layers make of an input that they are not for
         reason = clean(str(error).split("\n")[0])
         raise UserError(
             f"the model of {folder} takes no picture of 3x{SIDE}x{SIDE} ({reason}); name another run"
         ) from error
+    shape = tuple(probabilities.shape)
+    if not probabilities.isfinite().all():
+        raise UserError(f"the model of {folder} gives no finite numbers for an image; name another run")
     if shape != (1, len(trained.classes)):
         raise UserError(f"the model of {folder} gives {shape[1:]} outputs for {len(trained.classes)} classes")
 

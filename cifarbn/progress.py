@@ -36,6 +36,7 @@ class Bar(Tqdm):
         """tqdm's, with the format for the present width."""
         facts = super().format_dict
         columns = facts["ncols"] or 80  # None where the output is no terminal
+        facts["prefix"] = facts["prefix"].removesuffix(": ")  # which tqdm adds to some descriptions
         facts["bar_format"] = next(bar for least, bar in FORMATS.items() if columns >= least)
         if columns < ROOM_FOR_ALL_VALUES:
             facts["prefix"] = facts["prefix"].replace(" DataLoader", "")
@@ -68,7 +69,14 @@ class ProgressBar(TQDMProgressBar):
         """A new bar for the epoch."""
         self._values = {}
         super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
         self._last_drawn, self._images = time.monotonic(), 0
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End the bars' lines before the last message."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -167,7 +167,7 @@ def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None
         print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
     refused = {outcome.run: str(outcome.why) for outcome in outcomes if outcome.status == "refused"}
     if any(outcome.status not in ("refused", "elsewhere") for outcome in outcomes):
-        print(f"\n{_write_page(source, planned, root, scale, seeds, refused)}")
+        print(f"\n{_write_page(source, planned, root, scale, seeds, refused, how)}")
     return 1 if any(outcome.status in ("failed", "refused") for outcome in outcomes) else 0
 
 
@@ -255,7 +255,13 @@ def _folder(plan: Planned, seed: int) -> str:
 
 
 def _write_page(
-    source: str, planned: Sequence[Planned], root: Path, scale: str, seeds: int, refused: Mapping[str, str]
+    source: str,
+    planned: Sequence[Planned],
+    root: Path,
+    scale: str,
+    seeds: int,
+    refused: Mapping[str, str],
+    how: Sequence[str],
 ) -> Path:
     names = {plan.name for plan in planned}
     rows = [
@@ -272,7 +278,8 @@ def _write_page(
     sweep = gather(root)
     text = f"Scale {scale}. {SCALES[scale]}"
     opening = comparison(rows, sweep, text, comparable=scale in COMPARABLE, refused=refused)
-    options = Options(data_root=Path(data_root()))
+    roots = [override.partition("=")[2].strip("\"'") for override in how if key_of(override) == "data.root"]
+    options = Options(data_root=Path([data_root(), *roots][-1]).expanduser())
     out = default_folder(root)
     write_report(sweep, out, options, opening, [assumptions(source)])
     return out / "index.html"

@@ -20,7 +20,7 @@ from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.checkpoints import CHECKPOINT, CHECKSUMS, METRICS, PREVIOUS, newest_whole, remove_leftovers
+from cifarbn.checkpoints import CHECKPOINT, CHECKSUMS, METRICS, PREVIOUS, newest_whole
 from cifarbn.durable import replace_file, temporary_path
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
 from cifarbn.identity import (
@@ -67,12 +67,13 @@ __all__ = [
 ]
 
 RECORDINGS = "recordings.npz"
+RAW_GRADIENTS = "last_layer_gradients.npy"
 EVENTS = "events.out.tfevents.*"
 # What result.json held when the latest start began: it marks the folder as this program's, and stands in for a
 # result.json that is damaged.
 MARKER = ".run.json"
 # Every file that a run writes into its folder. Nothing else is ever removed or moved.
-_WRITTEN = (METRICS, RECORDINGS, CHECKPOINT, PREVIOUS, CHECKSUMS, RESULT, MARKER)
+_WRITTEN = (METRICS, RECORDINGS, RAW_GRADIENTS, CHECKPOINT, PREVIOUS, CHECKSUMS, RESULT, MARKER)
 _TEMPORARY = tuple(temporary_path(Path(name)).name for name in _WRITTEN)
 OWN_FILES = (
     *(*_WRITTEN, *_TEMPORARY, EVENTS, "hparams.yaml", "last.ckpt.unusable", "previous.ckpt.unusable"),
@@ -225,6 +226,8 @@ class Run:
         start: Any = {"step": self.steps, **facts} | {key: self.result.get(key) for key in ("versions", "git_commit")}
         kept = [key for key in start if key in Start.__annotations__]
         self.update(**facts, starts=[*self.result.get("starts", []), {key: start[key] for key in kept}])
+        if _first_process():
+            write_result(self.folder / MARKER, self.result)
 
     def update(self, **facts: Any) -> None:
         """Put facts into `result.json`, at once or not at all; from the first process only.
@@ -251,7 +254,7 @@ class Run:
     def _choose_checkpoint(self) -> None:
         """Continue from the newest whole checkpoint; say so where it is not simply the last one."""
         if _first_process():
-            remove_leftovers(self.folder)
+            remove_temporaries(self.folder)
         found = newest_whole(self.folder, repair=_first_process())
         if found is None:  # or renamed by DDP's first process, as unusable
             return
@@ -309,7 +312,7 @@ class Run:
         if self.checkpoint is None or self.source:
             self._clear()
         if self.source:
-            for pattern in (METRICS, EVENTS):
+            for pattern in (METRICS, RAW_GRADIENTS, EVENTS):
                 for file in self.source.glob(pattern):
                     _copy(file, self.folder / file.name)
         write_result(self.folder / MARKER, self.result)
@@ -327,9 +330,7 @@ class Run:
             self.result |= {"status": "failed", "error": without_folders(str(gone), self.folder)}
             raise
         except OSError as full:
-            for name in _WRITTEN:
-                with suppress(OSError):
-                    temporary_path(self.folder / name).unlink(missing_ok=True)
+            remove_temporaries(self.folder)
             with suppress(OSError):
                 return self.update()
             with suppress(OSError):
@@ -378,7 +379,7 @@ def _first_process() -> bool:
 
 def _lock_file(folder: Path) -> Path:
     """It lies beside the folder, which may be removed, in a hidden one."""
-    place = Path(os.path.abspath(folder))
+    place = Path(os.path.realpath(folder))
     return place.parent / ".locks" / f"{place.name}.lock"
 
 
@@ -392,9 +393,7 @@ def _lock(folder: Path) -> Lock:
             f"another process is making {folder}; it, or the same command later, will finish it"
         ) from None
     except OSError as error:
-        raise UserError(
-            f"cannot open the lock {file}: {error.strerror}; name=OTHER or another working folder"
-        ) from error
+        raise UserError(machine_fault(error) or f"cannot open the lock {file}: {error}") from error
 
 
 def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
@@ -447,9 +446,16 @@ def _changed_modules(old: Result, code: Mapping[str, str], changed_code: str) ->
     return sorted(name for name in made_with.keys() | code.keys() if made_with.get(name) != code.get(name))
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a start that was killed, or met a full disk, was writing."""
+    for name in _TEMPORARY:
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+
+
 def _set_aside(folder: Path) -> None:
     """Move this program's files into `.replaced/` beside the folder, with a copy of the config; leave all others."""
-    place = Path(os.path.abspath(folder))
+    place = Path(os.path.realpath(folder))
     number = 1
     while (shelf := place.parent / ".replaced" / f"{place.name}.{number}").exists():
         number += 1

@@ -21,7 +21,7 @@ BYSTANDERS = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
         *("command_line", "composition", "durable", "errors", "figures", "progress", "runs", "sources", "sweep"),
-        *("recorders.last_checkpoint", "recorders.timing"),
+        *("checkpoints", "preflight", "recorders.last_checkpoint", "recorders.tensorboard_log", "recorders.timing"),
     )
 )
 # A result has their versions, also where they are installed from a checkout.

@@ -8,7 +8,7 @@ import argparse
 import os
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,8 +35,12 @@ def run_names(overrides: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
         for folder in folders:
             own = [override for override in overrides[folder] if override not in in_all]
             names[folder] = (folder_name(own) if own else folder.name) + (f" ({sweep.name})" if len(sweeps) > 1 else "")
-    taken = list(names.values())
-    return {f: name if taken.count(name) == 1 else f"{f.name} ({'_'.join(f.parts[:-1])})" for f, name in names.items()}
+    counts: Counter[str] = Counter()
+    for folder, name in names.items():
+        counts[name] += 1
+        if counts[name] > 1:
+            names[folder] = f"{name} ({counts[name]})"
+    return names
 
 
 def link_runs(roots: Sequence[Path], links: Path) -> None:

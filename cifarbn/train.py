@@ -1,6 +1,7 @@
 """One training run: `python -m cifarbn.train model=resnet18_pool optim=adam`."""
 
 import gc
+import os
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     gc.collect()  # the run before, in a sweep: a trainer and its parts refer to each other
     config = resolved(cfg)
     how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
-    source = Path(to_absolute_path(str(cfg.resume_from))) if cfg.resume_from else None
+    source = Path(to_absolute_path(os.path.expanduser(str(cfg.resume_from)))) if cfg.resume_from else None
     run = Run.open(folder, config, overrides, sources(config), **how, resume_from=source)
     if run.finished:
         say(f"{run}\nnothing to do; resume=false starts this run afresh")
@@ -74,7 +75,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, default_root_dir=folder, **options)
         say(f"{folder}\n{hardware}")
         run.started(**asdict(hardware), devices=trainer.world_size)
-        level = constant_prediction_loss(loss, len(getattr(data, "classes", ())), getattr(data, "batch_size", None))
+        level = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
         run.update(parameters=sum(p.numel() for p in net.parameters()), constant_prediction_loss=level)
 
         try:

@@ -1,6 +1,5 @@
 """What a run folder holds may be anybody's: text is cleaned where it enters, and a file of another kind is named."""
 
-import stat
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,21 +27,7 @@ def stored_result(folder: Path) -> Result | None:
         return None
     if result.get("error"):
         result["error"] = result["error"].strip().split("\n")[0]  # before its lines become one
-    for key in ("precision", "compile"):
-        if key in result:
-            result[key] = str(result[key])
     return clean(result)
-
-
-def check_ordinary(file: Path) -> None:
-    """Let an ordinary file pass: to read a FIFO waits for ever, to read a device may never end.
-
-    Raises:
-        OSError: if there is none, or it may not be looked at.
-        UserError: if it is of another kind.
-    """
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise UserError(f"{file.name} is not an ordinary file")
 
 
 def clean(value: Any) -> Any:

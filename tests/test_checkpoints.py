@@ -1,9 +1,11 @@
 """Whatever happens to a run's files, the same command ends with the undisturbed run's weights, or says why not."""
 
 import hashlib
+import os
 import random
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import torch
 from disk import restore, watched
 from in_process import STEPS, assert_same_run, checkpoint, make_run, result
 
-from cifarbn.checkpoints import CHECKSUMS, forget_previous, newest_whole, remove_leftovers, verify, write_checkpoint
+from cifarbn.checkpoints import CHECKSUMS, forget_previous, newest_whole, verify, write_checkpoint
 from cifarbn.errors import UserError
 from cifarbn.predict import load_run
+from cifarbn.runs import remove_temporaries
 
 RAW = "record.last_layer_gradients.raw=true"
 
@@ -190,7 +193,7 @@ def test_a_whole_checkpoint_that_cannot_be_read_is_no_reason_to_start_again(tmp_
 def test_only_our_own_leftovers_are_removed(tmp_path):
     for name in (".last.ckpt.tmp", ".recordings.npz.tmp", "mine.tmp", ".mine.tmp", "last.ckpt"):
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
+    remove_temporaries(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"mine.tmp", ".mine.tmp", "last.ckpt"}
 
 
@@ -210,3 +213,22 @@ def test_a_full_disk_keeps_its_error_the_old_checkpoints_and_no_temporary_file(t
     assert caught.value.errno == 28 and caught.value.filename == str(tmp_path / "last.ckpt")
     assert sorted(file.name for file in tmp_path.iterdir()) == [CHECKSUMS, "last.ckpt", "previous.ckpt"]
     assert newest_whole(tmp_path).steps == 1
+
+
+def test_the_checkpoint_before_the_last_counts_until_it_is_replaced(tmp_path, monkeypatch):
+    last = tmp_path / "last.ckpt"
+    for step in (1, 2):
+        write_checkpoint(last, {"global_step": step})
+    replace = os.replace
+
+    def cut(old, new):
+        if Path(new).name == "previous.ckpt":
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", cut)
+        write_checkpoint(last, {"global_step": 3})
+    damage(last, 100)
+    assert newest_whole(tmp_path).path == tmp_path / "previous.ckpt"
+    assert torch.load(tmp_path / "previous.ckpt", weights_only=True)["global_step"] == 1

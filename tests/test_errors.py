@@ -40,7 +40,8 @@ def test_the_system_s_errors_are_told_with_their_remedy():
     )
     denied = PermissionError(errno.EACCES, "Permission denied", "out/x")
     assert machine_fault(denied) == (
-        "cannot read or write out/x: Permission denied; name=OTHER or another working folder"
+        "cannot read or write out/x: Permission denied; check the path and its permissions, or write "
+        "elsewhere (a run: name=OTHER; a report: --out FOLDER)"
     )
 
 

@@ -18,6 +18,7 @@ from test_recorders import bn_vgg, train
 from cifarbn.classifier import Classifier
 from cifarbn.data.images import Images
 from cifarbn.errors import Interrupted, UserError
+from cifarbn.recorders import last_checkpoint
 
 
 @pytest.fixture
@@ -271,3 +272,18 @@ def test_a_full_disk_under_the_event_file(tmp_path, monkeypatch, capfd):
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert caught.value.__cause__.filename.startswith(str(tmp_path))
     assert result(tmp_path)["status"] == "failed" and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_signal_that_comes_while_a_checkpoint_is_written_is_not_lost(tmp_path, monkeypatch):
+    write, written = last_checkpoint.write_checkpoint, []
+
+    def interrupted(path, state):
+        written.append(state["global_step"])
+        if len(written) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        write(path, state)
+
+    monkeypatch.setattr(last_checkpoint, "write_checkpoint", interrupted)
+    with pytest.raises(Interrupted):
+        make_run(tmp_path, "epochs=3")
+    assert result(tmp_path)["status"] == "interrupted" and len(written) == 3, "saved once more, and stopped"

@@ -320,7 +320,7 @@ def test_slugs_differ_where_case_does_not(tmp_path):
     assert first != second and re.fullmatch(r"[\w.+-]+", first + second)
 
 
-# The structure of nets. Parameter counts are torchvision's, with ten classes, or MEASURES.md's.
+# The structure of nets. Parameter counts are torchvision's, with ten classes, or counted by hand.
 
 
 def test_trace_of_resnet18():

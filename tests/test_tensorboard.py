@@ -76,7 +76,9 @@ def test_names_of_several_sweeps_and_of_runs_that_nothing_sets_apart():
     assert run_names({a: ["s=1"]}) == {a: "a"}
     assert run_names({a: ["s=1", "m=r"], b: ["m=r"]}) == {a: "s=1", b: "b"}
     assert run_names({a: ["s=1"], b: ["s=2"], c: ["s=1"]}) == {a: "s=1 (x)", b: "s=2 (x)", c: "c (y)"}
-    assert run_names({a: ["s=1"], b: ["s=2"], Path("z/x/d"): ["s=1"], Path("z/x/e"): ["s=2"]})[a] == "a (x)"
+    d, e = Path("/z/x/d"), Path("/z/x/e")  # another sweep of the same name
+    names = run_names({a: ["s=1"], b: ["s=2"], d: ["s=1"], e: ["s=2"]})
+    assert names == {a: "s=1 (x)", b: "s=2 (x)", d: "s=1 (x) (2)", e: "s=2 (x) (2)"}
 
 
 def test_links_follow_the_runs(tmp_path):

@@ -54,7 +54,7 @@ def test_text_is_one_printable_line(text, expected):
         ("(/tmp/a/b)", "(b)"),
         ("experiment=report/l2 ./data/x a/b N/A 1/2", "experiment=report/l2 ./data/x a/b N/A 1/2"),
         ("https://example.org/a/b", "https://example.org/a/b"),
-        ("data.root=/work/shared/cifar", "data.root=cifar"),
+        ("data.root=/somewhere/shared/cifar", "data.root=cifar"),
     ],
 )
 def test_directories_are_taken_out(text, expected):
@@ -531,7 +531,6 @@ def test_recordings_as_recorders_write_them_are_read(tmp_path):
         ({"last_layer.step": np.array([0, 2, 1])}, "last_layer.step out of order"),
         ({"last_layer.step": np.array(1)}, "last_layer.step is int64 (), not numbers"),
         ({"last_layer.step": None}, "no last_layer.step"),
-        ({"probe.dimensions": np.ones(3, dtype=int)}, "not numbers (2, 4, 3)"),
         ({"probe.gradient.loss": np.ones((4, 2))}, "probe.gradient.loss is float64 (4, 2), not numbers (2, 4)"),
         ({"probe.every": np.array("x")}, "how often it probed"),
         ({"probe.gradient.gradient_norm": None}, "does not hold what a recorder writes"),

@@ -20,8 +20,8 @@ from cifarbn.classifier import Classifier
 from cifarbn.data import Images, InMemoryLoader
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware, make_trainer
-from cifarbn.progress import ProgressBar
-from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, Timing
+from cifarbn.progress import EpochLine, ProgressBar
+from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, TensorBoardLog, Timing
 
 PICTURES = 10_000  # at the least
 USUAL = "the usual way"
@@ -113,19 +113,17 @@ class _Lightning:
 
     def __call__(self, steps: int) -> float:
         """Seconds of `steps` steps after the first."""
-        # Imported here since TensorBoard takes seconds that no other part needs.
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as name, TensorBoardLog(Path(name)) as logger:
             folder, timing = Path(name), Timing()
-            recorders = [LastLayerGradients(folder)]
+            history, recorders = StepHistory(folder), [LastLayerGradients(folder)]
             trainer = make_trainer(
                 self.hardware,
                 callbacks=[
-                    *(timing, StepHistory(folder), *recorders, RecordingsFile(folder, recorders)),
-                    *(LastCheckpoint(folder, 5, timing), ProgressBar()),
+                    *(timing, history, *recorders, RecordingsFile(folder, recorders)),
+                    *(LastCheckpoint(folder, 5, timing), ProgressBar(), EpochLine(history, timing)),
                 ],
-                logger=TensorBoardLogger(folder, name="", version=""),
+                logger=logger,
+                default_root_dir=folder,
                 max_epochs=1,
                 limit_train_batches=steps + 1,
             )

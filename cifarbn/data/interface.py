@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from cifarbn.errors import UserError
 
@@ -74,3 +75,23 @@ def describe(data: Any) -> dict[str, Any]:
     if not isinstance(facts, Mapping):
         raise UserError(f"data: describe() of {type(data).__name__} must return a dict, not {type(facts).__name__}")
     return {"name": type(data).__name__, "classes": list(class_names(data)), **facts}
+
+
+def first_batch(loader: Any) -> Any:
+    """Return the first batch of a training loader, and leave no trace on it or on torch's generators.
+
+    A DataLoader draws as it begins, from torch's generator or its own; one with persistent workers has a single
+    iterator, which Lightning may hold already and a second one would reset.
+    """
+    held, generator = getattr(loader, "_iterator", None), getattr(loader, "generator", None)
+    state = generator.get_state() if generator is not None else None
+    if held is not None:
+        loader._iterator = None
+    try:
+        with isolate_rng():
+            return next(iter(loader))
+    finally:
+        if held is not None:
+            loader._iterator = held
+        if generator is not None:
+            generator.set_state(state)

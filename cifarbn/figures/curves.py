@@ -104,7 +104,7 @@ def _finish(axes: Axes, quantity: str, label: str) -> None:
     axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if quantity == "acc":
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     elif axes.dataLim.ymin > 0 and axes.dataLim.ymax > ORDERS_OF_MAGNITUDE * axes.dataLim.ymin:
         logarithmic(axes, "y")
 

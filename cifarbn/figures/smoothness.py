@@ -200,7 +200,7 @@ def _finish(axes: Axes, what: str, log: bool) -> None:
     if log:
         logarithmic(axes, "y")
     if what == "accuracy":
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.label_outer()
 
 

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.checkpoints import CHECKPOINT, forget_previous, write_checkpoint
-from cifarbn.errors import Diverged, Interrupted
+from cifarbn.errors import Diverged, Interrupted, UserError
 from cifarbn.recorders.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # at the least, between checkpoints at the ends of epochs
@@ -43,6 +43,8 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: Path, minutes: float, timing: Timing) -> None:
+        if not minutes >= 0:
+            raise UserError(f"checkpoint_minutes must be at least 0, not {minutes}")
         self.path = Path(folder) / CHECKPOINT
         self.minutes = minutes
         self.timing = timing
@@ -128,14 +130,13 @@ class LastCheckpoint(Checkpoint):
 
     def _save_if(self, trainer: pl.Trainer, late: bool) -> None:
         """Save where it is late or a signal came, and then do what the signal asks for."""
-        asked = bool(self._signals)
-        stop = any(not self._has_handler(number) for number in self._signals)
+        signals, self._signals = self._signals, []  # one that comes during the save is answered next time
+        asked, stop = bool(signals), any(not self._has_handler(number) for number in signals)
         if trainer.world_size > 1:
             # Saving is a collective act: every rank must do it at the same step.
             late, asked, stop = (trainer.strategy.reduce_boolean_decision(x, all=False) for x in (late, asked, stop))
         if asked or late:
             self._save(trainer)
-        signals, self._signals = self._signals, []
         for number in filter(self._has_handler, signals):
             self._earlier[number](number, inspect.currentframe())
         if stop:

@@ -1,5 +1,6 @@
 """Gradients of the last linear layer's weight at every step, and how they differ from step to step."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cifarbn.durable import sync_file
+from cifarbn.durable import sync_file, temporary_path
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, last_layer_of, trained
+from cifarbn.runs import RAW_GRADIENTS
 from cifarbn.smoothness.differences import GradientDifferences
 
-RAW_FILE = "last_layer_gradients.npy"
 POINTS_PER_EPOCH = 50  # in TensorBoard
 
 
@@ -39,7 +40,7 @@ class LastLayerGradients(Recorder):
 
     def __init__(self, folder: Path, raw: bool = False) -> None:
         super().__init__()
-        self.raw_file = Path(folder) / RAW_FILE if raw else None
+        self.raw_file = Path(folder) / RAW_GRADIENTS if raw else None
         self._stream = GradientDifferences()
         self._layer = ""
         self._weight = nn.Parameter()
@@ -57,7 +58,7 @@ class LastLayerGradients(Recorder):
         shape = (int(trainer.estimated_stepping_batches), *self._weight.shape)
         gib = 4 * np.prod(shape) / 2**30
         print(f"raw gradients of the last layer: {self.raw_file.name}, {gib:.2f} GiB for {shape[0]} steps")
-        self._raw = open_memmap(self.raw_file, "r+" if self._written else "w+", np.float32, shape)
+        self._raw = _room(self.raw_file, shape, self._written)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -116,3 +117,15 @@ class LastLayerGradients(Recorder):
         super().load_state_dict(state_dict)
         self._stream.load_state_dict(state_dict["stream"])
         self._written, self._drawn = state_dict["written"], state_dict["drawn"]
+
+
+def _room(file: Path, shape: tuple[int, ...], written: int) -> np.memmap:
+    """Open the file of raw gradients with room for all steps of the run; one that continues a shorter run grows."""
+    if written and np.load(file, mmap_mode="r").shape != shape:
+        larger = temporary_path(file)
+        grown = open_memmap(larger, "w+", np.float32, shape)
+        grown[:written] = np.load(file, mmap_mode="r")[:written]
+        grown.flush()
+        sync_file(larger)
+        os.replace(larger, file)
+    return open_memmap(file, "r+" if written else "w+", np.float32, shape)

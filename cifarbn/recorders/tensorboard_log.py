@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from cifarbn.durable import naming
-from cifarbn.runs import NOT_THE_EXPERIMENT
+from cifarbn.identity import NOT_THE_EXPERIMENT, key_of
 
 
 def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, An
     """
     values = {}
     for override in overrides:
-        key, _, text = override.lstrip("+~").partition("=")
+        key, text = key_of(override), override.partition("=")[2]
         if key in NOT_THE_EXPERIMENT:
             continue
         value: Any = config

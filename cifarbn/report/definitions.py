@@ -6,7 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifarbn.smoothness.differences import course_distance, report_beta, report_lipschitz
-from cifarbn.smoothness.walk_curves import at_distance, effective_beta, loss_band, predictiveness_band
+from cifarbn.smoothness.walk_curves import (
+    at_distance,
+    effective_beta,
+    loss_band,
+    predictiveness_band,
+    relative_distance,
+)
 from cifarbn.smoothness.weight_walks import scale_invariant_beta
 
 Recordings = Mapping[str, NDArray]
@@ -108,8 +114,8 @@ def _loss_range(r: Recordings) -> NDArray:
 
 
 def _relative(r: Recordings) -> NDArray:
-    largest = predictiveness_band(r["probe.gradient.gradient_distance"])[1]
-    return _quotient(largest, r["probe.gradient.gradient_norm"])
+    distance, norm = r["probe.gradient.gradient_distance"], r["probe.gradient.gradient_norm"]
+    return relative_distance(distance, norm).max(axis=-1)
 
 
 def _quotient(rise: NDArray, run: NDArray) -> NDArray:

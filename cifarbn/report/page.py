@@ -249,7 +249,7 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.55 sy
 main { max-width: 80rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 0 0 .5rem; }
-p { max-width: 46rem; margin: 0 0 .75rem; }
+p { max-width: 46rem; margin: 0 0 .75rem; overflow-wrap: anywhere; }
 a { color: var(--link); }
 code { font-size: .85em; background: var(--card); border: 1px solid var(--line); border-radius: .25rem;
   padding: .05em .3em; overflow-wrap: anywhere; }

@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cifarbn.checkpoints import METRICS
+from cifarbn.durable import check_ordinary
 from cifarbn.errors import UserError
 from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.definitions import curves, walk_of
 from cifarbn.result import LARGEST
 from cifarbn.runs import RECORDINGS
-from cifarbn.untrusted import check_ordinary, clean
+from cifarbn.untrusted import clean
 
-METRICS = "metrics.csv"
 COUNTS = ("step", "epoch")
 
 # The axes of the arrays that the report reads. An axis is as long as another array of the same recorder.
-SIZES = {"T": "step", "S": "s", "M": "shares", "P": "dimensions", "W": "weights"}
+SIZES = {"T": "step", "S": "s", "M": "shares", "W": "weights"}
 NEEDED = "TS"
 SHAPES = {
     **{f"{prefix}.step": "T" for prefix in ("last_layer", "held_out", "probe", "scale_invariant_beta", "step_change")},
@@ -29,15 +30,11 @@ SHAPES = {
     "held_out.acc": "T",
     "probe.s": "S",
     "probe.shares": "M",
-    "probe.dimensions": "P",
     "probe.gradient.loss": "TS",
     "probe.gradient.gradient_distance": "TS",
     "probe.gradient.distance_moved": "TS",
     "probe.gradient.gradient_norm": "T",
     "probe.gradient.loss_at_start": "T",
-    "probe.gradient.parameter_distance": "TSP",
-    "probe.gradient.parameter_moved": "TSP",
-    "probe.gradient.parameter_norm": "TP",
     "probe.matched.loss": "TM",
     "probe.matched.gradient_distance": "TM",
     "scale_invariant_beta.gradient_distance": "TMW",

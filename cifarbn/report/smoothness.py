@@ -15,6 +15,7 @@ from cifarbn.report.definitions import WHOSE, curves, walk_of
 from cifarbn.report.families import Family, find_families, find_pairs
 from cifarbn.report.gather import RunRecord, Sweep
 from cifarbn.report.section import Drawing, Options, Section
+from cifarbn.report.wording import count
 from cifarbn.smoothness.bands import SeedBand, band, over_seeds
 
 DISTANCE_CURVES = 4  # steps in the figure of distance curves
@@ -95,20 +96,16 @@ def _runs(by_rate: Mapping[str, int]) -> str:
     """Such as: n = 1 run at each of lr 0.001, 0.002 and n = 3 runs at lr 0.004."""
     parts = []
     for n in dict.fromkeys(by_rate.values()):
-        rates = [rate for rate, count in by_rate.items() if count == n]
+        rates = [rate for rate, runs in by_rate.items() if runs == n]
         each = "each of " if len(rates) > 1 else ""
-        parts.append(f"n = {_count(n, 'run')} at {each}lr {', '.join(rates)}")
+        parts.append(f"n = {count(n, 'run')} at {each}lr {', '.join(rates)}")
     return " and ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _range(numbers: Iterable[int], noun: str) -> str:
     """15 probes; 14 to 15 probes."""
     ordered = sorted(set(numbers))
-    return _count(ordered[0], noun) if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]} {noun}s"
+    return count(ordered[0], noun) if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]} {noun}s"
 
 
 def _accuracy(families: list[Family]) -> list[Drawing]:
@@ -209,8 +206,7 @@ def _bands_over_rates(families: list[Family], curve_of: Callable[[RunRecord], Cu
         edges, rates = [], []
         for by_rate in family.across_rates():
             measured = {rate: curve for rate, run in by_rate.items() if (curve := curve_of(run))}
-            if len(measured) == len(by_rate):
-                one = band(measured)
+            if len(measured) == len(by_rate) and not (one := band(measured)).omitted:
                 edges.append((one.steps, one.low, one.high))
                 rates = list(by_rate)
         if edges:
@@ -220,7 +216,7 @@ def _bands_over_rates(families: list[Family], curve_of: Callable[[RunRecord], Cu
 
 def _bands_drawn(bands: OverRates) -> dict[str, str]:
     return {
-        label: f"n = {_count(one.seeds, 'seed')} with a run at each of lr {', '.join(rates)}"
+        label: f"n = {count(one.seeds, 'seed')} with a run at each of lr {', '.join(rates)}"
         for label, (one, rates) in bands.items()
     }
 
@@ -278,7 +274,7 @@ def _walks(families: list[Family]) -> list[Drawing]:
             continue
         shown = {label: _walks_over_seeds(seen) for label, seen in probed.items()}
         drawn = {
-            label: f"n = {_count(len(seen), 'run')} of {_range((len(walk['step']) for walk in seen), 'probe')}"
+            label: f"n = {count(len(seen), 'run')} of {_range((len(walk['step']) for walk in seen), 'probe')}"
             for label, seen in probed.items()
         }
         one = next(
@@ -343,7 +339,7 @@ def _distances(families: list[Family]) -> list[Drawing]:
             for step in chosen
         }
     drawn = {
-        label: f"n = {_range(map(len, by_step.values()), 'run')} at each of {_count(len(by_step), 'step')}"
+        label: f"n = {_range(map(len, by_step.values()), 'run')} at each of {count(len(by_step), 'step')}"
         for label, by_step in shown.items()
     }
     title = f"How far the gradient changes along its own direction, lr\N{NO-BREAK SPACE}{rate}"

@@ -35,7 +35,7 @@ def dead_since(
         constant_loss: of the best constant prediction under the run's own loss, see `constant_prediction_loss`. None
             where there is none: then only the gradient tells, and a loss above 1e-10 is not about 0.
         gradient_norms: ||G_t|| or ||g_t|| of every step, shape (T,), where recorded.
-        patience: the N of MEASURES.md, which gives no number.
+        patience: how many steps; no source gives a number.
 
     Trap: a plain VGG starts at ln 10 and may sit there for hundreds of steps before it learns, so only a stretch
     that reaches the last step given counts.

@@ -150,8 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--seeds must be at least 1, not {chosen.seeds}")
         deadline = time.monotonic() + seconds(chosen.budget) if chosen.budget else None
         # The run that this process makes must not outlive it.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline, chosen.how))
+        earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        try:
+            sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline, chosen.how))
+        finally:
+            signal.signal(signal.SIGTERM, earlier)
 
 
 def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None, how: Sequence[str] = ()) -> int:

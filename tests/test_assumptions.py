@@ -47,7 +47,7 @@ def test_the_page_of_a_suite_ends_with_its_list(tmp_path):
         planned = [Planned.of(name, "smoke") for name in SUITES["course"][:2]]
         made = make_run(root, status="failed", error="no memory", config={"seed": 0})
         made.rename(root / _folder(planned[0], 0))
-        page = _write_page("course", planned, root, "smoke", 1, {})
+        page = _write_page("course", planned, root, "smoke", 1, {}, [])
     assert page == root / "report" / "index.html"
     text = page.read_text()
     assert (

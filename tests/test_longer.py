@@ -70,6 +70,17 @@ def test_a_run_that_begins_where_a_finished_one_ended_is_the_undisturbed_one(sho
     assert len(list((tmp_path / "run").glob("events*"))) >= 2, "the curves of the first epoch too"
 
 
+def test_raw_gradients_go_on_too(tmp_path):
+    raw = "record.last_layer_gradients.raw=true"
+    made(tmp_path / "short", "epochs=1", raw)
+    made(tmp_path / "long", "epochs=2", raw)
+    made(tmp_path / "run", "epochs=2", raw, f"resume_from={tmp_path / 'short'}")
+    short, long, run = (np.load(tmp_path / name / "last_layer_gradients.npy") for name in ("short", "long", "run"))
+    assert len(short) == 5 and np.array_equal(run, long) and run.any(axis=(1, 2)).all()
+    made(tmp_path / "run", "epochs=2", raw, "resume=false")
+    assert (tmp_path / ".replaced" / "run.1" / "last_layer_gradients.npy").exists()
+
+
 def test_where_an_interrupted_one_ended_and_its_own_checkpoint_comes_first(long, short, tmp_path, monkeypatch):
     def interrupt(self, trainer, pl_module):
         raise Interrupted

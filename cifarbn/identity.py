@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -86,8 +86,13 @@ def folder_name(overrides: Sequence[str]) -> str:
 
 def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as JSON would give it back, without what says only how the run is carried out, or where."""
+    return without(config, NOT_THE_EXPERIMENT)
+
+
+def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a nested config without some dotted keys, such as "optim.lr", where it has them."""
     kept: dict[str, Any] = json.loads(json.dumps(config))
-    for key in NOT_THE_EXPERIMENT:
+    for key in keys:
         *groups, last = key.split(".")
         node: Any = kept
         for group in groups:

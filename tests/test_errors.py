@@ -21,6 +21,12 @@ from cifarbn.errors import machine_fault, without_folders
         ("see https://pytorch.org/docs/stable", "see https://pytorch.org/docs/stable"),
         ("train/loss 1/2 and/or 3 /s ../a/b ~/c/d", "train/loss 1/2 and/or 3 /s ../a/b ~/c/d"),
         ("\udcff", "?"),
+        ("No such file: '/home/me/my data/x.bin'", "No such file: 'x.bin'"),
+        ("in /home/me/a.py, line 3", "in a.py, line 3"),
+        ("(/tmp/a/b)", "(b)"),
+        ("experiment=report/l2 ./data/x a/b N/A 1/2", "experiment=report/l2 ./data/x a/b N/A 1/2"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("data.root=/somewhere/shared/cifar", "data.root=cifar"),
     ],
 )
 def test_absolute_paths_lose_their_folders(text, expected):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_report import CONFIG, DATA, Page, make_run, rows
 
 from cifarbn import figures
-from cifarbn.errors import UserError, without_folders
+from cifarbn.errors import UserError
 from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report import Options, escape, gather, table, write, write_report
 from cifarbn.report.__main__ import main
@@ -44,21 +44,6 @@ EVIL = '<b>$x$|`a`*_=1+1^^5c\\input{/etc/passwd}&%#~"\x1b[31m\u202e\r\ny'
 def test_text_is_one_printable_line(text, expected):
     assert clean(text) == expected
     assert clean({text: [text, 1, None]}) == {expected: [expected, 1, None]}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("No such file: '/home/me/my data/x.bin'", "No such file: 'x.bin'"),
-        ("in /home/me/a.py, line 3", "in a.py, line 3"),
-        ("(/tmp/a/b)", "(b)"),
-        ("experiment=report/l2 ./data/x a/b N/A 1/2", "experiment=report/l2 ./data/x a/b N/A 1/2"),
-        ("https://example.org/a/b", "https://example.org/a/b"),
-        ("data.root=/somewhere/shared/cifar", "data.root=cifar"),
-    ],
-)
-def test_directories_are_taken_out(text, expected):
-    assert without_folders(text) == expected
 
 
 @pytest.mark.parametrize(

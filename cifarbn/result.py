@@ -28,7 +28,9 @@ class Start(TypedDict, total=False):
     devices: int
     precision: str | int  # a number in older results of trainer.precision=32
     channels_last: bool
-    compile: bool | str  # a word since 0.1.0; a truth in older results
+    compile: bool | str  # torch.compile's mode, "" for none; a truth in older results
+    cuda_graphs: bool
+    step_notes: list[str]  # why the training step was not compiled or captured
     kernels: bool
     versions: dict[str, str]
     git_commit: str | None
@@ -111,6 +113,8 @@ class Result(TypedDict, total=False):
     precision: str | int  # a number in older results of trainer.precision=32
     channels_last: bool
     compile: bool | str
+    cuda_graphs: bool
+    step_notes: list[str]
     kernels: bool
     data: Data
     versions: dict[str, str]

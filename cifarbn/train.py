@@ -54,7 +54,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     with run.recorded(), signals_kept(), TensorBoardLog(folder, purge_step=run.steps or None) as logger:
         pl.seed_everything(cfg.seed, verbose=False)
         options = check_options(cfg.trainer)
-        chosen = ("accelerator", "precision", "channels_last", "compile", "kernels")
+        chosen = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels")
         hardware = Hardware.choose(*map(options.pop, chosen))
         with building("data"):
             data = check_data(instantiate(cfg.data))
@@ -62,7 +62,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             net = hardware.prepare(instantiate(cfg.model))
         with building("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
-            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views)
+            fast = hardware.compile, hardware.cuda_graphs
+            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views, *fast)
         with building("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
@@ -82,6 +83,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             with plain_misconfiguration():
                 trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
         finally:  # a diverged run is a result, an interrupted one will be continued
+            run.computed(**classifier.step.facts)
             run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
             run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
         with plain_misconfiguration():

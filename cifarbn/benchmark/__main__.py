@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     loop = parts.add_parser("loop", parents=[common, pictures, net], help="our loop, a bare loop, and the usual way")
     loop.add_argument("--compile", action="store_true", help="compile the net of ours and of the bare loop")
+    loop.add_argument("--without-usual", action="store_true", help="leave out the usual way, which is slow on a GPU")
     loop.set_defaults(measure=measure_loop)
 
     probe = parts.add_parser("probe", parents=[common, net], help="what each recorder costs")

@@ -112,10 +112,14 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, pictures: Tensor) -> None:
-        """Compute the filters from these pictures (N, channels, H, W)."""
+        """Compute the filters from these pictures (N, channels, H, W).
+
+        In float64, since the smallest eigenvalues would be lost in the rounding of TF32 or bf16. The eigenvectors of
+        so small a matrix (12x12 in SpeedNet) are computed on the CPU: a GPU's solver takes long to load.
+        """
         side = self.weight.shape[-1]
-        patches = functional.unfold(pictures.float(), side).transpose(1, 2).flatten(0, 1)
-        second_moment = patches.T @ patches / len(patches)
+        patches = functional.unfold(pictures.double(), side).transpose(0, 1).flatten(1)
+        second_moment = (patches @ patches.T / patches.shape[1]).cpu()
         eigenvalues, eigenvectors = torch.linalg.eigh(second_moment)
         filters = (eigenvectors / (eigenvalues + self.eps).sqrt()).T.reshape(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))

@@ -162,9 +162,7 @@ def _memory_order(bank: Tensor) -> list[int]:
     return [0, *sorted(range(1, bank.ndim), key=bank.stride, reverse=True)]
 
 
-def orthogonalize_all(
-    matrices: Sequence[Tensor], iterations: int = 5, *, batched: bool | None = None
-) -> list[Tensor]:
+def orthogonalize_all(matrices: Sequence[Tensor], iterations: int = 5, *, batched: bool | None = None) -> list[Tensor]:
     """Orthogonalise several matrices, on a GPU by a few batched products instead of several products for each.
 
     Args:

@@ -118,9 +118,9 @@ class Whitening(nn.Module):
         so small a matrix (12x12 in SpeedNet) are computed on the CPU: a GPU's solver takes long to load.
         """
         side = self.weight.shape[-1]
-        patches = functional.unfold(pictures.double(), side).transpose(0, 1).flatten(1)
-        second_moment = (patches @ patches.T / patches.shape[1]).cpu()
-        eigenvalues, eigenvectors = torch.linalg.eigh(second_moment)
+        patches = functional.unfold(pictures.double(), side)  # (N, channels * side^2, positions)
+        second_moment = (patches @ patches.mT).mean(0) / patches.shape[2]
+        eigenvalues, eigenvectors = torch.linalg.eigh(second_moment.cpu())
         filters = (eigenvectors / (eigenvalues + self.eps).sqrt()).T.reshape(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
 

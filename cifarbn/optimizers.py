@@ -35,7 +35,7 @@ class Muon(Optimizer):
     0-dim tensor on the parameters' device instead of a float. A step never waits for the device, so it can be captured
     in a CUDA graph; only a tensor lr can then still change, in place.
 
-    Filter banks of one shape are orthogonalised in one batch, see `orthogonalize_all`.
+    On a GPU filter banks are orthogonalised in batches, see `orthogonalize_all`.
 
     Args:
         params: the parameters, as `model.parameters()` gives them.
@@ -104,7 +104,9 @@ class Muon(Optimizer):
             lengths = torch._foreach_norm(banks)
             torch._foreach_mul_(lengths, [len(bank) ** -0.5 for bank in banks])
             torch._foreach_div_(banks, lengths)
-        torch._foreach_mul_(updates, [max(1.0, rows / columns) ** 0.5 for rows, columns in (m.shape for m in matrices)])
+        factors = [max(1.0, rows / columns) ** 0.5 for rows, columns in (matrix.shape for matrix in matrices)]
+        if max(factors) > 1:
+            torch._foreach_mul_(updates, factors)
         _descend(banks, [as_bank(update, bank) for update, bank in zip(updates, banks, strict=True)], group["lr"])
 
     def _step_others(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -141,7 +143,7 @@ def as_matrix(tensor: Tensor, bank: Tensor) -> Tensor:
     """Return a tensor of a filter bank's shape as a matrix with a row per filter, without a copy where possible.
 
     Columns are in the order in which `bank` lies in memory, so that channels_last weights are not copied either.
-    Orthogonalisation does not depend on that order: the columns of its result are in the same one.
+    Orthogonalisation keeps any order of the columns.
 
     Args:
         tensor: a gradient or momentum of the bank; a view is returned if it has the bank's strides.

@@ -107,15 +107,20 @@ def test_where_compilation_or_capture_fails_the_bare_loop_goes_on_without(capsys
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compile", ["", "default"])
 def test_a_captured_step_trains_as_the_step_does(compile):
-    recipe = Recipe.of("speedrun_gpu", [*TINY, "epochs=4"])
+    # Four epochs, so that the whitening bias is trained, then is not. Small rates: no difference of rounding grows.
+    gentle = ["epochs=4", "optim.lr=0.02", "optim.vector_lr=0.1", "optim.normalize=false"]
+    recipe = Recipe.of("speedrun_gpu", [*TINY, *gentle])
     images = draw_shapes(60, seed=0).to("cuda")
     ends = []
     for graph in (True, False):
         loop = BareSpeedrun(recipe, images, images, Hardware.choose("gpu", compile=False), compile=compile, graph=graph)
         loop(0)
-        assert loop.graph == graph
-        ends.append((loop(1), loop.model.head.weight.detach().clone()))
-    torch.testing.assert_close(ends[0][1], ends[1][1], atol=2e-2, rtol=0.1)
+        assert loop.graph == graph and set(loop.steps) == {True, False}
+        loop(1)
+        ends.append(loop.model.groups[2].conv2.weight.detach().clone())
+    torch.manual_seed(1)
+    start = recipe.make_model().groups[2].conv2.weight.detach().cuda()
+    assert (ends[0] - ends[1]).norm() < 0.3 * (ends[1] - start).norm()
 
 
 def test_the_peer_finds_the_images_where_it_looks_and_runs_as_often_as_asked():
@@ -157,10 +162,15 @@ def test_the_benchmark_reports_every_side(tmp_path, capsys):
 def test_a_peer_that_fails_costs_no_other_figure(tmp_path, capsys):
     peer = tmp_path / "peer.py"
     peer.write_text("1 / 0\nrange(200)")
-    command = "speedrun --runs 1 --images 20 --epochs 1 --batch-size 20 --width-scale 0.05 --peer"
+    command = "speedrun --no-full --runs 1 --images 20 --epochs 1 --batch-size 20 --width-scale 0.05 --peer"
     main([*command.split(), str(peer), "--root", str(tmp_path)])
     shown = capsys.readouterr().out
-    assert "cifarbn.train: " in shown and "the script failed with exit status 1" in shown
+    assert "cifarbn.train" not in shown
+    assert (
+        "a bare loop, warm-up: " in shown
+        and "a bare loop, seed 0: " in shown
+        and "the script failed with exit status 1" in shown
+    )
 
 
 @pytest.mark.parametrize(

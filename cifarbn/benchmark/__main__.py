@@ -52,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speedrun = parts.add_parser(
         "speedrun", parents=[output, pictures], help="seconds to 94 % of CIFAR-10, and a peer's"
     )
+    switch = argparse.BooleanOptionalAction
     speedrun.add_argument("--runs", type=_positive, default=5, help="timed runs of each side, after a warm-up run")
+    speedrun.add_argument("--full", action=switch, default=True, help="cifarbn.train beside the bare loop (default)")
     speedrun.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py, run as well")
     speedrun.add_argument("--peer-minutes", type=float, default=5.0, help="when to stop the peer (default 5)")
-    switch = argparse.BooleanOptionalAction
     speedrun.add_argument("--compile", action=switch, help="torch.compile in both of ours (default: on a GPU)")
     speedrun.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="mode of torch.compile")
     speedrun.add_argument("--graph", action=switch, help="the bare loop's step as a CUDA graph (default: on a GPU)")

@@ -52,8 +52,10 @@ def measure_speedrun(args: argparse.Namespace) -> Report:
         compile=mode,
         graph=on_gpu if args.graph is None else args.graph,
     )
-    ours = FullSpeedrun(recipe, train, test, Hardware.choose(compile=mode or False))
-    outcomes = _in_turn(args.runs, {BARE: bare, OURS: ours})
+    sides: dict[str, Callable[[int], Outcome]] = {BARE: bare}
+    if args.full:
+        sides[OURS] = FullSpeedrun(recipe, train, test, Hardware.choose(compile=mode or False))
+    outcomes = _in_turn(args.runs, sides)
     notes = []
     if peer is not None:
         try:
@@ -62,8 +64,6 @@ def measure_speedrun(args: argparse.Namespace) -> Report:
             notes.append(str(error))
     seconds = {side: [each.seconds for each in results] for side, results in outcomes.items()}
     notes = [_summary(side, results, recipe.views, outcomes.get(PEER)) for side, results in outcomes.items()] + notes
-    outside = ", ".join(f"{kind} {value:.2f} s" for kind, value in ours.outside.items())
-    notes.append(f"{OURS}, not counted, last run: {outside}")
     return {
         "what": f"{EXPERIMENT}: {recipe.epochs} epochs of {len(train):,} images of {name}, batch {recipe.batch_size}; "
         f"{hardware.precision}, compile {mode or 'off'}, CUDA graph {'on' if bare.graph else 'off'}",
@@ -73,7 +73,6 @@ def measure_speedrun(args: argparse.Namespace) -> Report:
         "views": recipe.views,
         "accuracy": {side: [each.accuracy for each in results] for side, results in outcomes.items()},
         "plain_accuracy": {side: [each.plain_accuracy for each in results] for side, results in outcomes.items()},
-        "outside_seconds": ours.outside,
         "notes": notes,
     }
 
@@ -88,7 +87,6 @@ class FullSpeedrun:
         self.recipe, self.hardware = recipe, hardware
         self.model = hardware.prepare(recipe.make_model())
         self.data = _Given(train, test, recipe)
-        self.outside: dict[str, float] = {}
 
     def __call__(self, seed: int) -> Outcome:
         """Return the seconds and accuracies of one run."""
@@ -114,10 +112,9 @@ class FullSpeedrun:
             )
             trainer.fit(classifier, self.data)
             trainer.test(classifier, self.data, verbose=False)
-        counted = ("first_step", "train", "evaluate")
-        self.outside = {kind: value for kind, value in timing.seconds.items() if kind not in counted}
+        seconds = sum(value for kind, value in timing.seconds.items() if kind != "checkpoint")
         plain, views = (trainer.callback_metrics[f"test/acc{suffix}"].item() for suffix in ("", f"_{recipe.views}"))
-        return Outcome(sum(timing.seconds[kind] for kind in counted), views, plain)
+        return Outcome(seconds, views, plain)
 
 
 class _Given(DataModule):
@@ -168,6 +165,10 @@ def _in_turn(runs: int, sides: dict[str, Callable[[int], Outcome]]) -> dict[str,
     for seed in range(-1, runs):  # the first warms up
         for name, side in sides.items():
             outcome = side(max(seed, 0))
+            run = "warm-up" if seed < 0 else f"seed {seed}"
+            print(
+                f"\n{name}, {run}: {outcome.seconds:.3f} s, {outcome.accuracy:.2%}, plain {outcome.plain_accuracy:.2%}"
+            )
             if seed >= 0:
                 outcomes[name].append(outcome)
     return outcomes

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     probe.set_defaults(measure=measure_probe)
 
     speedrun = parts.add_parser(
-        "speedrun", parents=[output, pictures], help="seconds to 94 % of CIFAR-10, and a peer's"
+        "speedrun", parents=[output, pictures], help="seconds and accuracy of a speedrun, ours and a peer's"
     )
     switch = argparse.BooleanOptionalAction
     speedrun.add_argument("--runs", type=_positive, default=5, help="timed runs of each side, after a warm-up run")

@@ -11,6 +11,7 @@ from cifarbn.benchmark.loop import measure_loop
 from cifarbn.benchmark.passes import measure_passes
 from cifarbn.benchmark.probe import measure_probe
 from cifarbn.benchmark.sides import as_text
+from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import NETS, measure_step
 from cifarbn.command_line import data_root
 from cifarbn.errors import UserError
@@ -21,10 +22,11 @@ from cifarbn.runs import surroundings
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one part, print the table, and write it as JSON where asked."""
     parser = argparse.ArgumentParser(prog="python -m cifarbn.benchmark", description=str(benchmark.__doc__))
-    common = argparse.ArgumentParser(add_help=False)
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    common = argparse.ArgumentParser(add_help=False, parents=[output])
     common.add_argument("--rounds", type=_positive, default=5, help="how often each side runs, in turn (default 5)")
     common.add_argument("--batch-size", type=_positive, default=128)
-    common.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     pictures = argparse.ArgumentParser(add_help=False)
     pictures.add_argument("--root", default=data_root(), help="where CIFAR-10 is")
     net = argparse.ArgumentParser(add_help=False)
@@ -47,6 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     probe = parts.add_parser("probe", parents=[common, net], help="what each recorder costs")
     probe.set_defaults(measure=measure_probe)
+
+    speedrun = parts.add_parser(
+        "speedrun", parents=[output, pictures], help="seconds and accuracy of a speedrun, ours and a peer's"
+    )
+    switch = argparse.BooleanOptionalAction
+    speedrun.add_argument("--runs", type=_positive, default=5, help="timed runs of each side, after a warm-up run")
+    speedrun.add_argument("--full", action=switch, default=True, help="cifarbn.train beside the bare loop (default)")
+    speedrun.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py, run as well")
+    speedrun.add_argument("--peer-minutes", type=float, default=5.0, help="when to stop the peer (default 5)")
+    speedrun.add_argument("--compile", action=switch, help="torch.compile in both of ours (default: on a GPU)")
+    speedrun.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="mode of torch.compile")
+    speedrun.add_argument("--graph", action=switch, help="the bare loop's step as a CUDA graph (default: on a GPU)")
+    speedrun.add_argument("--images", type=_positive, default=50_000, help="training images, five for each test image")
+    speedrun.add_argument("--epochs", type=_positive, help="default: the recipe's")
+    speedrun.add_argument("--batch-size", type=_positive, help="default: the recipe's")
+    speedrun.add_argument("--width-scale", type=float, default=1.0, help="a factor of the model's channels (default 1)")
+    speedrun.set_defaults(measure=measure_speedrun)
 
     chosen = parser.parse_args(arguments)
     try:

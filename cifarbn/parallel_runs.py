@@ -17,7 +17,7 @@ import torch
 
 from cifarbn.errors import UserError
 
-# What one run takes, for `--jobs auto`: a ResNet-18 or VGG-A leaves most of a large GPU idle, so the 132 multiprocessors
+# What one run takes, for `--jobs auto`. A ResNet-18 or VGG-A leaves most of a large GPU idle: the 132 multiprocessors
 # of an H100 have room for four. Not yet measured on a GPU.
 GPU_BYTES = 6 * 2**30
 MULTIPROCESSORS = 33
@@ -276,7 +276,7 @@ def _signals_held() -> Iterator[None]:
     held: list[int] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             if callable(signal.getsignal(number)):  # one that is ignored must stay so in the process that is started
                 before[number] = signal.signal(number, lambda number, frame: held.append(number))
     try:

@@ -17,8 +17,9 @@ import torch
 
 from cifarbn.errors import UserError
 
-# What one run takes, for `--jobs auto`. A ResNet-18 or VGG-A leaves most of a large GPU idle: the 132 multiprocessors
-# of an H100 have room for four. Not yet measured on a GPU.
+# What one run takes, for `--jobs auto`. Processes take turns on a GPU, unless NVIDIA's MPS shares it between them, so
+# what several gain is the time that one leaves it idle: start, compilation, evaluation, and gaps between kernels, which
+# grow with the GPU. Hence four for the 132 multiprocessors of an H100, fewer for a smaller one. Not yet measured.
 GPU_BYTES = 6 * 2**30
 MULTIPROCESSORS = 33
 CORES_BESIDE_A_GPU = 3  # the run itself, and the threads that compile its kernels
@@ -170,7 +171,7 @@ class SideBySide:
         Args:
             deadline: of time.monotonic().
         """
-        while not _is_over(deadline):
+        while not _has_passed(deadline):
             if self._reap() < len(self.slots):
                 return True
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -231,7 +232,7 @@ class SideBySide:
     def _wait(self, deadline: float | None = None) -> bool:
         """Wait until all processes have ended, at most until the deadline; return whether they have."""
         while self._reap():
-            if _is_over(deadline):
+            if _has_passed(deadline):
                 return False
             time.sleep(SECONDS_BETWEEN_LOOKS)
         return True
@@ -247,7 +248,7 @@ class SideBySide:
         return len(self._running)
 
 
-def _is_over(deadline: float | None) -> bool:
+def _has_passed(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
 
 

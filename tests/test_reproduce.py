@@ -202,7 +202,7 @@ def test_at_the_deadline_all_runs_end_and_no_other_begins(scripted, tmp_path, mo
         """The time is up when three runs have left something."""
         return deadline is not None and len(list(tmp_path.glob("multirun_outputs/*/*/result.json"))) == 3
 
-    monkeypatch.setattr("cifarbn.parallel_runs._is_over", begun)
+    monkeypatch.setattr("cifarbn.parallel_runs._has_passed", begun)
     code, said, commands = scripted([DONE, ENDLESS, ENDLESS, DONE], "--jobs", "2", "--budget", "1h")
     assert code == 0 and len(commands) == 3
     assert "the time is up, 1 of 4 runs not begun" in said

@@ -214,8 +214,8 @@ class SideBySide:
         """Send SIGTERM, once, to each running process."""
         for process in self._running:
             if process.key not in self.stopped and process.popen.poll() is None:
-                self.stopped.add(process.key)
                 process.popen.send_signal(signal.SIGTERM)
+                self.stopped.add(process.key)  # afterwards: an exception in between must not leave it running
 
     def seconds_left(self, waiting: int) -> float | None:
         """Estimate when `waiting` more processes and the running ones will have ended, each as long as the mean so far.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifarbn import benchmark
+from cifarbn.benchmark.checks import measure_checks
+from cifarbn.benchmark.gpu import PARTS, measure_gpu
 from cifarbn.benchmark.loop import measure_loop
 from cifarbn.benchmark.passes import measure_passes
 from cifarbn.benchmark.probe import measure_probe
@@ -66,6 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speedrun.add_argument("--batch-size", type=_positive, help="default: the recipe's")
     speedrun.add_argument("--width-scale", type=float, default=1.0, help="a factor of the model's channels (default 1)")
     speedrun.set_defaults(measure=measure_speedrun)
+
+    checks = parts.add_parser("checks", parents=[output], help="what must hold on a GPU, tried in small runs")
+    checks.add_argument("--seconds", type=float, default=600.0, help="begin no check after so many (default 600)")
+    checks.set_defaults(measure=measure_checks)
+
+    gpu = parts.add_parser("gpu", parents=[output, pictures], help="all checks and figures of a GPU, in limited time")
+    gpu.add_argument("--minutes", type=float, default=8.0, help="for everything together (default 8)")
+    gpu.add_argument("--only", nargs="+", choices=PARTS, help="these parts only")
+    gpu.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py, for the speedrun")
+    gpu.set_defaults(measure=measure_gpu)
 
     chosen = parser.parse_args(arguments)
     try:

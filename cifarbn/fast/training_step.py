@@ -45,6 +45,7 @@ class TrainingStep:
         captured: whether the fast step is a CUDA graph.
         notes: why not, one sentence each.
         building: whether the fast step is being made just now, which can take a minute.
+        build_seconds: that this has taken so far.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class TrainingStep:
         self.graphs = graphs
         self.notes: list[str] = []
         self.building = False
+        self.build_seconds = 0.0
         self.compiled = ""
         self.captured = False
+        self._compiled: Forward | None = None
         self._steps_left = math.inf
         self._alone = True
         self._parameters: list[nn.Parameter] = []
@@ -149,7 +152,7 @@ class TrainingStep:
         return self._fast
 
     def _build(self, inputs: Tensor, labels: Tensor) -> None:
-        self.building = True
+        self.building, start = True, time.perf_counter()
         try:
             plain = self._capture(self._forward, inputs, labels)
             mode = self.compile
@@ -168,6 +171,7 @@ class TrainingStep:
                 self._fast, self.compiled = again or compiled, mode
         finally:
             self.building, self.captured = False, isinstance(self._fast, CapturedStep)
+            self.build_seconds += time.perf_counter() - start
 
     def _capture(self, forward: Forward, inputs: Tensor, labels: Tensor) -> CapturedStep | None:
         if not (self.graphs and self._alone):
@@ -206,10 +210,12 @@ class TrainingStep:
 
     def _compile(self, mode: str, inputs: Tensor, labels: Tensor) -> Forward | None:
         """Return the compiled forward pass, tried once; None if it fails or computes something else."""
-        keep_compiled_code()
-        # torch counts the compilations of a function over the whole process, and after 8 runs of a sweep would stop.
-        torch.compiler.reset()
-        compiled = torch.compile(self._forward, mode=mode, dynamic=False)
+        if self._compiled is None:
+            keep_compiled_code()
+            # torch counts the compilations of a function over the whole process, and after 8 runs of a sweep stops.
+            torch.compiler.reset()
+            self._compiled = torch.compile(self._forward, mode=mode, dynamic=False)
+        compiled = self._compiled
         try:
             with preserved(self.model):
                 generators = _generators(inputs.device)

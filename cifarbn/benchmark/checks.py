@@ -1,4 +1,4 @@
-"""`checks`: what must hold on a GPU, tried in small runs: every choice trains, captured and compiled, as it would plainly.
+"""`checks`: what must hold on a GPU, in small runs: every choice trains, captured and compiled, as it would plainly.
 
 Every check raises AssertionError where something does not hold.
 """

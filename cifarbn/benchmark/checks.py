@@ -190,9 +190,9 @@ def all_checks() -> Iterator[tuple[str, Callable[[Path], None]]]:
     for kind, reason in ((_Waits, "synchroniz"), (_Draws, "random"), (_Counts, "attributes")):
         yield f"fallback: {reason}", lambda _, kind=kind, reason=reason: check_fallback(kind, reason)  # type: ignore[misc]
     yield "hooks are called", lambda _: check_hooks()
-    yield "recorders change nothing", check_recorders
     for model in ("resnet18_imagenet", "speednet"):
         yield f"compiled {model}", lambda folder, model=model: check_compiled(model, folder)  # type: ignore[misc]
+    yield "recorders change nothing", check_recorders
     for choice in choices():
         yield choice, lambda folder, choice=choice: check_choice(choice, folder)  # type: ignore[misc]
 

@@ -1,6 +1,7 @@
 """CUDA graphs: forward, loss and backward of a training step as one launch."""
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,9 @@ class CapturedStep:
         _forget_gradients(parameters)
         before, mode = _host_state(self._model), torch.cuda.get_sync_debug_mode()
         if watched:
-            torch.cuda.set_sync_debug_mode("error")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+                torch.cuda.set_sync_debug_mode("error")
         try:
             loss, _ = forward(self._inputs, self._labels)
             _backward(loss)

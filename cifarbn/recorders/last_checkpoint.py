@@ -169,6 +169,7 @@ class LastCheckpoint(Checkpoint):
             # Compiling takes up to minutes, and nothing of this step is computed yet that could be lost.
             if self._has_handler(number):
                 self._earlier[number](number, frame)
+            self._signals.append(number)  # Python drops an exception that is raised within a destructor
             raise KeyboardInterrupt
         if not self._signals:
             what = "saving after this step" if self._has_handler(number) else "stopping after this step, and saving"

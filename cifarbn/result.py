@@ -30,8 +30,18 @@ class Start(TypedDict, total=False):
     channels_last: bool
     compile: bool | str  # a word since 0.1.0; a truth in older results
     kernels: bool
+    threads: int
+    threads_reason: str
     versions: dict[str, str]
     git_commit: str | None
+
+
+class ThreadChange(TypedDict, total=False):
+    """One change of the number of threads while a run trained; see `cifarbn.threads.ThreadWatch`."""
+
+    step: int
+    threads: int
+    reason: str
 
 
 class Divergence(TypedDict, total=False):
@@ -112,6 +122,9 @@ class Result(TypedDict, total=False):
     channels_last: bool
     compile: bool | str
     kernels: bool
+    threads: int  # chosen at the start
+    threads_reason: str
+    thread_changes: list[ThreadChange]
     data: Data
     versions: dict[str, str]
     git_commit: str | None

@@ -57,7 +57,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         options = check_options(cfg.trainer)
         del options["eval_batch_size"]  # which the data has read
         chosen = ("accelerator", "precision", "channels_last", "compile", "kernels", "threads")
-        hardware = Hardware.choose(*map(options.pop, chosen), processes=devices_here(cfg.trainer))
+        hardware = Hardware.choose(**{key: options.pop(key) for key in chosen}, processes=devices_here(cfg.trainer))
         with building("data"):
             data = check_data(instantiate(cfg.data))
         with building("model"):

@@ -93,11 +93,11 @@ def _against_best(seconds: dict[str, list[float]], state: str, fixed: list[str])
 
 
 @contextmanager
-def busy_processes(count: int) -> Iterator[None]:
+def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Keep as many cores busy as long as the block lasts, with processes of this one's priority."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
-        yield
+        yield processes
     finally:
         for process in processes:
             process.kill()

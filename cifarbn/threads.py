@@ -36,6 +36,8 @@ PATIENCE = 10.0  # seconds before a change that did not help, or was undone, is 
 LONGEST_PATIENCE = 120.0
 FREE = "the cores are free"
 IN_USE = "other processes use the cores"
+MORE_FREE = "cores have become free"
+SLOWER_STEPS = "steps have become slower"
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,9 @@ class Decision:
             self._block(1, now)
         self._before, self._usual, self._hint = (self.count, seconds), None, 0
         self.count = target
-        return IN_USE if direction < 0 else "cores have become free"
+        if direction > 0:
+            return MORE_FREE
+        return SLOWER_STEPS if others is None or self.cores - others >= self._before[0] - MARGIN else IN_USE
 
     def _target(self, seconds: float, others: float | None) -> int:
         slower = self._usual is not None and seconds > SLOWER * self._usual

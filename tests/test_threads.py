@@ -12,7 +12,17 @@ from cifarbn import cores, threads
 from cifarbn.cores import OtherProcesses, cgroup_limit, usable_cpus
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware
-from cifarbn.threads import FREE, IN_USE, Decision, Threads, ThreadWatch, choose_threads, fitting, threads_kept
+from cifarbn.threads import (
+    FREE,
+    IN_USE,
+    SLOWER_STEPS,
+    Decision,
+    Threads,
+    ThreadWatch,
+    choose_threads,
+    fitting,
+    threads_kept,
+)
 
 HERTZ = os.sysconf("SC_CLK_TCK")
 
@@ -278,6 +288,13 @@ def test_steps_that_suddenly_double_are_looked_into_where_nothing_says_what_othe
     decision = Decision(8, 8, 8)
     assert decisions(decision, [(0.1, None)] * 3 + [(0.25, None)] * 2 + [(0.15, None)]) == [8, 8, 8, 8, 4, 4]
     assert decisions(Decision(8, 8, 8), [(0.1, None)] * 3 + [(0.17, None)] * 2) == [8] * 5
+
+
+def test_the_reason_is_what_was_seen():
+    for others, reason in [(1.0, IN_USE), (0.1, SLOWER_STEPS), (None, SLOWER_STEPS)]:
+        decision = Decision(2, 2, 2)
+        assert [decision.after(*window) for window in [(0.1, 0.0, 1), (0.5, others, 2)]] == [None, None]
+        assert decision.after(0.5, others, 3) == reason
 
 
 def test_without_a_reading_more_threads_are_tried_again():

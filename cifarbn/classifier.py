@@ -14,6 +14,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cifarbn.data.interface import first_batch, val_names
 from cifarbn.errors import UserError
+from cifarbn.fast.graphs import plain_attributes
+from cifarbn.fast.training_step import TrainingStep, one_time_shape
 from cifarbn.losses import Loss, in_full_precision
 from cifarbn.metrics import MeanOverImages
 from cifarbn.optimization import (
@@ -45,6 +47,7 @@ class Classifier(pl.LightningModule):
             None keeps the learning rate.
         num_classes: of the data; 0 for a regression, None where the data does not say.
         test_views: "plain", or what to average test logits over besides, see `mean_over_views`.
+        compile, cuda_graphs: see `cifarbn.fast.training_step.TrainingStep`.
 
     Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`, each the mean over images whatever the batch size; the training
     curve is the step-history recorder's. Accuracies are fractions. They are of the plain pictures; that over other
@@ -63,6 +66,8 @@ class Classifier(pl.LightningModule):
         schedule: ScheduleFactory | None = None,
         num_classes: int | None = None,
         test_views: str = "plain",
+        compile: str = "",
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         check_views(test_views)
@@ -72,6 +77,7 @@ class Classifier(pl.LightningModule):
         self.schedule_factory = schedule
         self.num_classes = num_classes
         self.test_views = test_views
+        self.step = TrainingStep(net, self.loss_of, accuracy, compile, cuda_graphs)
         make_optimizer(optimizer, net.parameters())
         names = ("val", "test_curve", "test", *SHIFTS)
         self.losses = nn.ModuleDict({name: MeanOverImages() for name in names})
@@ -130,9 +136,12 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and the accuracy of the same forward pass for whoever records it; both stay on the device."""
-        pictures, labels = batch
-        logits = self.net(pictures)
-        return {"loss": self.loss_of(logits, labels), "acc": accuracy(logits.detach(), labels)}
+        loss, acc = self.step(*batch)
+        return {"loss": loss, "acc": acc}
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients, or take those that the step has computed together with the loss."""
+        self.step.backward(loss)
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits in whatever precision, in full precision.
@@ -167,7 +176,8 @@ class Classifier(pl.LightningModule):
 
     def _evaluate(self, name: str, batch: Batch) -> Tensor:
         pictures, labels = batch
-        logits = self.net(pictures)
+        with one_time_shape():
+            logits = self.net(pictures)
         self._log_mean(f"{name}/loss", self.losses[name], self.loss_of(logits, labels), len(labels))
         if are_classes(labels):
             self._log_accuracy(name, f"{name}/acc", logits, labels)
@@ -262,6 +272,9 @@ class Classifier(pl.LightningModule):
             UserError: if the model, the data and the loss do not fit each other.
         """
         self.on_train_epoch_start()  # which a resume in the middle of an epoch would go without
+        trainer = self.trainer
+        steps = int(trainer.estimated_stepping_batches) - trainer.global_step
+        self.step.begin(steps, alone=trainer.world_size == 1)
         if self._rng is None:
             batch = first_batch(self.trainer.train_dataloader)
             self._check(batch)
@@ -302,7 +315,14 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Tell the net which epoch begins."""
         if start_epoch := getattr(self.net, "start_epoch", None):
+            before = plain_attributes(self.net)
             start_epoch(self.current_epoch)
+            if before != plain_attributes(self.net):
+                self.step.remake()
+
+    def on_train_end(self) -> None:
+        """Free the memory of a captured step."""
+        self.step.end()
 
 
 def _watched(scheduler: ReduceLROnPlateau) -> str:

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from cifarbn.errors import UserError
+from cifarbn.fast.training_step import contiguous_inputs
 from cifarbn.kernels.library import why_unavailable
 from cifarbn.models.batch_norm import BatchNorm2d
 from cifarbn.models.convolution import Conv2d
@@ -32,9 +33,9 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 # The keys of conf/trainer that every run needs, and others of Lightning's Trainer that work here.
 NEEDED = (
-    *("accelerator", "devices", "strategy", "precision", "channels_last", "compile", "kernels", "threads"),
+    *("accelerator", "devices", "strategy", "precision", "channels_last", "compile", "cuda_graphs", "kernels"),
     *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "limit_test_batches"),
-    *("gradient_clip_val", "enable_progress_bar", "eval_batch_size"),
+    *("gradient_clip_val", "enable_progress_bar", "threads", "eval_batch_size"),
 )
 POSSIBLE = (
     *("gradient_clip_algorithm", "max_time", "deterministic", "detect_anomaly", "benchmark", "num_nodes"),
@@ -167,7 +168,9 @@ class Hardware:
         device: the device's name, for the record.
         precision: Lightning's name, such as "bf16-mixed" or "32-true".
         channels_last: whether nets and pictures are laid out NHWC, which convolutions on both kinds prefer.
-        compile: torch.compile's mode, such as "default" or "reduce-overhead" (CUDA graphs); "" for none.
+        compile: torch.compile's mode, such as "default"; "auto", on a GPU, for compiling where it saves time; "" for
+            none. See `cifarbn.fast.training_step`.
+        cuda_graphs: whether training steps are captured in CUDA graphs.
         kernels: whether nets use this package's own C for bf16 on a CPU (`cifarbn.kernels`).
         threads: the number of the CPU's threads, which torch is set to, and where it comes from.
     """
@@ -177,6 +180,7 @@ class Hardware:
     precision: str
     channels_last: bool
     compile: str
+    cuda_graphs: bool
     kernels: bool
     threads: Threads
 
@@ -187,6 +191,7 @@ class Hardware:
         precision: str = "auto",
         channels_last: bool = True,
         compile: bool | str = "auto",
+        cuda_graphs: bool | str = "auto",
         kernels: bool | str = "auto",
         threads: int | str = "auto",
         processes: int = 1,
@@ -216,8 +221,16 @@ class Hardware:
             raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use bf16-mixed or 32-true")
         if precision == "auto":
             precision = "bf16-mixed" if multiplies_bf16(cuda) else "32-true"
-        if compile not in COMPILE_MODES:
-            compile = "default" if (cuda if compile == "auto" else compile) else ""
+        if compile == "auto":
+            compile = "auto" if cuda else ""
+        elif compile not in COMPILE_MODES:
+            compile = "default" if compile else ""
+        if cuda_graphs not in ("auto", True, False):
+            raise UserError(f"trainer.cuda_graphs must be auto, true or false, not {cuda_graphs!r}")
+        if cuda_graphs is True and not cuda:
+            raise UserError("trainer.cuda_graphs=true needs a GPU; leave it out, or set it to auto")
+        if cuda_graphs is True and precision == "16-mixed":
+            raise UserError("trainer.cuda_graphs=true does not work with trainer.precision=16-mixed; use bf16-mixed")
         if kernels not in ("auto", True, False):
             raise UserError(f"trainer.kernels is auto, true or false, not {kernels!r}")
         if kernels:
@@ -234,6 +247,8 @@ class Hardware:
             precision=precision,
             channels_last=channels_last,
             compile=str(compile),
+            # Gradient scaling changes the loss between the forward and the backward pass.
+            cuda_graphs=bool(cuda_graphs) and cuda and precision != "16-mixed",
             kernels=bool(kernels),
             # Compiled code is made for one number of threads, and would be compiled again for another.
             threads=replace(chosen, watched=chosen.watched and not compile),
@@ -245,7 +260,7 @@ class Hardware:
         return {field.name: getattr(self, field.name) for field in fields(self)} | threads
 
     def prepare(self, net: nn.Module) -> nn.Module:
-        """Lay out, and where chosen compile, the net in place."""
+        """Lay the model out in memory, in place, and choose its kernels."""
         if self.accelerator == "gpu":
             # TF32 for what autocast leaves in fp32, and the convolution algorithm measured, not guessed.
             torch.set_float32_matmul_precision("high")
@@ -256,21 +271,17 @@ class Hardware:
             net.to(memory_format=torch.channels_last)
         else:
             # A convolution goes by the layout of its weights or of its pictures, and pictures come channels_last.
-            net.register_forward_pre_hook(lambda _, pictures: tuple(each.contiguous() for each in pictures))
+            net.register_forward_pre_hook(contiguous_inputs)
         for module in net.modules():
             if isinstance(module, (BatchNorm2d, Conv2d, MaxPool2d)):
                 module.kernels = self.kernels
-        if self.compile:
-            # dynamo counts its compilations of a function over the whole process, and after 8 runs of a sweep would go
-            # on uncompiled without a word.
-            torch.compiler.reset()
-            net.compile(mode=self.compile)
         return net
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
         kernels = ", own kernels" if self.kernels else ""
-        line = f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}{kernels}"
+        graphs = ", CUDA graphs" if self.cuda_graphs else ""
+        line = f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}{graphs}{kernels}"
         return f"{line}; {self.threads}" if self.threads.count < self.threads.most else line
 
 

@@ -48,6 +48,7 @@ ROLES: dict[str, Role] = {
     "trainer.precision": Role.DEVICE,
     "trainer.channels_last": Role.DEVICE,
     "trainer.compile": Role.DEVICE,
+    "trainer.cuda_graphs": Role.DEVICE,
     "trainer.kernels": Role.DEVICE,
     "data.eval_batch_size": Role.DEVICE,
     "data.test_curve": Role.WATCHING,

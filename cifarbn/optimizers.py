@@ -1,14 +1,17 @@
 """Optimizers that torch lacks."""
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.sgd import sgd
 
 from cifarbn.hardware import multiplies_bf16
+
+PAD_UP_TO = 2**23
+"""Numbers in a batch of matrices up to which a GPU pads them to one shape; see `batches_of`."""
 
 
 class Muon(Optimizer):
@@ -28,10 +31,14 @@ class Muon(Optimizer):
     (linear layers: from parameters alone the head cannot be told from the others, and it must not be orthogonalised)
     and for vectors and scalars (biases, norms). `torch.optim.Muon` takes matrices and nothing else.
 
-    Every group's "lr" is the filter banks': what a schedule does to it, the others follow in proportion.
+    Every group's "lr" is the filter banks': what a schedule does to it, the others follow in proportion. It may be a
+    0-dim tensor on the parameters' device instead of a float. A step never waits for the device, so it can be captured
+    in a CUDA graph; only a tensor lr can then still change, in place.
+
+    On a GPU filter banks are orthogonalised in batches, see `orthogonalize_all`.
 
     Args:
-        params: the parameters, as `net.parameters()` gives them.
+        params: the parameters, as `model.parameters()` gives them.
         lr: of filter banks.
         momentum: of filter banks.
         iterations: see `orthogonalize`.
@@ -83,46 +90,144 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if group["orthogonalize"]:
-                for bank in params:
-                    self._step_filter_bank(bank, group)
-            elif params:
-                self._step_others(params, group)
+            if params := [p for p in group["params"] if p.grad is not None]:
+                (self._step_filter_banks if group["orthogonalize"] else self._step_others)(params, group)
         return loss
 
-    def _step_filter_bank(self, bank: Tensor, group: dict[str, Any]) -> None:
-        gradient, momentum = bank.grad, group["momentum"]
-        assert gradient is not None
-        state = self.state[bank]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(bank)
-        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = orthogonalize(gradient.lerp(buffer, momentum).flatten(1), group["iterations"])
-        rows, columns = update.shape
+    def _step_filter_banks(self, banks: list[Tensor], group: dict[str, Any]) -> None:
+        momentum, gradients, buffers = group["momentum"], _gradients(banks), self._momentum_buffers(banks)
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        directions = torch._foreach_lerp(gradients, buffers, momentum)
+        matrices = [as_matrix(direction, bank) for direction, bank in zip(directions, banks, strict=True)]
+        updates = orthogonalize_all(matrices, group["iterations"])
         if group["normalize"]:
-            bank.mul_(rows**0.5 / torch.linalg.vector_norm(bank))
-        bank.sub_(update.view(bank.shape), alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+            lengths = torch._foreach_norm(banks)
+            torch._foreach_mul_(lengths, [len(bank) ** -0.5 for bank in banks])
+            torch._foreach_div_(banks, lengths)
+        factors = [max(1.0, rows / columns) ** 0.5 for rows, columns in (matrix.shape for matrix in matrices)]
+        if max(factors) > 1:
+            torch._foreach_mul_(updates, factors)
+        _descend(banks, [as_bank(update, bank) for update, bank in zip(updates, banks, strict=True)], group["lr"])
 
     def _step_others(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        buffers = [self.state[p].get("momentum_buffer") for p in params]
-        sgd(
-            params,
-            [p.grad for p in params],  # type: ignore[misc]
-            buffers,
-            lr=group["lr"] * group["relative_lr"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            nesterov=group["momentum"] > 0,
-            dampening=0,
-            maximize=False,
-        )
-        for param, buffer in zip(params, buffers, strict=True):
-            self.state[param]["momentum_buffer"] = buffer
+        momentum = group["momentum"]
+        directions = list(torch._foreach_add(_gradients(params), params, alpha=group["weight_decay"]))
+        if momentum:
+            buffers = self._momentum_buffers(params)
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, directions)
+            torch._foreach_add_(directions, buffers, alpha=momentum)
+        _descend(params, directions, group["lr"] * group["relative_lr"])
+
+    def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor]:
+        for param in params:
+            if self.state[param].get("momentum_buffer") is None:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        return [self.state[param]["momentum_buffer"] for param in params]
 
 
-def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About U V^T of the matrix U S V^T, by a Newton-Schulz iteration.
+def _gradients(params: Sequence[Tensor]) -> list[Tensor]:
+    return [param.grad for param in params if param.grad is not None]
+
+
+def _descend(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
+    """Subtract lr times each direction, which is overwritten if lr is a tensor: `alpha` must be known on the host."""
+    if isinstance(lr, Tensor):
+        torch._foreach_mul_(directions, lr)
+        torch._foreach_sub_(params, directions)
+    else:
+        torch._foreach_add_(params, directions, alpha=-lr)
+
+
+def as_matrix(tensor: Tensor, bank: Tensor) -> Tensor:
+    """Return a tensor of a filter bank's shape as a matrix with a row per filter, without a copy where possible.
+
+    Columns are in the order in which `bank` lies in memory, so that channels_last weights are not copied either.
+    Orthogonalisation keeps any order of the columns.
+
+    Args:
+        tensor: a gradient or momentum of the bank; a view is returned if it has the bank's strides.
+        bank: (filters, ...), three dimensions or more.
+    """
+    return tensor.permute(_memory_order(bank)).flatten(1)
+
+
+def as_bank(matrix: Tensor, bank: Tensor) -> Tensor:
+    """Return a matrix that `as_matrix` has made as a view of the bank's shape."""
+    order = _memory_order(bank)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return matrix.unflatten(1, [bank.shape[d] for d in order[1:]]).permute(back)
+
+
+def _memory_order(bank: Tensor) -> list[int]:
+    """The filters' dimension, then the others from the largest stride to the smallest."""
+    return [0, *sorted(range(1, bank.ndim), key=bank.stride, reverse=True)]
+
+
+def orthogonalize_all(matrices: Sequence[Tensor], iterations: int = 5, *, batched: bool | None = None) -> list[Tensor]:
+    """Orthogonalise several matrices, on a GPU by a few batched products instead of several products for each.
+
+    Args:
+        matrices: (rows, columns) float each, of any shapes, on one device.
+        iterations: see `orthogonalize`.
+        batched: None: on a GPU. On a CPU a matrix stays in the cache if it is finished before the next one begins.
+
+    Returns:
+        What `orthogonalize` returns for each matrix, up to rounding; views of one tensor per batch.
+    """
+    batched = matrices[0].is_cuda if batched is None else batched
+    results: dict[int, Tensor] = {}
+    for indices, (rows, columns) in batches_of(matrices) if batched else _one_by_one(matrices):
+        dtype = matrices[indices[0]].dtype
+        batch = _padded([_wide(matrices[i].to(_fast_dtype(matrices[i]))) for i in indices], rows, columns)
+        for i, update in zip(indices, orthogonalize(batch, iterations).to(dtype), strict=True):
+            short, long = _wide(matrices[i]).shape
+            update = update[:short, :long]
+            results[i] = update if matrices[i].shape == update.shape else update.T
+    return [results[i] for i in range(len(matrices))]
+
+
+Batch = tuple[list[int], tuple[int, int]]
+"""The indices of a batch's matrices, and the (rows, columns) that they are padded to, once tall ones are transposed."""
+
+
+def batches_of(matrices: Sequence[Tensor]) -> Iterator[Batch]:
+    """Divide matrices into batches of one dtype and shape.
+
+    Small products take a GPU less time than their launch. If at most `PAD_UP_TO` numbers come of it, all matrices are
+    therefore padded with zeros to the largest; zero rows and columns change no other entry and stay zero.
+    """
+    shapes = [_wide(matrix).shape for matrix in matrices]
+    rows, columns = (max(sizes) for sizes in zip(*shapes, strict=True))
+    pad = len(matrices) * rows * columns <= PAD_UP_TO
+    batches: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for i, (matrix, shape) in enumerate(zip(matrices, shapes, strict=True)):
+        batches[matrix.dtype, None if pad else shape].append(i)
+    for indices in batches.values():
+        yield indices, (rows, columns) if pad else (shapes[indices[0]][0], shapes[indices[0]][1])
+
+
+def _one_by_one(matrices: Sequence[Tensor]) -> Iterator[Batch]:
+    for i, matrix in enumerate(matrices):
+        rows, columns = _wide(matrix).shape
+        yield [i], (rows, columns)
+
+
+def _padded(matrices: list[Tensor], rows: int, columns: int) -> Tensor:
+    if all(matrix.shape == (rows, columns) for matrix in matrices):
+        return torch.stack(matrices)
+    batch = matrices[0].new_zeros(len(matrices), rows, columns)
+    for padded, matrix in zip(batch, matrices, strict=True):
+        padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return batch
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Compute about U V^T of each matrix U S V^T, by a Newton-Schulz iteration.
 
     X <- a X + (b X X^T + c (X X^T)^2) X from X = matrix / |matrix|, which moves every singular value by the polynomial
     a s + b s^3 + c s^5. The coefficients are chosen for a steep slope at 0, and with them singular values do not
@@ -130,19 +235,24 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     iterations to come there; training does not need it to.
 
     Args:
-        matrix: (rows, columns) float.
+        matrices: (rows, columns) or (batch, rows, columns) float.
         iterations: how often.
 
     Returns:
-        (rows, columns) of the matrix's dtype. Computed in bf16 where the device multiplies it natively: the iteration
-        forgives its rounding.
+        The same shape and dtype. Computed in bf16 where the device multiplies it natively: the iteration forgives its
+        rounding.
     """
-    x = matrix.bfloat16() if multiplies_bf16(matrix.is_cuda) else matrix.float()
-    x = x / torch.linalg.vector_norm(x).clamp_min(1e-7)
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = x.T if tall else x  # X X^T is then the smaller of the two products
+    x = matrices.to(_fast_dtype(matrices))
+    x = x.view(-1, *matrices.shape[-2:])
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x  # X X^T is then the smaller of the two products
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(iterations):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).view(matrices.shape).to(matrices.dtype)
+
+
+def _fast_dtype(matrix: Tensor) -> torch.dtype:
+    return torch.bfloat16 if multiplies_bf16(matrix.is_cuda) else torch.float32

@@ -10,6 +10,8 @@ from pytorch_lightning.callbacks import Timer, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from cifarbn.fast.training_step import TrainingStep
+from cifarbn.recorders.host_copy import HostCopy
 from cifarbn.recorders.step_history import StepHistory
 from cifarbn.recorders.timing import Timing
 from cifarbn.sweep import duration
@@ -51,6 +53,7 @@ class ProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=1)
         self._last_drawn = 0.0
         self._images = 0
+        self._loss: HostCopy | None = None
         self._values: dict[str, Any] = {}
 
     def init_train_tqdm(self) -> Bar:
@@ -69,8 +72,16 @@ class ProgressBar(TQDMProgressBar):
         """A new bar for the epoch."""
         self._values = {}
         super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-        self._last_drawn, self._images = time.monotonic(), 0
+        self._describe(trainer)
+        self._last_drawn, self._images, self._loss = time.monotonic(), 0, None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Say that the first step takes long, before it does."""
+        step = getattr(pl_module, "step", None)
+        if isinstance(step, TrainingStep) and step.will_build:
+            self._describe(trainer, ": compiling" if step.compile else ": capturing the step")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """End the bars' lines before the last message."""
@@ -81,24 +92,29 @@ class ProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Redraw if the last time is a second ago, or the epoch is over."""
+        """Redraw if the last time is a second ago, or the epoch is over; with a loss once it has arrived."""
         self._images += len(batch[1]) * trainer.world_size
         elapsed = time.monotonic() - self._last_drawn
         if elapsed < 1 and batch_idx + 1 < trainer.num_training_batches:
             return
+        if self._loss is None:
+            self._loss = HostCopy(outputs["loss"])
+        if not self._loss.ready:
+            return
         bar = self.train_progress_bar
         # The total as well: a run resumed in the middle of an epoch has no epoch's start, which would set it.
         bar.n, bar.total = batch_idx + 1, trainer.num_training_batches
-        # Reading the loss waits for the device, so it comes before the time is taken.
-        loss = float(outputs["loss"])
-        elapsed = time.monotonic() - self._last_drawn
-        self._values = {"loss": f"{loss:.4f}", "img/s": f"{self._images / elapsed:,.0f}"}
+        self._describe(trainer)
+        self._values = {"loss": f"{float(self._loss.numpy()):.4f}", "img/s": f"{self._images / elapsed:,.0f}"}
         bar.set_postfix(self._values)
-        self._last_drawn, self._images = time.monotonic(), 0
+        self._last_drawn, self._images, self._loss = time.monotonic(), 0, None
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What the bar shows already; the epoch's own metrics are in its line."""
         return self._values
+
+    def _describe(self, trainer: pl.Trainer, doing: str = "") -> None:
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{doing}")
 
     def _bar(self, description: str, position: int = 0) -> Bar:
         return Bar(
@@ -123,10 +139,21 @@ class EpochLine(pl.Callback):
     def __init__(self, history: StepHistory, timing: Timing) -> None:
         self.history, self.timing = history, timing
         self._began, self._step, self._seconds, self._images = 0.0, 0, 0.0, 0
+        self._notes = 0  # of the training step, printed so far
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first epoch of this start begins, or what is left of it."""
         self._begin(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print why the training step is not compiled or captured, once for each reason."""
+        step = getattr(pl_module, "step", None)
+        if isinstance(step, TrainingStep) and len(step.notes) > self._notes:
+            for note in step.notes[self._notes :]:
+                rank_zero_only(Bar.write)(f"training step: {note}", file=sys.stdout)
+            self._notes = len(step.notes)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""

@@ -1,127 +1,35 @@
 """`python -m cifarbn.reproduce report|paper|course`: a source's experiments, as far as time allows, then its page."""
 
 import argparse
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.command_line import CONF, data_root, plain_errors
 from cifarbn.errors import MadeElsewhere, UserError, without_folders
+from cifarbn.hardware import starts_processes
 from cifarbn.identity import ROLES, key_of
+from cifarbn.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, say
 from cifarbn.report.assumptions import assumptions
 from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import default_folder, write_report
-from cifarbn.runs import RESULT, Role, Run, differences, folder_name, is_being_made, read_result, role_of
+from cifarbn.runs import RESULT, Role, Run, folder_name, is_being_made, read_result, role_of
+from cifarbn.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
 from cifarbn.sources import sources
 from cifarbn.sweep import Outcome, duration, table
 
-# VGG-A's, beside that of its experiments' files.
-OTHER_RATES = (" optim.lr=5e-4", " optim.lr=2e-3", " optim.lr=1e-4")
-# The experiments of each source, in the order of running: when the time is up, the most telling ones are there.
-SUITES: dict[str, tuple[str, ...]] = {
-    "report": (
-        *("report/vgg_a_bn", "report/vgg_a", "report/augmentation", "report/l2", "report/pool", "report/baseline"),
-        *("report/stem_decay", "report/dropout", "report/sgd", "report/mse", "report/mish", "report/swish"),
-        *("report/rmsprop", *(f"report/{net}{rate}" for rate in OTHER_RATES for net in ("vgg_a_bn", "vgg_a"))),
-    ),
-    "paper": (
-        *("paper/dln_bn", "paper/dln", "paper/dln_bn_small_lr", "paper/dln_small_lr", "paper/vgg_bn", "paper/vgg"),
-        *("paper/vgg_noisy_bn", "paper/vgg_l1", "paper/vgg_l2", "paper/vgg_linf"),
-        *("paper/vgg_bn_augmented", "paper/vgg_augmented"),
-    ),
-    "course": tuple(f"course/{net}{rate}" for rate in ("", *OTHER_RATES) for net in ("vgg_a_bn", "vgg_a")),
-}
-
-SCALES = {
-    "full": "The source's own experiments, unchanged.",
-    "fast": "The source's nets and data with a modern schedule: where it trains longer than 40 epochs, a tenth of them "
-    "with one cycle of the learning rate and batches of 512.",
-    "laptop": "Small experiments like the source's, for two CPU cores: narrower nets and few epochs. They are not the "
-    "source's experiments: their accuracies do not compare with its own; what one row adds to another may, with care.",
-    "smoke": "A few steps on drawn pictures, to see that everything runs. No number here means anything.",
-}
-COMPARABLE = ("full", "fast")
 # What may be said of every run: whatever does not define the experiment, but what is chosen here already.
 HOW = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)
 CHOSEN_HERE = ("name", "resume_from")
-# Peaks of one cycle at batch 512, by optimizer.
-FAST_RATES = {"torch.optim.Adam": "3e-3", "torch.optim.SGD": "0.2", "torch.optim.RMSprop": "1e-3"}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One experiment at one scale.
-
-    Attributes:
-        name: as in `SUITES`.
-        overrides: its command line, without seed, folder and what says only how it is carried out.
-        written: its config as the source has it.
-        scaled: its config at this scale.
-    """
-
-    name: str
-    overrides: list[str]
-    written: DictConfig
-    scaled: DictConfig
-
-    @classmethod
-    def of(cls, name: str, scale: str, how: Sequence[str] = ()) -> "Planned":
-        """Compose both configs, the second with what `how` changes of it; to be called where Hydra is initialised."""
-        said = f"experiment={name}".split()
-        written = compose("train", overrides=said)
-        ours = [override for override in how if role_of(override) in (Role.DEVICE, Role.WATCHING)]
-        overrides = [*said, *scale_down(written, scale), *ours]
-        return cls(name, overrides, written, compose("train", overrides=overrides))
-
-    def changes(self) -> list[str]:
-        """What the scale changes, as `key: the source's -> ours`; a choice of another file by its name alone."""
-        before, after = _container(self.written), _container(self.scaled)
-        choices = [o for o in self.overrides[1:] if o.partition("=")[0] in ("data", "schedule", "trainer", "record")]
-        # max_epochs follows epochs.
-        groups = ("trainer.max_epochs", *(f"{choice.partition('=')[0]}." for choice in choices))
-        found = [change for change in differences(before, after) if not change.startswith(groups)]
-        named = [o for o in self.overrides[1:] if o.startswith(groups)]
-        return [*choices, *named, *found]
-
-    def base(self) -> str | None:
-        """The experiment that this one's file begins with, with the same further overrides."""
-        experiment, *others = self.name.split()
-        file: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
-        bases = (name.removeprefix("/experiment/") for name in file.defaults if isinstance(name, str))
-        return next((" ".join([base, *others]) for base in bases), None)
-
-
-def scale_down(cfg: DictConfig, scale: str) -> list[str]:
-    """The overrides that make an experiment, as the source has it, one of this scale; none for "full"."""
-    if scale == "full" or (scale == "fast" and cfg.epochs <= 40):
-        return []
-    if scale == "fast":
-        rate = FAST_RATES[cfg.optim._target_]
-        return [f"epochs={cfg.epochs // 10}", "schedule=onecycle", f"optim.lr={rate}", "data.batch_size=512"]
-    if "width" not in cfg.model:  # the deep linear net, which takes a minute as it is
-        return ["epochs=1", "data.steps_per_epoch=50"] if scale == "smoke" else []
-    epochs = 6 if scale == "laptop" else 2
-    overrides = [f"epochs={epochs}", "model.width=16"]  # below 16 channels a CPU is no faster
-    if "milestones" in cfg.schedule:
-        milestones = [max(1, round(m * epochs / cfg.epochs)) for m in cfg.schedule.milestones]
-        overrides.append(f"schedule.milestones=[{','.join(map(str, milestones))}]")
-    if cfg.trainer.max_steps > 0:
-        overrides.append(f"trainer.max_steps={600 if scale == 'laptop' else 20}")
-    if scale == "smoke":
-        overrides += ["data=shapes", "data.train_size=1000", "data.test_size=200"]
-    return overrides
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="how large (default: laptop)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, seeds 0 to N-1 (default: 1)")
     parser.add_argument("--budget", metavar="TIME", help="such as 90m, 2h or 1h30m: then stop, save and write the page")
+    parser.add_argument(
+        "--jobs",
+        default="1",
+        metavar="N|auto",
+        help="runs at a time, on one GPU, spread over several, or with the CPU cores divided; auto: as many as the "
+        "machine has room for (default: 1)",
+    )
     keys = [key for key, role in ROLES.items() if role in HOW and key not in CHOSEN_HERE]
     parser.add_argument("how", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
     chosen = parser.parse_intermixed_args(arguments)
@@ -148,23 +63,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         if chosen.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {chosen.seeds}")
+        jobs = parse_jobs(chosen.jobs)
         deadline = time.monotonic() + seconds(chosen.budget) if chosen.budget else None
-        # The run that this process makes must not outlive it.
+        # The runs that this process makes must not outlive it.
         earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
-            sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline, chosen.how))
+            sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline, chosen.how, jobs))
         finally:
             signal.signal(signal.SIGTERM, earlier)
 
 
-def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None, how: Sequence[str] = ()) -> int:
-    """Make the runs, one process each, until `deadline` (of time.monotonic); then the page. Returns the exit code."""
+def reproduce(
+    source: str,
+    scale: str,
+    seeds: int,
+    deadline: float | None = None,
+    how: Sequence[str] = (),
+    jobs: int | None = 1,
+) -> int:
+    """Make the runs, one process each, then the page. Returns the exit code.
+
+    Args:
+        source: a key of `SUITES`.
+        scale: a key of `SCALES`.
+        seeds: runs of each experiment.
+        deadline: of time.monotonic(); then the runs save and end.
+        how: overrides for every run that do not define the experiment.
+        jobs: runs at a time; None for as many as the machine has room for.
+    """
     root = Path("multirun_outputs") / f"{source}_{scale}"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        planned = [Planned.of(name, scale, how) for name in SUITES[source]]
+        planned = [Planned.of(name, scale, how) for name in suite(source, scale)]
         # Every experiment once before any a second time.
         runs = [(plan, seed) for seed in range(seeds) for plan in planned]
-        outcomes = list(_make(runs, root, deadline, list(how)))
+        outcomes = _make(runs, root, deadline, list(how), _slots(jobs, planned, len(runs)))
     print(f"\n{table(outcomes)}")
     if left := len(runs) - len(outcomes):
         print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
@@ -174,51 +106,86 @@ def reproduce(source: str, scale: str, seeds: int, deadline: float | None = None
     return 1 if any(outcome.status in ("failed", "refused") for outcome in outcomes) else 0
 
 
-def _make(runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None, how: list[str]) -> Iterator[Outcome]:
-    """Make what is missing, in this order, and say how each run ended; none is begun after the deadline."""
-    began, made = time.monotonic(), 0
-    for number, (plan, seed) in enumerate(runs, 1):
-        folder = root / _folder(plan, seed)
-        overrides = [*plan.overrides, f"seed={seed}"]
-        run = [*overrides, f"name={root.name}", *_carried_out(plan, how)]
-        try:
-            there = _finished(run, folder)
-        except (UserError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            why = without_folders(str(error).replace(f"{folder} ", ""), folder)
-            yield Outcome(folder.name, overrides, _refused(error), why=why)
-            continue
-        stopped = not there and deadline is not None and time.monotonic() >= deadline
-        if not there and not stopped:
-            each = (time.monotonic() - began) / made if made else 0
-            togo = f", about {duration(each * (len(runs) - number + 1))} to go" if made else ""
-            print(f"\nrun {number} of {len(runs)}: {' '.join(overrides)}{togo}", flush=True)
-            stopped = _run(run, deadline)
-            made += 1
-        if not stopped or (folder / RESULT).exists():  # else it has not begun
-            yield _outcome(folder, overrides, there, stopped)
+def _make(
+    runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None, how: list[str], slots: Sequence[Slot]
+) -> list[Outcome]:
+    """Make what is missing, one process a run, and return how each ended, in the order of `runs`.
+
+    At the deadline the running ones save and end; those that have never begun are left out.
+    """
+    outcomes: dict[int, Outcome] = {}
+    begun: list[int] = []
+    folders = [root / _folder(plan, seed) for plan, seed in runs]
+    experiments = [[*plan.overrides, f"seed={seed}"] for plan, seed in runs]
+    # The bars of several runs would overwrite each other; what the user says comes later, and counts.
+    quiet = ["trainer.enable_progress_bar=false"] if len(slots) > 1 else []
+    with SideBySide(slots) as processes:
+        for index, (plan, seed) in enumerate(runs):
+            folder, overrides = folders[index], experiments[index]
+            run = [*overrides, f"name={root.name}", *quiet, *_carried_out(plan, how)]
+            try:
+                there = _finished(run, folder)
+            except (UserError, OSError) as error:
+                print(f"error: {error}", file=sys.stderr)
+                why = without_folders(str(error).replace(f"{folder} ", ""), folder)
+                outcomes[index] = Outcome(folder.name, overrides, _refused(error), why=why)
+                continue
+            if there:
+                outcomes[index] = _outcome(folder, overrides, found=True, stopped=False)
+            elif processes.wait_for_slot(deadline):
+                left = processes.seconds_left(len(runs) - index)
+                togo = "" if left is None else f", about {duration(left)} to go"
+                say(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{togo}")
+                processes.start(index, _command(run), _label(plan, seed, runs))
+                begun.append(index)
+            elif (folder / RESULT).exists():
+                outcomes[index] = _outcome(folder, overrides, found=False, stopped=True)
+        processes.wait_for_all(deadline)
+    for index in begun:
+        stopped = index in processes.stopped
+        if not stopped or (folders[index] / RESULT).exists():  # else it was stopped before it had begun
+            outcomes[index] = _outcome(folders[index], experiments[index], found=False, stopped=stopped)
+    return [outcomes[index] for index in sorted(outcomes)]
 
 
-def _run(overrides: list[str], deadline: float | None) -> bool:
-    """One run in a process of its own, which saves and ends at the deadline; returns whether it was stopped so."""
-    with subprocess.Popen([sys.executable, "-m", "cifarbn.train", *overrides]) as process:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()) if deadline else None)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            return True
-        except BaseException:  # such as Ctrl-C, which the run has heard, too
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
-    return False
+def _command(overrides: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "cifarbn.train", *overrides]
+
+
+def _label(plan: Planned, seed: int, runs: Sequence[tuple[Planned, int]]) -> str:
+    """A few words that tell a run from the others: its experiment without the source, and its seed if they differ."""
+    name = plan.name.partition("/")[2]
+    return f"{name} seed={seed}" if any(other for _, other in runs) else name
+
+
+def _slots(jobs: int | None, planned: Sequence[Planned], runs: int) -> list[Slot]:
+    """Divide the machine between the runs.
+
+    Raises:
+        UserError: if several runs at a time are asked for and each would take several devices.
+    """
+    trainers = [plan.scaled.trainer for plan in planned]
+    if jobs != 1 and any(starts_processes(trainer) or str(trainer.devices) != "1" for trainer in trainers):
+        if jobs is None:
+            return [{}]
+        raise UserError(
+            f"--jobs {jobs} makes several runs at a time, each on one device: leave out --jobs, or trainer.devices and "
+            "trainer=ddp. CUDA_VISIBLE_DEVICES chooses among the GPUs"
+        )
+    slots = make_slots(jobs, runs, on_gpus=any(trainer.accelerator != "cpu" for trainer in trainers))
+    if len(slots) > 1:
+        gpus = len({slot.get("CUDA_VISIBLE_DEVICES") for slot in slots})
+        threads = slots[0].get("OMP_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]
+        over = f" on {gpus} GPUs" if gpus > 1 else ""
+        say(f"up to {len(slots)} runs at a time{over}, CPU threads of each: {threads}")
+    return slots
 
 
 def _finished(overrides: list[str], folder: Path) -> bool:
     cfg = compose("train", overrides=overrides)
     if not cfg.resume:
         return False
-    config = _container(cfg)
+    config = container(cfg)
     run = Run.open(folder, config, overrides, sources(config), retry=cfg.retry, changed_code=cfg.changed_code)
     return run.finished
 
@@ -286,10 +253,6 @@ def _write_page(
     out = default_folder(root)
     write_report(sweep, out, options, opening, [assumptions(source)])
     return out / "index.html"
-
-
-def _container(cfg: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def seconds(text: str) -> float:

@@ -28,7 +28,9 @@ class Start(TypedDict, total=False):
     devices: int
     precision: str | int  # a number in older results of trainer.precision=32
     channels_last: bool
-    compile: bool | str  # a word since 0.1.0; a truth in older results
+    compile: bool | str  # torch.compile's mode, "" for none; a truth in older results
+    cuda_graphs: bool
+    step_notes: list[str]  # why the training step was not compiled or captured
     kernels: bool
     threads: int
     threads_reason: str
@@ -121,6 +123,8 @@ class Result(TypedDict, total=False):
     precision: str | int  # a number in older results of trainer.precision=32
     channels_last: bool
     compile: bool | str
+    cuda_graphs: bool
+    step_notes: list[str]
     kernels: bool
     threads: int  # chosen at the start
     threads_reason: str

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,11 @@ class Run:
         self.update(**facts, starts=[*self.result.get("starts", []), {key: start[key] for key in kept}])
         if _first_process():
             write_result(self.folder / MARKER, self.result)
+
+    def computed(self, **facts: Any) -> None:
+        """Correct what `started` has said of this start, by what only its first step could show."""
+        *earlier, latest = self.result["starts"]
+        self.update(**facts, starts=[*earlier, latest | {k: v for k, v in facts.items() if k in Start.__annotations__}])
 
     def update(self, **facts: Any) -> None:
         """Put facts into `result.json`, at once or not at all; from the first process only.
@@ -475,8 +480,15 @@ def _copy(file: Path, to: Path) -> None:
 
 def surroundings() -> Result:
     """What a result depends on beside its config: package versions and the commit of this checkout."""
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
     return {"versions": versions, "git_commit": _git_commit()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout on PYTHONPATH, which nobody has installed
+        return "not installed"
 
 
 def _git_commit() -> str | None:

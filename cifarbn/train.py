@@ -56,7 +56,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         pl.seed_everything(cfg.seed, verbose=False)
         options = check_options(cfg.trainer)
         del options["eval_batch_size"]  # which the data has read
-        chosen = ("accelerator", "precision", "channels_last", "compile", "kernels", "threads")
+        chosen = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
         hardware = Hardware.choose(**{key: options.pop(key) for key in chosen}, processes=devices_here(cfg.trainer))
         with building("data"):
             data = check_data(instantiate(cfg.data))
@@ -64,7 +64,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             net = hardware.prepare(instantiate(cfg.model))
         with building("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
-            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views)
+            fast = hardware.compile, hardware.cuda_graphs
+            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views, *fast)
         with building("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
@@ -84,6 +85,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             with plain_misconfiguration():
                 trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
         finally:  # a diverged run is a result, an interrupted one will be continued
+            run.computed(**classifier.step.facts)
             run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
             run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
             run.update(thread_changes=watch.changes)

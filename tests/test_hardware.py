@@ -98,7 +98,8 @@ def test_the_config_s_own_options_are_taken():
 
 def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
     theirs = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-    assert set(NEEDED) - {"channels_last", "compile", "kernels", "threads", "eval_batch_size"} | set(POSSIBLE) <= theirs
+    ours = {"channels_last", "compile", "cuda_graphs", "kernels", "threads", "eval_batch_size"}
+    assert set(NEEDED) - ours | set(POSSIBLE) <= theirs
     assert not set(INSTEAD) & {*NEEDED, *POSSIBLE} and set(INSTEAD) <= theirs
     for key in theirs - {*NEEDED, *POSSIBLE}:
         with pytest.raises(UserError, match=rf"^trainer\.{key} is not supported: \w+"):

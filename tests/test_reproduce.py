@@ -12,17 +12,14 @@ import time
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_config import CONF, options
+from test_config import CONF
 from test_train import ENVIRONMENT
 
 from cifarbn.errors import UserError
 from cifarbn.locks import Lock, is_held
-from cifarbn.reproduce import HOW, SCALES, SUITES, Planned, _carried_out, _folder, main, seconds
+from cifarbn.reproduce import HOW, SUITES, Planned, _carried_out, _folder, main, seconds
 from cifarbn.runs import folder_name, role_of
-
-NAMES = [name for suite in SUITES.values() for name in suite]
 
 
 @pytest.fixture
@@ -30,65 +27,6 @@ def planned():
     """A maker of plans."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield Planned.of
-
-
-def test_every_row_of_every_source_is_run():
-    rows = {name for name in options("experiment") if "/" in name}
-    assert {name.split()[0] for name in NAMES} == rows
-    assert all(len(set(suite)) == len(suite) for suite in SUITES.values())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_row_states_its_source_and_full_changes_nothing(planned, name):
-    plan = planned(name, "full")
-    assert plan.written.source and plan.changes() == []
-    assert plan.written.data.val_size == 0 if "val_size" in plan.written.data else name.startswith("paper/dln")
-
-
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_row_can_be_made_at_every_scale(planned, name, scale):
-    plan = planned(name, scale)
-    optimizer = instantiate(plan.scaled.optim)
-    net = instantiate(plan.scaled.model)
-    optimizer(net.parameters())
-    instantiate(plan.scaled.schedule), instantiate(plan.scaled.data), instantiate(plan.scaled.loss)
-
-
-def test_targets_are_the_report_s(planned):
-    said = {name: planned(f"report/{name}", "full").written.target for name in (n.partition("/")[2] for n in RESULTS)}
-    assert {f"report/{name}": target for name, target in said.items()} == RESULTS
-
-
-RESULTS = {
-    "report/baseline": 0.819,
-    "report/stem_decay": None,
-    "report/augmentation": 0.915,
-    "report/l2": 0.926,
-    "report/dropout": 0.917,
-    "report/pool": 0.928,
-    "report/sgd": 0.918,
-    "report/rmsprop": 0.925,
-    "report/mse": 0.912,
-    "report/swish": 0.907,
-    "report/mish": 0.882,
-    "report/vgg_a": 0.78,
-    "report/vgg_a_bn": 0.83,
-}
-
-
-def test_a_row_says_what_its_scale_changes_and_what_it_builds_on(planned):
-    plan = planned("report/l2", "laptop")
-    assert plan.changes() == ["epochs: 200 -> 6", "model.width: 64 -> 16", "schedule.milestones: [100] -> [3]"]
-    assert plan.base() == "report/augmentation" and planned("report/baseline", "full").base() is None
-    slow = planned("course/vgg_a_bn optim.lr=1e-4", "laptop")
-    assert slow.base() == "course/vgg_a optim.lr=1e-4" and slow.base() in SUITES["course"]
-    assert planned("report/l2", "fast").changes() == [
-        "schedule=onecycle",
-        "data.batch_size: 128 -> 512",
-        "epochs: 200 -> 20",
-        "optim.lr: 0.001 -> 0.003",
-    ]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("45s", 45), ("90m", 5400), ("1h30m", 5400), ("2h", 7200)])
@@ -107,6 +45,8 @@ def test_bad_budgets(text):
     [
         ("--seeds 0", "--seeds must"),
         ("--budget soon", "--budget takes"),
+        ("--jobs 0", "--jobs takes a whole number of at least 1, or auto, not '0'"),
+        ("--jobs many", "--jobs takes"),
         ("resume=false epochs=3", "epochs=3: "),
     ],
 )
@@ -114,6 +54,13 @@ def test_bad_arguments_end_with_one_message(arguments, message):
     with pytest.raises(SystemExit) as ended:
         main(["report", *arguments.split()])
     assert str(ended.value.code).startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("said", ["trainer=ddp", "trainer.devices=2", "trainer.devices=[1]"])
+def test_several_runs_at_a_time_have_one_device_each(monkeypatch, said):
+    monkeypatch.setitem(SUITES, "report", ("report/l2",))
+    with pytest.raises(SystemExit, match="^error: --jobs 2 makes several runs at a time, each on one device"):
+        main(["report", "--jobs", "2", said])
 
 
 def reproduce(cwd, *arguments):
@@ -150,36 +97,122 @@ def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_p
     assert rows(report)[0] == before[0]
 
 
-def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(tmp_path, planned):
+def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(tmp_path, planned, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SUITES, "report", ("report/vgg_a_bn", "report/vgg_a"))
     plan = planned("report/vgg_a_bn", "smoke")
     folder = tmp_path / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
     folder.mkdir(parents=True)
     another = OmegaConf.to_container(plan.scaled, resolve=True) | {"epochs": 99}
     (folder / "result.json").write_text(json.dumps({"status": "done", "config": another, "overrides": []}))
-    finished = reproduce(tmp_path, "--budget", "15s")
-    assert finished.returncode == 1 and "Traceback" not in finished.stderr
-    assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
-    assert re.search(r"refused .*experiment=report/vgg_a_bn", finished.stdout)
-    assert "run 2 of 19: experiment=report/vgg_a " in finished.stdout
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--scale", "smoke"])
+    said = capfd.readouterr()
+    assert ended.value.code == 1 and "Traceback" not in said.err
+    assert "holds a run of another config" in said.err and "name=OTHER" in said.err
+    assert re.search(r"refused .*experiment=report/vgg_a_bn", said.out)
+    assert "run 2 of 2: experiment=report/vgg_a " in said.out
     assert json.loads((folder / "result.json").read_text())["config"] == another
-    first, second, *_ = rows(folder.parent / "report")
+    first, second = rows(folder.parent / "report")
     assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")
-    assert not second["does not count"].startswith("1 refused")
+    assert second["n"] == "1" and not second["does not count"]
 
 
-def test_a_run_is_not_outlived_by_the_one_that_was_to_be_waited_for(tmp_path):
-    """SIGTERM ends reproduce and, after it has saved, the run it makes: another can go on at once."""
-    arguments = [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke"]
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_no_run_outlives_reproduce(tmp_path, jobs):
+    """SIGTERM ends reproduce and, after they have saved, the runs it makes: others can continue them at once."""
+    arguments = [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke", "--jobs", str(jobs)]
     process = subprocess.Popen(
         arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    while not process.stdout.readline().startswith("run 1 of"):
+    while not process.stdout.readline().startswith(f"run {jobs} of"):
         pass
-    (lock,) = waited_for(lambda: list(tmp_path.glob("multirun_outputs/report_smoke/.locks/*vgg_a_bn*")))
+    folder = tmp_path / "multirun_outputs" / "report_smoke" / ".locks"
+    waited_for(lambda: len(list(folder.glob("*vgg_a*"))) == jobs)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert not is_held(lock)
+    assert not any(map(is_held, folder.iterdir()))
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch, capsys):
+    """reproduce in this process with scripted runs; returns the exit code, what it said, and each run's command line.
+
+    A script has the run's folder as its argument. `DONE` leaves a finished run.
+    """
+    names = ("report/vgg_a_bn", "report/vgg_a", "report/l2", "report/pool")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SUITES, "report", names)
+    monkeypatch.setattr("cifarbn.reproduce._write_page", lambda *_: "the page")
+
+    def run(scripts, *arguments):
+        root, commands = tmp_path / "multirun_outputs" / "report_smoke", []
+
+        def command(overrides):
+            commands.append(overrides)
+            script = scripts[names.index(overrides[0].removeprefix("experiment="))]
+            return [sys.executable, "-S", "-c", script, os.fspath(root / folder_name(overrides))]
+
+        monkeypatch.setattr("cifarbn.reproduce._command", command)
+        with pytest.raises(SystemExit) as ended:
+            main(["report", "--scale", "smoke", *arguments])
+        return ended.value.code, capsys.readouterr().out, commands
+
+    return run
+
+
+WRITE = """
+import json, os, sys, time
+def write(status):
+    os.makedirs(sys.argv[1], exist_ok=True)
+    result = {"status": status, "overrides": [], "config": {}, "metrics": {"test/acc": 0.5}, "seconds": {"total": 1.0}}
+    open(sys.argv[1] + "/result.json", "w").write(json.dumps(result))
+"""
+DONE = f"{WRITE}\nwrite('done')"
+SLOW = f"{WRITE}\ntime.sleep(0.5)\nwrite('done')"
+ENDLESS = f"{WRITE}\nwrite('running')\ntime.sleep(60)"
+
+
+def statuses(said):
+    table = said[said.index("status ") :].splitlines()[1:5]
+    return [(line.split()[0], line.split("experiment=report/")[1].split()[0].rstrip(":")) for line in table]
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_a_failed_run_stops_no_other_and_the_table_has_the_order_of_the_suite(scripted, jobs):
+    code, said, commands = scripted([SLOW, "print('no memory'); raise SystemExit(1)", SLOW, DONE], "--jobs", jobs)
+    assert code == 1
+    assert statuses(said) == [("done", "vgg_a_bn"), ("failed", "vgg_a"), ("done", "l2"), ("done", "pool")]
+    assert re.search(r"experiment=report/vgg_a: it ended before it began", said)
+    assert ("[vgg_a] no memory" in said) is (jobs == "3")
+    assert all(("trainer.enable_progress_bar=false" in run) is (jobs == "3") for run in commands)
+
+
+def test_the_progress_bar_is_the_user_s_word(scripted):
+    bar = "trainer.enable_progress_bar=true"
+    _, _, commands = scripted([DONE] * 4, "--jobs", "2", bar)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("train", overrides=commands[0]).trainer.enable_progress_bar is True
+
+
+def test_at_the_deadline_all_runs_end_and_no_other_begins(scripted, tmp_path, monkeypatch):
+    def begun(deadline):
+        """The time is up when three runs have left something."""
+        return deadline is not None and len(list(tmp_path.glob("multirun_outputs/*/*/result.json"))) == 3
+
+    monkeypatch.setattr("cifarbn.parallel_runs._has_passed", begun)
+    code, said, commands = scripted([DONE, ENDLESS, ENDLESS, DONE], "--jobs", "2", "--budget", "1h")
+    assert code == 0 and len(commands) == 3
+    assert "the time is up, 1 of 4 runs not begun" in said
+    table = said[said.index("status ") :]
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["done", "interrupted", "interrupted"]
+
+
+def test_seeds_are_in_the_labels_where_there_are_several(scripted):
+    _, said, _ = scripted(["print('hello')"] * 4, "--jobs", "4", "--seeds", "2")
+    assert {f"[{name} seed={seed}] hello" for name in ("l2", "vgg_a_bn") for seed in range(2)} <= set(said.splitlines())
 
 
 def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_path, planned, monkeypatch, capsys):
@@ -190,15 +223,15 @@ def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_pa
     names = [_folder(planned(name, "smoke"), 0) for name in SUITES["report"]]
     first = Lock(root / ".locks" / f"{names[0]}.lock")
 
-    def begun_by_the_other_just_before(overrides, deadline):
+    def begun_by_the_other_just_before(overrides):
         (root / names[1]).mkdir()
         result = {"status": "running", "overrides": [], "config": {}}
         (root / names[1] / "result.json").write_text(json.dumps(result))
         locks.append(Lock(root / ".locks" / f"{names[1]}.lock"))
-        return False
+        return [sys.executable, "-c", "pass"]
 
     locks = [first]
-    monkeypatch.setattr("cifarbn.reproduce._run", begun_by_the_other_just_before)
+    monkeypatch.setattr("cifarbn.reproduce._command", begun_by_the_other_just_before)
     with pytest.raises(SystemExit) as ended:
         GlobalHydra.instance().clear()
         main(["report", "--scale", "smoke"])

@@ -33,6 +33,18 @@ def test_whitened_patches_of_the_training_pictures_have_the_identity_as_second_m
     torch.testing.assert_close(white @ white.T / white.shape[1], torch.eye(12).double(), atol=1e-4, rtol=0)
 
 
+def test_directions_of_little_variance_become_white_too():
+    """The smallest eigenvalue is 1e-8 of the largest: float32 would lose it."""
+    torch.manual_seed(0)
+    pixels = torch.randn(100, 3, 8, 8, dtype=torch.float64)
+    pixels[:, 1] = pixels[:, 0] + 1e-4 * pixels[:, 1]
+    whitening = Whitening(3, 2, eps=0.0).double()
+    whitening.fit(pixels)
+    patches = functional.unfold(pixels, 2).transpose(0, 1).flatten(1)
+    white = whitening.weight[:12].flatten(1) @ patches
+    torch.testing.assert_close(white @ white.T / white.shape[1], torch.eye(12).double(), atol=1e-3, rtol=0)
+
+
 def test_eps_bounds_the_filters_of_directions_without_variance():
     whitening = Whitening(3, 2, eps=0.01)
     whitening.fit(torch.ones(4, 3, 8, 8))  # every patch is the same: one eigenvalue 12, eleven 0
@@ -92,3 +104,13 @@ def test_widths_that_are_none_are_refused():
         SpeedNet((64, 256))
     with pytest.raises(ValueError, match="width must be a whole number of at least 1, not 0"):
         SpeedNet((64, 0, 256))
+
+
+def test_compiles_as_one_graph_with_and_without_a_gradient_of_the_whitening_bias():
+    model = SpeedNet((4, 4, 4)).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for epoch in (0, 3):
+        model.start_epoch(epoch)
+        compiled(images).sum().backward()
+    torch.compiler.reset()

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifarbn import benchmark
+from cifarbn.benchmark.checks import measure_checks
+from cifarbn.benchmark.gpu import PARTS, measure_gpu
 from cifarbn.benchmark.loop import measure_loop
 from cifarbn.benchmark.passes import measure_passes
 from cifarbn.benchmark.probe import measure_probe
 from cifarbn.benchmark.sides import as_text
+from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import NETS, measure_step
 from cifarbn.benchmark.threads import measure_threads
 from cifarbn.command_line import data_root
@@ -22,10 +25,11 @@ from cifarbn.runs import surroundings
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one part, print the table, and write it as JSON where asked."""
     parser = argparse.ArgumentParser(prog="python -m cifarbn.benchmark", description=str(benchmark.__doc__))
-    common = argparse.ArgumentParser(add_help=False)
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    common = argparse.ArgumentParser(add_help=False, parents=[output])
     common.add_argument("--rounds", type=_positive, default=5, help="how often each side runs, in turn (default 5)")
     common.add_argument("--batch-size", type=_positive, default=128)
-    common.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     pictures = argparse.ArgumentParser(add_help=False)
     pictures.add_argument("--root", default=data_root(), help="where CIFAR-10 is")
     net = argparse.ArgumentParser(add_help=False)
@@ -43,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     loop = parts.add_parser("loop", parents=[common, pictures, net], help="our loop, a bare loop, and the usual way")
     loop.add_argument("--compile", action="store_true", help="compile the net of ours and of the bare loop")
+    loop.add_argument("--without-usual", action="store_true", help="leave out the usual way, which is slow on a GPU")
     loop.set_defaults(measure=measure_loop)
 
     probe = parts.add_parser("probe", parents=[common, net], help="what each recorder costs")
@@ -50,6 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     threads = parts.add_parser("threads", parents=[common, net], help="the chosen number of threads, beside busy cores")
     threads.set_defaults(measure=measure_threads)
+
+    speedrun = parts.add_parser(
+        "speedrun", parents=[output, pictures], help="seconds and accuracy of a speedrun, ours and a peer's"
+    )
+    switch = argparse.BooleanOptionalAction
+    speedrun.add_argument("--runs", type=_positive, default=5, help="timed runs of each side, after a warm-up run")
+    speedrun.add_argument("--full", action=switch, default=True, help="cifarbn.train beside the bare loop (default)")
+    speedrun.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py, run as well")
+    speedrun.add_argument("--peer-minutes", type=float, default=5.0, help="when to stop the peer (default 5)")
+    speedrun.add_argument("--compile", action=switch, help="torch.compile in both of ours (default: on a GPU)")
+    speedrun.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="mode of torch.compile")
+    speedrun.add_argument("--graph", action=switch, help="the bare loop's step as a CUDA graph (default: on a GPU)")
+    speedrun.add_argument("--images", type=_positive, default=50_000, help="training images, five for each test image")
+    speedrun.add_argument("--epochs", type=_positive, help="default: the recipe's")
+    speedrun.add_argument("--batch-size", type=_positive, help="default: the recipe's")
+    speedrun.add_argument("--width-scale", type=float, default=1.0, help="a factor of the model's channels (default 1)")
+    speedrun.set_defaults(measure=measure_speedrun)
+
+    checks = parts.add_parser("checks", parents=[output], help="what must hold on a GPU, tried in small runs")
+    checks.add_argument("--seconds", type=float, default=600.0, help="begin no check after so many (default 600)")
+    checks.set_defaults(measure=measure_checks)
+
+    gpu = parts.add_parser("gpu", parents=[output, pictures], help="all checks and figures of a GPU, in limited time")
+    gpu.add_argument("--minutes", type=float, default=8.0, help="for everything together (default 8)")
+    gpu.add_argument("--only", nargs="+", choices=PARTS, help="these parts only")
+    gpu.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py, for the speedrun")
+    gpu.set_defaults(measure=measure_gpu)
 
     chosen = parser.parse_args(arguments)
     try:

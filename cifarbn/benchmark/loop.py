@@ -5,8 +5,9 @@ import contextlib
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from torch import nn
 from cifarbn.benchmark.passes import our_loader, read_pictures, usual_loader
 from cifarbn.benchmark.sides import Report, in_turn, median_ratio, wait_for
 from cifarbn.benchmark.step import NETS, training_step
-from cifarbn.classifier import Classifier
+from cifarbn.classifier import Classifier, accuracy
 from cifarbn.data import Images, InMemoryLoader
-from cifarbn.errors import UserError
+from cifarbn.fast.training_step import TrainingStep
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import EpochLine, ProgressBar
 from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, TensorBoardLog, Timing
+from cifarbn.threads import set_threads
 
-PICTURES = 10_000  # at the least
+PICTURES = 50_000
 USUAL = "the usual way"
 BARE = "a bare loop"
 OURS = "cifarbn.train"
@@ -32,39 +34,45 @@ _usual: "_Loop"  # in the other process only
 
 
 def measure_loop(chosen: argparse.Namespace) -> Report:
-    """Train one net for some steps in three ways; the first step of each stretch is left out everywhere.
+    """Train one model for some steps in three ways; the first step of each stretch is left out everywhere.
 
-    The usual way: torchvision's transforms picture by picture, DataLoader with 2 workers, fp32, contiguous; in a
-    process of its own, where nothing is set as `Hardware.prepare` would. A bare loop: our loader, precision and layout,
-    no Lightning, nothing recorded. Ours: Lightning with progress bar, TensorBoard, step history, last-layer recorder
-    and checkpoint.
+    The usual way: torchvision's transforms image by image, DataLoader with 2 workers, fp32, contiguous; in a process of
+    its own, where nothing is set as `Hardware.prepare` would. A bare loop: our loader, precision, layout and
+    `TrainingStep`, no Lightning, nothing recorded. Ours: Lightning with progress bar, TensorBoard, step history,
+    last-layer recorder and checkpoint.
     """
-    name, images = read_pictures(chosen.root, max(PICTURES, (chosen.steps + 1) * chosen.batch_size))
-    if len(images) <= chosen.steps * chosen.batch_size:
-        raise UserError(f"{len(images):,} pictures are too few for {chosen.steps} steps and one; lower --steps")
+    name, images = read_pictures(chosen.root, PICTURES)
     hardware = Hardware.choose(compile=chosen.compile)
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
-    elsewhere = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _prepare_usual, (chosen.net, images, chosen.batch_size, device)
-    )
+    steps, sides = chosen.steps, {}
+    if not chosen.without_usual:
+        told = (chosen.net, images, chosen.batch_size, device, hardware.threads.count)
+        elsewhere = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_usual, told)
+        sides[USUAL] = lambda: elsewhere.submit(_run_usual, steps).result()
     images = images.to(device)
-    bare_net = hardware.prepare(NETS[chosen.net]().to(device))
-    bare = _Loop(bare_net, our_loader(images, chosen.batch_size), hardware.precision, device)
+    bare_model = hardware.prepare(NETS[chosen.net]().to(device))
+    step = TrainingStep(bare_model, nn.functional.cross_entropy, accuracy, hardware.compile, hardware.cuda_graphs)
+    step.begin((steps + 1) * (chosen.rounds + 1))
+    bare = _Loop(bare_model, our_loader(images, chosen.batch_size), device, hardware.precision, step)
     ours = _Lightning(hardware, hardware.prepare(NETS[chosen.net]()), images, chosen.batch_size)
-    steps = chosen.steps
-    with elsewhere:
-        sides = {USUAL: lambda: elsewhere.submit(_run_usual, steps).result()}
-        seconds = in_turn(chosen.rounds, sides | {BARE: lambda: bare(steps), OURS: lambda: ours(steps)})
+    sides |= {BARE: lambda: bare(steps), OURS: lambda: ours(steps)}
+    # Every stretch leaves out its first step, so on a GPU, where it is long, nothing is left to warm up.
+    seconds = in_turn(chosen.rounds, sides, warm_up=device.type == "cpu")
+    if not chosen.without_usual:
+        elsewhere.shutdown()
+    how = {BARE: step.facts, OURS: ours.classifier.step.facts}
     return {
         "what": f"{steps} steps of {chosen.net} on {name}, batch {chosen.batch_size}; cifarbn: {hardware}",
         "unit": "images/s",
         "amount": steps * chosen.batch_size,
         "seconds": seconds,
         "outside_training_seconds": ours.outside,
+        "training_step": how,
         "notes": [
             f"ours keeps {median_ratio(seconds[BARE], seconds[OURS]):.1%} of the bare loop's images/s",
             "outside the training steps, last round: "
             + ", ".join(f"{kind} {value:.2f} s" for kind, value in ours.outside.items()),
+            *(f"{side}: {facts}" for side, facts in how.items()),
         ],
     }
 
@@ -72,29 +80,50 @@ def measure_loop(chosen: argparse.Namespace) -> Report:
 class _Loop:
     """A loop as anybody would write it."""
 
-    def __init__(self, net: nn.Module, loader: Any, precision: str | None, device: torch.device) -> None:
-        self.net, self.loader, self.device = net, loader, device
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Any,
+        device: torch.device,
+        precision: str | None = None,
+        step: TrainingStep | None = None,
+    ) -> None:
+        self.model, self.loader, self.device, self.step = model, loader, device, step
         self.autocast = (
             torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else contextlib.nullcontext()
         )
-        self.optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
     def __call__(self, steps: int) -> float:
         """Seconds of `steps` steps, after one that is not counted."""
         start = 0.0
-        for number, (pictures, labels) in enumerate(islice(self.loader, steps + 1)):
-            pictures, labels = pictures.to(self.device), labels.to(self.device)
-            training_step(self.net, self.optimizer, self.autocast, pictures, labels)
+        for number, (images, labels) in enumerate(islice(self._batches(), steps + 1)):
+            self._train_on(images.to(self.device), labels.to(self.device))
             if number == 0:
                 wait_for(self.device)
                 start = time.perf_counter()
         wait_for(self.device)
         return time.perf_counter() - start
 
+    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in count():
+            yield from self.loader
 
-def _prepare_usual(net: str, images: Images, batch_size: int, device: torch.device) -> None:
+    def _train_on(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if self.step is None:
+            training_step(self.model, self.optimizer, self.autocast, images, labels)
+            return
+        with self.autocast:
+            loss, _ = self.step(images, labels)
+        self.optimizer.zero_grad()
+        self.step.backward(loss)
+        self.optimizer.step()
+
+
+def _prepare_usual(net: str, images: Images, batch_size: int, device: torch.device, threads: int) -> None:
     global _usual
-    _usual = _Loop(NETS[net]().to(device), usual_loader(images, batch_size), None, device)
+    set_threads(threads)
+    _usual = _Loop(NETS[net]().to(device), usual_loader(images, batch_size), device)
 
 
 def _run_usual(steps: int) -> float:
@@ -104,9 +133,15 @@ def _run_usual(steps: int) -> float:
 class _Lightning:
     """What `cifarbn.train` does between reading the config and the test."""
 
-    def __init__(self, hardware: Hardware, net: nn.Module, images: Images, batch_size: int) -> None:
+    def __init__(self, hardware: Hardware, model: nn.Module, images: Images, batch_size: int) -> None:
         self.hardware = hardware
-        self.classifier = Classifier(net, nn.CrossEntropyLoss(), lambda p: torch.optim.Adam(p, lr=1e-3))
+        self.classifier = Classifier(
+            model,
+            nn.CrossEntropyLoss(),
+            lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),
+            compile=hardware.compile,
+            cuda_graphs=hardware.cuda_graphs,
+        )
         self.loader: InMemoryLoader = our_loader(images, batch_size)
         self.val_loader = our_loader(images[:1000], 1000)
         self.outside: dict[str, float] = {}
@@ -124,12 +159,12 @@ class _Lightning:
                 ],
                 logger=logger,
                 default_root_dir=folder,
-                max_epochs=1,
-                limit_train_batches=steps + 1,
+                max_epochs=steps // len(self.loader) + 1,
+                max_steps=steps + 1,
             )
             start = time.perf_counter()
             trainer.fit(self.classifier, self.loader, self.val_loader)
             whole = time.perf_counter() - start
         known = sum(timing.seconds.values())
         self.outside = {k: v for k, v in timing.seconds.items() if k != "train"} | {"start and end": whole - known}
-        return timing.seconds["train"]
+        return timing.seconds["train"] * steps * self.loader.batch_sizes[0] / timing.pictures

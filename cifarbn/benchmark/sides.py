@@ -10,14 +10,16 @@ import torch
 Report = dict[str, Any]
 
 
-def in_turn(rounds: int, sides: Mapping[str, Callable[[], float | None]]) -> dict[str, list[float]]:
+def in_turn(
+    rounds: int, sides: Mapping[str, Callable[[], float | None]], warm_up: bool = True
+) -> dict[str, list[float]]:
     """Seconds of each side in each round: A B A B.
 
-    Every side runs once beforehand, uncounted. A side that returns seconds of its own (because it has to leave
-    something out) is believed; of any other the whole call is timed.
+    If `warm_up`, every side runs once beforehand, uncounted. A side that returns seconds of its own, because it has to
+    leave something out, is believed; of any other the whole call is timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for counted in [False] + rounds * [True]:
+    for counted in warm_up * [False] + rounds * [True]:
         for name, side in sides.items():
             start = time.perf_counter()
             own = side()

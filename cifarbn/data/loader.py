@@ -12,6 +12,9 @@ from cifarbn.data.images import SIDE, Images
 from cifarbn.data.randomness import keyed_generator
 from cifarbn.errors import UserError
 
+# Images that a GPU augments at once, for several batches together: about 20 kernels whatever their number. A CPU makes
+# batches one by one, which leaves them in its cache.
+GPU_IMAGES = 4096
 NO_AUGMENTATION = Augmentation(pad=0, flip="none")
 
 
@@ -128,13 +131,17 @@ class InMemoryLoader:
         # Lightning makes the iterator of the first (or resumed) epoch before it calls `set_epoch`. This is a
         # generator, so nothing here runs before the first batch is asked for.
         epoch = self.sampler.epoch
-        order = self.sampler.indices()[self._share].to(self.images.labels.device)
+        order = self._on_device(self.sampler.indices()[self._share])
         draws = self.augmentation.draw(len(self.images), self.sampler.seed, epoch)
-        draws = Draws(*(drawn.to(order.device) for drawn in draws))
-        for batch in range(self._first_batch(epoch), len(self)):
-            index = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            self._position = {"epoch": epoch, "batches": batch + 1}
-            yield self._normalise(self._canvas.crop(index, draws)), self.images.labels[index]
+        draws = Draws(*map(self._on_device, draws))
+        together = max(1, GPU_IMAGES // self._batch_size) if order.is_cuda else 1
+        for first in range(self._first_batch(epoch), len(self), together):
+            index = order[first * self._batch_size : (first + together) * self._batch_size]
+            images, labels = self._normalise(self._canvas.crop(index, draws)), self.images.labels[index]
+            batches = zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True)
+            for number, batch in enumerate(batches, first + 1):
+                self._position = {"epoch": epoch, "batches": number}
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands: `batches` yielded so far in `epoch`, the same on every rank."""
@@ -148,6 +155,11 @@ class InMemoryLoader:
     def _first_batch(self, epoch: int) -> int:
         resume_at, self._resume_at = self._resume_at, None
         return resume_at["batches"] if resume_at and resume_at["epoch"] == epoch else 0
+
+    def _on_device(self, drawn: Tensor) -> Tensor:
+        device = self.images.labels.device
+        # From pinned memory the copy does not make the host wait.
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         flat = pixels.permute(0, 2, 3, 1).reshape(len(pixels), -1).float()

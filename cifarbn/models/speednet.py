@@ -112,11 +112,15 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, pictures: Tensor) -> None:
-        """Compute the filters from these pictures (N, channels, H, W)."""
+        """Compute the filters from these pictures (N, channels, H, W).
+
+        In float64, since the smallest eigenvalues would be lost in the rounding of TF32 or bf16. The eigenvectors of
+        so small a matrix (12x12 in SpeedNet) are computed on the CPU: a GPU's solver takes long to load.
+        """
         side = self.weight.shape[-1]
-        patches = functional.unfold(pictures.float(), side).transpose(1, 2).flatten(0, 1)
-        second_moment = patches.T @ patches / len(patches)
-        eigenvalues, eigenvectors = torch.linalg.eigh(second_moment)
+        patches = functional.unfold(pictures.double(), side)  # (N, channels * side^2, positions)
+        second_moment = (patches @ patches.mT).mean(0) / patches.shape[2]
+        eigenvalues, eigenvectors = torch.linalg.eigh(second_moment.cpu())
         filters = (eigenvectors / (eigenvalues + self.eps).sqrt()).T.reshape(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
 

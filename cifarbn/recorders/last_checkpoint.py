@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.checkpoints import CHECKPOINT, forget_previous, write_checkpoint
 from cifarbn.errors import Diverged, Interrupted, UserError
+from cifarbn.fast.training_step import TrainingStep
 from cifarbn.recorders.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # at the least, between checkpoints at the ends of epochs
@@ -29,9 +30,9 @@ WARNING = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(s
 class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` at the end of training and of each epoch, every so many minutes within one, and on signals.
 
-    Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 lets the step in progress finish, saves and stops; the second Ctrl-C stops at
-    once. If the program that started the run has a handler of its own for the signal, such as a launcher that requeues
-    its job, that is called after the save, in place of stopping.
+    Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 lets the step in progress finish, saves and stops; the second Ctrl-C, or any
+    signal while the step is being compiled, stops at once. If the program that started the run has a handler of its own
+    for the signal, such as a launcher that requeues its job, that is called after the save, in place of stopping.
 
     Args:
         folder: the run folder.
@@ -52,6 +53,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = 0.0
         self._saved_step = -1
         self._earlier: dict[int, Any] = {}  # the signals' handlers before the run
+        self._step: TrainingStep | None = None
         self._stopped = False  # whether training ended before its last epoch and step, as by a callback
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -84,6 +86,7 @@ class LastCheckpoint(Checkpoint):
         Not before: Lightning sets its own handler of SIGTERM after every callback's `setup`, and ends a validation or
         a last step by it before anything is saved.
         """
+        self._step = getattr(pl_module, "step", None)
         if threading.current_thread() is threading.main_thread():
             ignored = [number for number in WARNING if self._earlier[number] in (None, signal.SIG_IGN)]
             for number in self._earlier.keys() - ignored:
@@ -161,6 +164,11 @@ class LastCheckpoint(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signals:
+            raise KeyboardInterrupt
+        if self._step is not None and self._step.building:
+            # Compiling takes up to minutes, and nothing of this step is computed yet that could be lost.
+            if self._has_handler(number):
+                self._earlier[number](number, frame)
             raise KeyboardInterrupt
         if not self._signals:
             what = "saving after this step" if self._has_handler(number) else "stopping after this step, and saving"

@@ -14,11 +14,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
 from torch.optim import Optimizer
 
 from cifarbn.checkpoints import METRICS
 from cifarbn.durable import naming, replace_file, sync_file
 from cifarbn.errors import Diverged, UserError
+from cifarbn.recorders.host_copy import HostCopy
 
 COLUMNS = (
     *("step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"),
@@ -34,8 +36,9 @@ class StepHistory(pl.Callback):
     """Writes `metrics.csv`: a row a step; the last row of each epoch holds the epoch's columns as well.
 
     Steps count from 0: `step/loss` of step t is L_t(theta_t), before the update, and `step/grad_norm` is the 2-norm
-    over all parameters of that loss's gradient, unscaled and not yet clipped. The numbers stay on the device and cross
-    to the host only when rows are written, since reading one makes the host wait for the device.
+    over all parameters of that loss's gradient, unscaled and not yet clipped. The numbers stay on the device and are
+    copied to the host together, and no step waits for the copy: its rows are written once it has arrived. (Under DDP
+    every process waits, so that all of them stop at the same step.)
 
     Args:
         folder: the run folder.
@@ -58,12 +61,15 @@ class StepHistory(pl.Callback):
         self._last_norm: float | None = None  # of the finished epochs' last step
         self._validated = False  # in this epoch
         self._flushed_at = 0.0
+        self._arriving: tuple[HostCopy, int] | None = None  # rows to be written, and how many steps they complete
+        self._parameters: list[nn.Parameter] = []
         self._bytes, self._sha256 = 0, hashlib.sha256()  # of the file
         self.epoch_metrics: dict[str, float] = {}  # of the last epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop rows that the checkpoint does not know: their steps are taken again."""
         self._flushed_at = time.monotonic()
+        self._parameters = list(pl_module.parameters())  # walking through the modules takes long, at every step
         if trainer.is_global_zero:
             keep_rows(self.file, self.rows + self._written)
             content = self.file.read_bytes() if self.file.exists() else b""
@@ -80,15 +86,16 @@ class StepHistory(pl.Callback):
             grown = torch.full((int(trainer.num_training_batches), 3), torch.nan, device=pl_module.device)
             grown[: len(self._buffer)] = self._buffer
             self._buffer = grown
+        self._receive(trainer)
         if self._flush_due(trainer):
-            self._flush(trainer, len(self._sizes))
+            self._send(trainer)
         self._lrs.append(float(trainer.optimizers[0].param_groups[0]["lr"]))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Keep the norm of the gradient as it was computed."""
-        norms = torch._foreach_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
         self._buffer[len(self._sizes), NORM] = torch.linalg.vector_norm(torch.stack(norms))
 
     def on_train_batch_end(
@@ -108,6 +115,7 @@ class StepHistory(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's last rows, with its own columns in the last of them."""
         steps = len(self._sizes)
+        self._receive(trainer, wait=True)
         new = self._bring(trainer, steps)
         values = self._buffer[:steps].cpu().numpy()
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
@@ -124,6 +132,7 @@ class StepHistory(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the steps so far: a diverged run has a curve too, and a resumed one will cut them off again."""
+        self._arriving = None
         if trainer.is_global_zero and self._sizes:
             self.epoch_metrics = {}
             self._write(self._buffer[self._written : len(self._sizes)].cpu().numpy(), trainer.current_epoch, {})
@@ -139,6 +148,7 @@ class StepHistory(pl.Callback):
         is not written yet, since it may turn out to be the epoch's last: its values go into the checkpoint.
         """
         steps = len(self._sizes)
+        self._receive(trainer, wait=True)
         self._flush(trainer, max(self._written, steps - 1))
         latest = _mean_over_ranks(self._buffer[self._written : steps], trainer)
         if trainer.is_global_zero and self._bytes:
@@ -161,7 +171,35 @@ class StepHistory(pl.Callback):
         self._sizes, self._lrs = list(state_dict["sizes"]), list(state_dict["lrs"])
         self._last_norm, self.epoch_metrics = state_dict["last_norm"], dict(state_dict["epoch_metrics"])
 
+    def _send(self, trainer: pl.Trainer) -> None:
+        """Let the waiting steps' rows be written: now under DDP, else as soon as they have arrived."""
+        steps = len(self._sizes)
+        if trainer.world_size > 1:
+            self._flush(trainer, steps)
+            return
+        self._flushed_at = time.monotonic()
+        self._arriving = HostCopy(self._buffer[self._written : steps]), steps
+        self._receive(trainer)
+
+    def _receive(self, trainer: pl.Trainer, wait: bool = False) -> None:
+        """Write the rows that have arrived."""
+        if self._arriving is None or not (wait or self._arriving[0].ready):
+            return
+        (arrived, steps), self._arriving = self._arriving, None
+        values = arrived.numpy()
+        if not np.isfinite(values[:, LOSS]).all():
+            self._raise_if_diverged(trainer)
+        self._put(values, steps, trainer)
+
+    def _put(self, values: np.ndarray, steps: int, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and len(values):
+            self._write(values, trainer.current_epoch, {})
+            self._draw(values, trainer)
+        self._written = steps
+
     def _flush_due(self, trainer: pl.Trainer) -> bool:
+        if self._arriving is not None:
+            return False
         waiting = len(self._sizes) - self._written
         due = waiting >= self.flush_every or (waiting > 0 and time.monotonic() - self._flushed_at >= FLUSH_SECONDS)
         if trainer.world_size > 1:
@@ -171,11 +209,7 @@ class StepHistory(pl.Callback):
 
     def _flush(self, trainer: pl.Trainer, steps: int) -> None:
         """Write the rows of the epoch's first `steps` steps that are not written yet."""
-        values = self._bring(trainer, steps)
-        if trainer.is_global_zero and len(values):
-            self._write(values, trainer.current_epoch, {})
-            self._draw(values, trainer)
-        self._written = steps
+        self._put(self._bring(trainer, steps), steps, trainer)
 
     def _bring(self, trainer: pl.Trainer, steps: int) -> np.ndarray:
         """The values of the rows that are not written yet, up to the epoch's first `steps`, as means over the ranks."""

@@ -1,0 +1,242 @@
+"""`checks`: what must hold on a GPU, tried in small runs: every choice trains, captured and compiled, as it would plainly.
+
+Every check raises AssertionError where something does not hold.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+from cifarbn.benchmark.passes import our_loader
+from cifarbn.benchmark.sides import Report
+from cifarbn.classifier import Classifier
+from cifarbn.command_line import CONF
+from cifarbn.data import Images
+from cifarbn.errors import UserError
+from cifarbn.fast.training_step import TrainingStep
+from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.recorders import LastLayerGradients, StepHistory
+from cifarbn.runs import Result
+from cifarbn.train import train
+
+# Three steps, the last of them with a smaller batch; cuDNN's search for algorithms would take most of the time.
+SMALL = (
+    *("data=shapes", "data.train_size=50", "data.val_size=10", "data.test_size=20", "data.batch_size=16", "epochs=1"),
+    *("trainer=gpu", "trainer.enable_progress_bar=false", "+trainer.benchmark=false"),
+)
+MODEL = ("model=vgg_a_bn", "model.width=8")
+LINEAR = (
+    *("data=gaussian", "loss=sum_of_squares", "optim=sgd", "optim.lr=1e-6", "optim.momentum=0", "optim.nesterov=false"),
+    *("trainer=gpu", "trainer.enable_progress_bar=false", "trainer.max_steps=3", "epochs=1"),
+)
+GROUPS = ("model", "norm", "activation", "optim", "loss", "schedule")
+CLOSE = 0.02  # relative difference of two losses that bf16 rounding explains
+
+
+def choices() -> list[str]:
+    """Return every choice of conf/ that makes another step, such as "norm=group"."""
+    return [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+def check_choice(choice: str, folder: Path) -> None:
+    """Train with one choice of conf/, captured in a CUDA graph."""
+    if choice.startswith("model=dln"):
+        result = _run(folder, choice, base=LINEAR)
+    elif choice == "loss=sum_of_squares":
+        result = _run(folder, "model=dln_bn", base=LINEAR)
+    elif choice.startswith("model="):
+        result = _run(folder, choice, *(() if choice == "model=speednet" else ("model.width=8",)))
+    else:
+        result = _run(folder, *MODEL, choice)
+    assert result["status"] == "done", result.get("error")
+    assert result["cuda_graphs"], result["step_notes"]
+    assert len(_losses(folder)) == 3
+
+
+def check_compiled(model: str, folder: Path) -> None:
+    """Train a model compiled and captured; its losses are those of a plain run but for rounding."""
+    width = () if model == "speednet" else ("model.width=8",)
+    found = {}
+    for fast in (False, True):
+        options = (f"trainer.compile={fast}", f"trainer.cuda_graphs={fast}")
+        result = _run(folder / str(fast), f"model={model}", *width, *options)
+        assert (result["compile"], result["cuda_graphs"]) == ("default" if fast else "", fast), result["step_notes"]
+        found[fast] = [float(loss) for loss, _ in _losses(folder / str(fast))]
+    for plain, fast_loss in zip(found[False], found[True], strict=True):
+        assert abs(plain - fast_loss) <= CLOSE * plain, found
+
+
+def check_captured_is_plain(folder: Path) -> None:
+    """A captured run, with dropout, is the plain run bit for bit where algorithms are deterministic."""
+    for graphs in (False, True):
+        options = (f"trainer.cuda_graphs={graphs}", "trainer.compile=false", "+trainer.deterministic=true", "epochs=2")
+        result = _run(folder / str(graphs), "model=resnet18", "model.width=8", "model.dropout=0.5", *options)
+        assert result["cuda_graphs"] == graphs, result["step_notes"]
+    assert _losses(folder / "True") == _losses(folder / "False")
+
+
+def check_recorders(folder: Path) -> None:
+    """All recorders together change nothing, bit for bit, where algorithms are deterministic."""
+    for record in ("all", "none"):
+        _run(folder / record, *MODEL, "+trainer.deterministic=true", f"record={record}")
+    assert _losses(folder / "all") == _losses(folder / "none")
+
+
+def check_no_waiting(folder: Path) -> None:
+    """No step of an epoch, with the default recorders, lets the host wait for the device."""
+    pixels = torch.randint(256, (2080, 3, 32, 32), dtype=torch.uint8, device="cuda")
+    images = Images(pixels, torch.arange(2080, device="cuda") % 10)
+    model = Hardware.choose().prepare(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
+    classifier = Classifier(model, nn.CrossEntropyLoss(), torch.optim.Adam, cuda_graphs=True)
+    trainer = make_trainer(
+        Hardware.choose(),
+        callbacks=[_Watch(), StepHistory(folder), LastLayerGradients(folder)],
+        logger=False,
+        default_root_dir=folder,
+        max_epochs=2,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    try:
+        trainer.fit(classifier, our_loader(images, 16))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert classifier.step.captured, classifier.step.notes
+    assert len(_losses(folder)) == 260
+
+
+class _Watch(pl.Callback):
+    """Makes every wait for the device an error, but in an epoch's first and last step."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        inside = 0 < batch_idx < int(trainer.num_training_batches) - 1
+        torch.cuda.set_sync_debug_mode("error" if inside else "default")
+
+
+class _Waits(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if y.sum().item() else y * 2
+
+
+class _Draws(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + random.random())
+
+
+class _Counts(nn.Sequential):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def check_fallback(kind: type[nn.Sequential], reason: str) -> None:
+    """A model that a CUDA graph cannot repeat trains plainly, says why, and the device works as before."""
+    model = kind(nn.Flatten(), nn.Linear(12, 10)).cuda()
+    step, gradient = _stepper(model)
+    assert gradient().abs().sum() > 0 and gradient().abs().sum() > 0
+    assert not step.captured and reason in step.notes[0], step.notes
+    assert torch.rand(2, device="cuda").isfinite().all()
+
+
+def check_hooks() -> None:
+    """A hook on a layer is called; with it gone, the captured step gives the same gradient again."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10)).cuda()
+    step, gradient = _stepper(model)
+    captured, called = gradient(), []
+    assert step.captured, step.notes
+    handle = model[1].register_forward_hook(lambda *_: called.append(True))
+    hooked = gradient()
+    handle.remove()
+    assert called == [True]
+    torch.testing.assert_close(hooked, captured)
+    assert torch.equal(gradient(), captured)
+
+
+def _stepper(model: nn.Sequential) -> tuple[TrainingStep, Callable[[], Tensor]]:
+    step = TrainingStep(model, nn.functional.cross_entropy, lambda logits, labels: logits.sum(), graphs=True)
+    step.begin(10)
+    x, y = torch.randn(4, 3, 2, 2, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        step.backward(step(x, y)[0])
+        return model[1].weight.grad.clone()  # type: ignore[union-attr,operator]
+
+    return step, gradient
+
+
+def all_checks() -> Iterator[tuple[str, Callable[[Path], None]]]:
+    """Return every check by name, the most telling ones first; each takes an empty folder."""
+    yield "a captured run is the plain run bit for bit", check_captured_is_plain
+    yield "no step waits for the device", check_no_waiting
+    for kind, reason in ((_Waits, "synchroniz"), (_Draws, "random"), (_Counts, "attributes")):
+        yield f"fallback: {reason}", lambda _, kind=kind, reason=reason: check_fallback(kind, reason)  # type: ignore[misc]
+    yield "hooks are called", lambda _: check_hooks()
+    yield "recorders change nothing", check_recorders
+    for model in ("resnet18_imagenet", "speednet"):
+        yield f"compiled {model}", lambda folder, model=model: check_compiled(model, folder)  # type: ignore[misc]
+    for choice in choices():
+        yield choice, lambda folder, choice=choice: check_choice(choice, folder)  # type: ignore[misc]
+
+
+def measure_checks(args: argparse.Namespace) -> Report:
+    """Try every check, in turn, until the time is up; the report says which held, which did not and why.
+
+    Raises:
+        UserError: without a GPU.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("the checks need a CUDA device, and torch sees none")
+    began, results = time.perf_counter(), {}
+    for name, check in all_checks():
+        if time.perf_counter() - began > args.seconds:
+            results[name] = "not tried: the time was up"
+            continue
+        start = time.perf_counter()
+        try:
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+                check(Path(folder))
+            results[name] = "held"
+        except Exception as error:
+            results[name] = f"did not hold: {type(error).__name__}: {str(error)[:300]}"
+        print(f"{name}: {results[name]} ({time.perf_counter() - start:.1f} s)", flush=True)
+    held = sum(result == "held" for result in results.values())
+    tried = sum(not result.startswith("not tried") for result in results.values())
+    return {
+        "what": "checks on a GPU",
+        "unit": "checks",
+        "amount": held,
+        "seconds": {"checks": [time.perf_counter() - began]},
+        "results": results,
+        "notes": [f"{held} of {tried} held, {len(results) - tried} not tried"],
+    }
+
+
+def _run(folder: Path, *overrides: str, base: tuple[str, ...] = SMALL) -> Result:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[*base, *overrides])
+    return train(cfg, folder, list(overrides))
+
+
+def _losses(folder: Path) -> list[tuple[str, str]]:
+    """Return each step's loss and gradient norm as they are in metrics.csv."""
+    with (folder / "metrics.csv").open() as file:
+        return [(row["step/loss"], row["step/grad_norm"]) for row in csv.DictReader(file)]

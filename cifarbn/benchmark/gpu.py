@@ -1,0 +1,194 @@
+"""`gpu`: the checks and every figure of a GPU, most important first, in as much time as there is."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifarbn.benchmark.sides import Report
+from cifarbn.data.cifar10 import find_cifar10
+from cifarbn.errors import UserError
+from cifarbn.result import read_result
+from cifarbn.runs import surroundings
+
+FOLDER = Path("multirun_outputs") / "benchmark_gpu"
+LEAST = 10.0  # seconds: a part that has less is not begun
+KILL_AFTER = 5.0  # seconds after SIGTERM
+
+STRETCH = 20  # seconds, about: the steps below are chosen for 50,000 to 80,000 images a second
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measurement: a command in a process of its own.
+
+    Attributes:
+        shows: what it measures.
+        limit: seconds after which it is stopped.
+        command: what follows `python -m`.
+        run: the name under `FOLDER` of the run folder that holds the figures; "" if the command writes JSON.
+    """
+
+    shows: str
+    limit: float
+    command: tuple[str, ...]
+    run: str = ""
+
+
+def _loop(batch_size: int, *more: str) -> tuple[str, ...]:
+    steps = STRETCH * (70_000 if batch_size > 256 else 50_000) // batch_size
+    counted = ("--batch-size", str(batch_size), "--steps", str(steps), "--rounds", "1", "--without-usual")
+    return ("cifarbn.benchmark", "loop", *counted, *more)
+
+
+def _train(name: str, *overrides: str) -> tuple[str, ...]:
+    place = (f"hydra.run.dir={FOLDER / name}", "resume=false", "trainer.enable_progress_bar=false")
+    return ("cifarbn.train", *overrides, *place)
+
+
+PARTS = {
+    "checks": Part("what must hold", 90, ("cifarbn.benchmark", "checks", "--seconds", "60")),
+    "resnet18_512": Part("ResNet-18, batch 512, compiled", 110, _loop(512, "--compile")),
+    "resnet18_128": Part("ResNet-18, batch 128, compiled", 110, _loop(128, "--compile")),
+    "vgg_a_bn": Part(
+        "VGG-A with BN, 20 epochs at batch 128",
+        90,
+        _train("vgg_a_bn", "experiment=course/vgg_a_bn"),
+        run="vgg_a_bn",
+    ),
+    "speedrun": Part("94 % as quickly as possible", 150, ("cifarbn.benchmark", "speedrun")),
+    "resnet18_512_uncompiled": Part("ResNet-18, batch 512, captured only", 80, _loop(512)),
+    "resnet18_128_uncompiled": Part("ResNet-18, batch 128, captured only", 80, _loop(128)),
+    "report": Part(
+        "the course report at scale fast",
+        600,
+        ("cifarbn.reproduce", "report", "--scale", "fast", "--jobs", "auto", "--budget", "10m"),
+    ),
+    "resnet18_200_epochs": Part(
+        "ResNet-18, 200 epochs at batch 128",
+        300,
+        _train("resnet18_200_epochs", "experiment=report/augmentation"),
+        run="resnet18_200_epochs",
+    ),
+}
+
+
+def measure_gpu(args: argparse.Namespace) -> Report:
+    """Run the parts one after another; after each, write what there is to `FOLDER`/gpu.json and gpu.md.
+
+    Without CIFAR-10 the parts that train to an accuracy use the embedded data set, and say so.
+
+    Raises:
+        UserError: without a GPU.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("benchmark gpu needs a CUDA device, and torch sees none")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    deadline, began = time.monotonic() + 60 * args.minutes, time.monotonic()
+    facts = {"device": torch.cuda.get_device_name(), "driver": _driver(), **surroundings()}
+    parts: dict[str, Any] = {}
+    for name in args.only or PARTS:
+        left = deadline - time.monotonic()
+        if left < LEAST:
+            parts[name] = {"not measured": "the time was up"}
+        else:
+            print(f"{name}: {PARTS[name].shows}", flush=True)
+            parts[name] = _measure(name, min(left, PARTS[name].limit), args)
+        _write(facts, parts)
+    print(f"written: {FOLDER / 'gpu.json'} and gpu.md")
+    return {
+        "what": "benchmark gpu",
+        "unit": "parts",
+        "amount": sum("not measured" not in part for part in parts.values()),
+        "seconds": {"gpu": [time.monotonic() - began]},
+        "parts": parts,
+        "notes": [table(facts, parts)],
+    }
+
+
+def _measure(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
+    part, start = PARTS[name], time.monotonic()
+    report, log = FOLDER / f"{name}.json", FOLDER / f"{name}.log"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", *part.command]
+    if part.command[0] == "cifarbn.benchmark":
+        command += ["--json", str(report)]
+        command += ["--root", args.root] if name != "checks" else []
+    else:
+        command += _data(args.root)
+    if name == "speedrun" and args.peer:
+        command += ["--peer", str(args.peer)]
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            try:
+                process.wait(KILL_AFTER)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            code = None
+    found: dict[str, Any] = {"seconds with start": time.monotonic() - start}
+    if report.exists():
+        found |= json.loads(report.read_text())
+    if part.run and (result := read_result(FOLDER / part.run)):
+        found |= {key: result.get(key) for key in ("status", "seconds", "images_per_second", "metrics", "epochs")}
+        found |= {key: result.get(key) for key in ("compile", "cuda_graphs", "step_notes", "error", "data")}
+    if code != 0:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        why = f"stopped after {limit:.0f} s" if code is None else f"exit code {code}"
+        found |= {"not measured": f"{why}; last line: {lines[-1][:200] if lines else 'none'}"}
+    return found
+
+
+def _data(root: str) -> list[str]:
+    """Return the overrides for CIFAR-10 under `root` or, if it is not there, for as many drawn images."""
+    try:
+        find_cifar10(root, download=False)
+    except UserError:
+        return ["data=shapes", "data.train_size=50000", "data.test_size=10000"]
+    return [f"data.root={root}", "data.download=false"]
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split("\n")[0]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _write(facts: dict[str, Any], parts: dict[str, Any]) -> None:
+    (FOLDER / "gpu.json").write_text(json.dumps(facts | {"parts": parts}, indent=1, default=str) + "\n")
+    (FOLDER / "gpu.md").write_text(table(facts, parts) + "\n")
+
+
+def table(facts: dict[str, Any], parts: dict[str, Any]) -> str:
+    """Return the figures as a Markdown table."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    lines = [
+        f"{facts['device']}, driver {facts['driver']}; {versions}",
+        "",
+        "| part | shows | figures |",
+        "|---|---|---|",
+    ]
+    for name, part in parts.items():
+        figures = part.get("not measured") and f"not measured: {part['not measured']}"
+        lines.append(f"| {name} | {PARTS[name].shows} | {figures or '; '.join(_figures(part))} |")
+    return "\n".join(lines)
+
+
+def _figures(part: dict[str, Any]) -> list[str]:
+    if "status" in part:
+        seconds = {kind: round(value, 1) for kind, value in (part["seconds"] or {}).items()}
+        metrics = {k: round(v, 4) for k, v in (part["metrics"] or {}).items() if k.startswith("test/")}
+        return [f"{part['status']}; seconds {seconds}; {part['images_per_second'] or 0:,.0f} images/s; {metrics}"]
+    if part.get("unit") == "images/s" and "training_step" in part:
+        return [f"{side} {part['amount'] / times[0]:,.0f} images/s" for side, times in part["seconds"].items()]
+    return [note for note in part.get("notes", []) if "|" not in note] or [f"{part['seconds with start']:.0f} s"]

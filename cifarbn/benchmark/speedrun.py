@@ -1,0 +1,193 @@
+"""`speedrun`: seconds to an accuracy, of a bare loop, of `cifarbn.train` and of airbench94_muon.py."""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from cifarbn.benchmark.sides import Report
+from cifarbn.benchmark.speedrun_bare import BareSpeedrun
+from cifarbn.benchmark.speedrun_peer import run_peer
+from cifarbn.benchmark.speedrun_recipe import Outcome, Recipe
+from cifarbn.classifier import Classifier
+from cifarbn.data import Images, draw_shapes, read_cifar10
+from cifarbn.data.cifar10 import CLASSES, MEAN, STD, find_cifar10
+from cifarbn.data.module import DataModule
+from cifarbn.data.shapes import TEST_SEED, TRAIN_SEED
+from cifarbn.errors import UserError
+from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.progress import EpochLine, ProgressBar
+from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, TensorBoardLog, Timing
+
+EXPERIMENT = "speedrun_gpu"
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")  # the graph is of the whole step, so none of torch.compile's
+BARE, OURS, PEER = "a bare loop", "cifarbn.train", "airbench94_muon"
+TEST_SHARE = 5  # training images for each test image, as in CIFAR-10
+
+
+def measure_speedrun(args: argparse.Namespace) -> Report:
+    """Train `experiment=speedrun_gpu` with several seeds, the sides in turn, after one run each to warm up.
+
+    Timed are whitening, training and the final test with test-time augmentation, with the images on the device. For
+    `cifarbn.train` these are the seconds that `Timing` counts as first step, training and evaluation, with everything
+    on: Lightning, progress bar, TensorBoard, step history, last-layer recorder and checkpoint.
+    """
+    peer = args.peer.read_text() if args.peer else None
+    recipe = _recipe(args)
+    name, train, test = _read_images(args.root, args.images)
+    if len(train) < recipe.batch_size:
+        raise UserError(f"{len(train):,} images give no batch of {recipe.batch_size}; lower --batch-size")
+    hardware = Hardware.choose(compile=False)
+    on_gpu = hardware.accelerator == "gpu"
+    if args.graph and not on_gpu:
+        raise UserError("--graph needs a CUDA device; leave it out")
+    compiled = on_gpu if args.compile is None else args.compile
+    mode = args.compile_mode if compiled else ""
+    device = torch.device("cuda" if on_gpu else "cpu")
+    bare = BareSpeedrun(
+        *(recipe, train.to(device), test.to(device), hardware),
+        compile=mode,
+        graph=on_gpu if args.graph is None else args.graph,
+    )
+    sides: dict[str, Callable[[int], Outcome]] = {BARE: bare}
+    if args.full:
+        sides[OURS] = FullSpeedrun(recipe, train, test, Hardware.choose(compile=mode or False))
+    outcomes = _in_turn(args.runs, sides)
+    notes = []
+    if peer is not None:
+        try:
+            outcomes = {PEER: run_peer(peer, train, test, args.runs, args.peer_minutes)} | outcomes
+        except UserError as error:  # what has been measured is kept
+            notes.append(str(error))
+    seconds = {side: [each.seconds for each in results] for side, results in outcomes.items()}
+    notes = [_summary(side, results, recipe.views, outcomes.get(PEER)) for side, results in outcomes.items()] + notes
+    return {
+        "what": f"{EXPERIMENT}: {recipe.epochs} epochs of {len(train):,} images of {name}, batch {recipe.batch_size}; "
+        f"{hardware.precision}, compile {mode or 'off'}, CUDA graph {'on' if bare.graph else 'off'}",
+        "unit": "images/s",
+        "amount": recipe.epochs * len(train),
+        "seconds": seconds,
+        "views": recipe.views,
+        "accuracy": {side: [each.accuracy for each in results] for side, results in outcomes.items()},
+        "plain_accuracy": {side: [each.plain_accuracy for each in results] for side, results in outcomes.items()},
+        "notes": notes,
+    }
+
+
+class FullSpeedrun:
+    """What `cifarbn.train` does between reading the config and the result, once per call.
+
+    All runs share one model, reset in place, so that the first compiles it for the others. The seconds in which the
+    training step is captured anew are left out, as those of the warm-up run.
+    """
+
+    def __init__(self, recipe: Recipe, train: Images, test: Images, hardware: Hardware) -> None:
+        self.recipe, self.hardware = recipe, hardware
+        self.model = hardware.prepare(recipe.make_model())
+        self.data = _Given(train, test, recipe)
+        self.classifier = Classifier(
+            *(self.model, recipe.loss, recipe.make_optimizer, recipe.make_schedule, len(CLASSES), recipe.views),
+            compile=hardware.compile,
+            cuda_graphs=hardware.cuda_graphs,
+        )
+
+    def __call__(self, seed: int) -> Outcome:
+        """Return the seconds and accuracies of one run."""
+        recipe = self.recipe
+        torch.manual_seed(seed)
+        self.model.load_state_dict(recipe.make_model().state_dict())
+        self.data.seed = seed
+        classifier, built_before = self.classifier, self.classifier.step.build_seconds
+        with tempfile.TemporaryDirectory() as name, TensorBoardLog(Path(name)) as logger:
+            folder, timing = Path(name), Timing()
+            history, recorders = StepHistory(folder), [LastLayerGradients(folder)]
+            trainer = make_trainer(
+                self.hardware,
+                callbacks=[
+                    *(timing, history, *recorders, RecordingsFile(folder, recorders)),
+                    *(LastCheckpoint(folder, 5, timing), ProgressBar(), EpochLine(history, timing)),
+                ],
+                logger=logger,
+                default_root_dir=folder,
+                max_epochs=recipe.epochs,
+            )
+            trainer.fit(classifier, self.data)
+            trainer.test(classifier, self.data, verbose=False)
+        seconds = sum(value for kind, value in timing.seconds.items() if kind != "checkpoint")
+        seconds -= classifier.step.build_seconds - built_before
+        plain, views = (trainer.callback_metrics[f"test/acc{suffix}"].item() for suffix in ("", f"_{recipe.views}"))
+        return Outcome(seconds, views, plain)
+
+
+class _Given(DataModule):
+    """Images that have been read already."""
+
+    def __init__(self, train: Images, test: Images, recipe: Recipe) -> None:
+        super().__init__(
+            name="given",
+            classes=CLASSES,
+            train_size=len(train),
+            val_size=0,
+            mean=MEAN,
+            std=STD,
+            batch_size=recipe.batch_size,
+            eval_batch_size=recipe.eval_batch_size,
+            augmentation=recipe.augmentation,
+            drop_last=True,
+        )
+        self._given = train, test
+
+    def read(self) -> tuple[Images, Images]:
+        """Return them."""
+        return self._given
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    if not args.width_scale > 0:
+        raise UserError(f"--width-scale must be above 0, not {args.width_scale:g}")
+    overrides = [f"model.widths={[max(1, round(width * args.width_scale)) for width in (64, 256, 256)]}"]
+    for key, value in {"epochs": args.epochs, "data.batch_size": args.batch_size}.items():
+        overrides += [f"{key}={value}"] if value is not None else []
+    return Recipe.of(EXPERIMENT, overrides)
+
+
+def _read_images(root: str, count: int) -> tuple[str, Images, Images]:
+    """Return CIFAR-10's first images or, where there is none, drawn ones; the name says which."""
+    try:
+        folder = find_cifar10(root, download=False)
+    except UserError:
+        name = f"shapes (no CIFAR-10 in {root})"
+        return name, draw_shapes(count, TRAIN_SEED), draw_shapes(max(1, count // TEST_SHARE), TEST_SEED)
+    train, test = read_cifar10(folder, download=False)
+    return "cifar10", train[:count], test[: max(1, count // TEST_SHARE)]
+
+
+def _in_turn(runs: int, sides: dict[str, Callable[[int], Outcome]]) -> dict[str, list[Outcome]]:
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
+    for seed in range(-1, runs):  # the first warms up
+        for name, side in sides.items():
+            outcome = side(max(seed, 0))
+            run = "warm-up" if seed < 0 else f"seed {seed}"
+            print(
+                f"\n{name}, {run}: {outcome.seconds:.3f} s, {outcome.accuracy:.2%}, plain {outcome.plain_accuracy:.2%}"
+            )
+            if seed >= 0:
+                outcomes[name].append(outcome)
+    return outcomes
+
+
+def _summary(side: str, outcomes: Sequence[Outcome], views: str, peer: Sequence[Outcome] | None) -> str:
+    def mean(values: list[float]) -> str:
+        spread = f" (std {statistics.stdev(values):.2%})" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.2%}{spread}"
+
+    median = statistics.median(each.seconds for each in outcomes)
+    ratio = f", {median / statistics.median(each.seconds for each in peer):.2f} times the peer's" if peer else ""
+    return (
+        f"{side}: {mean([each.accuracy for each in outcomes])} with {views} views, "
+        f"{mean([each.plain_accuracy for each in outcomes])} plain, n = {len(outcomes)}; "
+        f"median {median:.3f} s{ratio}"
+    )

@@ -1,0 +1,1 @@
+"""What the device can do, and how a run makes use of it."""

@@ -1,0 +1,281 @@
+"""A training step, as fast as the device and the rest of the run allow: plain, compiled, captured."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifarbn.errors import UserError
+from cifarbn.fast.graphs import CannotCaptureError, CapturedStep, Forward, LossAndAccuracy
+from cifarbn.losses import Loss
+from cifarbn.smoothness.preserving import preserved
+
+# One H200 machine, torch 2.11, ResNet-18 in bf16: compiling took 14 and 20 s for 59 layers, and a captured step then
+# took 0.75 (batch 512) and 0.83 (batch 128) of the uncompiled one's time.
+COMPILE_SECONDS = 0.3  # a layer
+COMPILE_SAVES = 0.2  # of a step
+WITHOUT_GRAPHS = ("default", "max-autotune-no-cudagraphs")  # modes of torch.compile
+CLOSE = 0.03  # relative difference of two losses that bf16 rounding explains
+MOST_SHAPES = 3  # larger and larger batches for which the fast step is made again
+
+
+class TrainingStep:
+    """Compute loss and accuracy of a batch, and the gradients.
+
+    The model itself is never changed: batches of one shape, the largest so far, go through a compiled copy of its code
+    or a CUDA graph; all other batches (an epoch's last one, evaluation, what recorders measure) through the model as
+    it is, so nothing is compiled a second time. What cannot be compiled or captured is computed plainly, and `notes`
+    says why.
+
+    Args:
+        model: (N, ...) -> logits (N, C).
+        loss: `(logits, labels) -> scalar`.
+        accuracy: `(logits, labels) -> scalar`, detached.
+        compile: a mode of torch.compile; "" for none; "auto": where it saves more time than it costs, on a GPU.
+        graphs: whether to capture CUDA graphs.
+
+    Attributes:
+        compiled: torch.compile's mode if the fast step is compiled, else "".
+        captured: whether the fast step is a CUDA graph.
+        notes: why not, one sentence each.
+        building: whether the fast step is being made just now, which can take a minute.
+        build_seconds: that this has taken so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        accuracy: Callable[[Tensor, Tensor], Tensor],
+        compile: str = "",
+        graphs: bool = False,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.accuracy = accuracy
+        self.compile = compile
+        self.graphs = graphs
+        self.notes: list[str] = []
+        self.building = False
+        self.build_seconds = 0.0
+        self.compiled = ""
+        self.captured = False
+        self._compiled: Forward | None = None
+        self._steps_left = math.inf
+        self._alone = True
+        self._parameters: list[nn.Parameter] = []
+        self._hooks = Hooks(model)
+        self._fast: Forward | CapturedStep | None = None
+        self._largest = 0  # values in the inputs of one batch
+        self._shapes = 0  # for which the fast step was made
+        self._key: tuple[Any, ...] = ()  # what it was made for
+        self._attach: Callable[[], None] | None = None  # the latest batch's gradients
+
+    @property
+    def will_build(self) -> bool:
+        """Whether the next batch makes the fast step, which can take a minute."""
+        return bool(self.compile or self.graphs) and not self._key
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the fast step is, for result.json."""
+        return {"compile": self.compiled, "cuda_graphs": self.captured, "step_notes": self.notes}
+
+    def begin(self, steps: int, alone: bool = True) -> None:
+        """Prepare for so many more steps; the first of them makes the fast step.
+
+        Args:
+            steps: left in the run.
+            alone: whether this process trains by itself; several (DDP) exchange gradients during the backward pass,
+                which is not captured.
+        """
+        self.end()
+        self._steps_left, self._alone = steps, alone
+        self._parameters, self._hooks = list(self.model.parameters()), Hooks(self.model)
+
+    def end(self) -> None:
+        """Free the fast step's memory."""
+        if isinstance(self._fast, CapturedStep):
+            for parameter in self._parameters:
+                parameter.grad = None
+        self._fast, self._attach, self._key, self._largest, self._shapes = None, None, (), 0, 0
+
+    def remake(self) -> None:
+        """Make the fast step again at the next batch, because the model has changed."""
+        self._key = ()
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
+        """Return the loss, to be given to `backward`, and the accuracy: scalars on the batch's device."""
+        self._attach, rare = None, inputs.numel() < self._largest
+        fast = None if rare else self._fast_step(inputs, labels)
+        if fast is None:
+            with one_time_shape() if rare else nullcontext():
+                return self._forward(inputs, labels)
+        loss, accuracy = fast(inputs, labels)
+        if isinstance(fast, CapturedStep):
+            self._attach = fast.attach_gradients
+        return loss, accuracy
+
+    def backward(self, loss: Tensor) -> None:
+        """Give every parameter its gradient of the loss that the latest call has returned."""
+        if self._attach is not None:
+            self._attach()
+        else:
+            loss.backward()
+
+    def _forward(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
+        logits = self.model(inputs)
+        return self.loss(logits, labels), self.accuracy(logits.detach(), labels)
+
+    def _fast_step(self, inputs: Tensor, labels: Tensor) -> Forward | CapturedStep | None:
+        """Return the fast step for a batch of the largest shape so far, making it first if necessary."""
+        key = (inputs.shape, inputs.dtype, labels.shape, labels.dtype, *[p.requires_grad for p in self._parameters])
+        larger, self._largest = inputs.numel() > self._largest, inputs.numel()
+        if not (self.compile or self.graphs):
+            return None
+        if self._hooks.registered:
+            self._note("a layer has a hook, which neither a compiled nor a captured step would call")
+            return None
+        if key != self._key:
+            self._key, self._shapes = key, self._shapes + larger
+            self._fast, self.compiled, self.captured = None, "", False
+            if self._shapes > MOST_SHAPES:
+                self._note("batches have too many shapes to compile or capture the step for each")
+            else:
+                self._build(inputs, labels)
+        return self._fast
+
+    def _build(self, inputs: Tensor, labels: Tensor) -> None:
+        self.building, start = True, time.perf_counter()
+        try:
+            plain = self._capture(self._forward, inputs, labels)
+            mode = self.compile
+            if mode == "auto":
+                mode = "default" if self._pays(plain, inputs, labels) else ""
+            compiled = self._compile(mode, inputs, labels) if mode else None
+            if compiled is None:
+                self._fast = plain
+                return
+            # The other modes have CUDA graphs of their own.
+            again = self._capture(compiled, inputs, labels) if mode in WITHOUT_GRAPHS else None
+            if self.compile == "auto" and plain and again and again.seconds() >= plain.seconds():
+                self._note("not compiled: the compiled step is not faster")
+                self._fast = plain
+            else:
+                self._fast, self.compiled = again or compiled, mode
+        finally:
+            self.building, self.captured = False, isinstance(self._fast, CapturedStep)
+            self.build_seconds += time.perf_counter() - start
+
+    def _capture(self, forward: Forward, inputs: Tensor, labels: Tensor) -> CapturedStep | None:
+        if not (self.graphs and self._alone):
+            return None
+        try:
+            return CapturedStep(forward, self.model, inputs, labels)
+        except CannotCaptureError as error:
+            self._note(f"no CUDA graph: {error}")
+            return None
+
+    def _pays(self, plain: CapturedStep | None, inputs: Tensor, labels: Tensor) -> bool:
+        """Return whether compiling takes less time than it saves in the rest of the run."""
+        layers = sum(not list(m.children()) and not isinstance(m, nn.Identity) for m in self.model.modules())
+        step = plain.seconds() if plain else self._seconds(inputs, labels)
+        cost, saving = COMPILE_SECONDS * layers, COMPILE_SAVES * step * self._steps_left
+        if saving < cost:
+            self._note(f"not compiled: it would take about {cost:.0f} s and save about {saving:.0f} s")
+        return saving >= cost
+
+    def _seconds(self, inputs: Tensor, labels: Tensor) -> float:
+        """Return the seconds of a plain forward and backward pass."""
+        with preserved(self.model):
+            for _ in range(2):  # the first one warms up
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                self._gradients(self._forward, inputs, labels)
+                torch.cuda.synchronize()
+            return time.perf_counter() - start
+
+    def _gradients(self, forward: Forward, inputs: Tensor, labels: Tensor) -> float:
+        """Run a forward and backward pass; returns the loss."""
+        loss = forward(inputs, labels)[0]
+        with torch.autocast(inputs.device.type, enabled=False):
+            torch.autograd.grad(loss, [p for p in self._parameters if p.requires_grad], allow_unused=True)
+        return float(loss.detach())
+
+    def _compile(self, mode: str, inputs: Tensor, labels: Tensor) -> Forward | None:
+        """Return the compiled forward pass, tried once; None if it fails or computes something else."""
+        if self._compiled is None:
+            keep_compiled_code()
+            # torch counts the compilations of a function over the whole process, and after 8 runs of a sweep stops.
+            torch.compiler.reset()
+            self._compiled = torch.compile(self._forward, mode=mode, dynamic=False)
+        compiled = self._compiled
+        try:
+            with preserved(self.model):
+                generators = _generators(inputs.device)
+                expected = float(self._forward(inputs, labels)[0].detach())
+                random = generators != _generators(inputs.device)
+            with preserved(self.model):
+                found = self._gradients(compiled, inputs, labels)
+        except UserError:
+            raise
+        except Exception as error:
+            self._note(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            return None
+        # Compiled code draws other random numbers, so that the two losses of a model with dropout differ.
+        if not random and abs(found - expected) > CLOSE * max(1.0, abs(expected)):
+            self._note(f"not compiled: the compiled step's loss was {found:.4g} instead of {expected:.4g}")
+            return None
+        return compiled
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+class Hooks:
+    """The hooks on a model's layers: Python code that a compiled or captured step would not run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        everywhere = [getattr(nn.modules.module, f"_global{kind}") for kind in kinds]
+        self._dicts = everywhere + [getattr(module, kind) for module in model.modules() for kind in kinds]
+        self._harmless = sum(hook is contiguous_inputs for hooks in self._dicts for hook in hooks.values())
+
+    @property
+    def registered(self) -> bool:
+        """Whether there is any now; quick enough to ask at every step."""
+        return sum(map(len, self._dicts)) > self._harmless
+
+
+def contiguous_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Lay out a model's inputs contiguously: a forward pre-hook that may be compiled and captured."""
+    return tuple(each.contiguous() for each in inputs)
+
+
+@contextmanager
+def one_time_shape() -> Iterator[None]:
+    """Let cuDNN guess its algorithms inside: measuring them takes seconds, too long for a shape that is rarely seen."""
+    measuring = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = measuring
+
+
+def _generators(device: torch.device) -> list[bytes]:
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    return [state.numpy().tobytes() for state in states]
+
+
+def keep_compiled_code() -> None:
+    """Let torch keep compiled code in the user's cache folder, so that the next run of a sweep compiles faster."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "cifarbn" / "torchinductor"))

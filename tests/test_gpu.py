@@ -1,0 +1,16 @@
+"""What only a GPU shows; `python -m cifarbn.benchmark checks` tries the same without pytest."""
+
+import pytest
+import torch
+
+from cifarbn.benchmark.checks import all_checks
+
+CHECKS = dict(all_checks())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", CHECKS)
+def test_check(name, tmp_path):
+    CHECKS[name](tmp_path)

@@ -1,0 +1,292 @@
+"""Processes side by side, with scripted ones in place of runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cifarbn import parallel_runs
+from cifarbn.errors import UserError
+from cifarbn.parallel_runs import SideBySide, gpu_names, make_slots, parse_jobs, usable_cores
+
+# Says that it runs, then waits to be stopped, and saves.
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    Path(sys.argv[1] + ".saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+IGNORES = SAVES.replace("signal.SIGTERM, save", "signal.SIGTERM, signal.SIG_IGN")
+
+
+def python(script, *arguments):
+    return [sys.executable, "-S", "-c", script, *map(str, arguments)]
+
+
+def start(processes, key, script, *arguments):
+    processes.start(key, python(script, *arguments), f"label {key}")
+    return processes._running[-1].popen
+
+
+def wait_for(*files):
+    deadline = time.monotonic() + 60
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def without_threads(monkeypatch):
+    """The user has not said how many threads a process has, nor which GPUs are to be used."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_as_many_run_at_a_time_as_there_are_slots(tmp_path):
+    script = """
+import sys, time
+began = time.monotonic()
+time.sleep(0.3)
+print(began, time.monotonic(), file=open(sys.argv[1], "w"))
+"""
+    with SideBySide([{}, {}]) as processes:
+        for key in range(5):
+            assert processes.wait_for_slot()
+            start(processes, key, script, tmp_path / str(key))
+        processes.wait_for_all()
+    spans = [tuple(map(float, (tmp_path / str(key)).read_text().split())) for key in range(5)]
+    at_a_time = [sum(began <= moment < ended for began, ended in spans) for moment, _ in spans]
+    assert max(at_a_time) == 2 and not processes.stopped
+
+
+def test_each_process_has_the_environment_of_its_slot(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALL", "shared")
+    script = "import os, sys, time; print(os.environ['OWN'], os.environ['ALL'], file=open(sys.argv[1], 'w'))"
+    with SideBySide([{"OWN": "a"}, {"OWN": "b"}]) as processes:
+        start(processes, 0, f"{script}; time.sleep(1)", tmp_path / "0")
+        start(processes, 1, script, tmp_path / "1").wait()
+        assert processes.wait_for_slot()
+        start(processes, 2, script, tmp_path / "2")
+        processes.wait_for_all()
+    assert [(tmp_path / str(key)).read_text() for key in range(3)] == ["a shared\n", "b shared\n", "b shared\n"]
+
+
+def test_lines_of_several_processes_are_whole_and_labelled(capfd):
+    script = "import sys\nfor i in range(500): print('x' * 50, i)\nprint('oops', file=sys.stderr)"
+    with SideBySide([{}, {}]) as processes:
+        for key in range(2):
+            start(processes, key, script)
+        processes.wait_for_all()
+    out, err = capfd.readouterr()
+    expected = [f"[label {key}] {'x' * 50} {i}" for key in range(2) for i in range(500)]
+    assert sorted(out.splitlines()) == sorted([*expected, "[label 0] oops", "[label 1] oops"]) and not err
+
+
+def test_a_process_alone_has_the_terminal_to_itself(capfd):
+    with SideBySide([{}]) as processes:
+        start(processes, 0, "import sys; print('a\\n\\nb', end=''); print('c', file=sys.stderr)")
+        processes.wait_for_all()
+    assert capfd.readouterr() == ("a\n\nb", "c\n")
+
+
+@pytest.mark.parametrize("waiting_for", ["a slot", "all"])
+def test_at_the_deadline_all_save_and_end(tmp_path, waiting_for):
+    files = [tmp_path / "0", tmp_path / "1"]
+    with SideBySide([{}, {}]) as processes:
+        children = [start(processes, key, SAVES, file) for key, file in enumerate(files)]
+        wait_for(*files)
+        soon = time.monotonic() + 0.2
+        if waiting_for == "a slot":
+            assert not processes.wait_for_slot(soon)
+        processes.wait_for_all(soon)
+        assert processes.stopped == {0, 1}
+        wait_for(*(tmp_path / f"{key}.saved" for key in range(2)))
+        assert [child.returncode for child in children] == [143, 143]
+
+
+def test_after_the_deadline_there_is_no_slot_and_what_has_ended_was_not_stopped():
+    with SideBySide([{}, {}]) as processes:
+        start(processes, 0, "pass")
+        processes.wait_for_all()
+        assert not processes.wait_for_slot(time.monotonic() - 1)
+    assert not processes.stopped
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_an_exception_lets_all_save_and_passes(tmp_path, error, slots):
+    files = [tmp_path / str(key) for key in range(slots)]
+    with pytest.raises(error), SideBySide([{}] * slots) as processes:
+        children = [start(processes, key, SAVES, file) for key, file in enumerate(files)]
+        wait_for(*files)
+        raise error
+    assert all(file.with_suffix(".saved").exists() for file in files)
+    assert [child.returncode for child in children] == [143] * slots
+
+
+def test_a_second_interruption_kills_what_does_not_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel_runs, "SECONDS_TO_SAVE", 0.2)
+    sleep, interruptions = time.sleep, [KeyboardInterrupt]
+
+    def interrupted(seconds):
+        if interruptions:
+            raise interruptions.pop()
+        sleep(seconds)
+
+    files = [tmp_path / "0", tmp_path / "1"]
+    with pytest.raises(KeyboardInterrupt), SideBySide([{}, {}]) as processes:
+        children = [start(processes, key, IGNORES, file) for key, file in enumerate(files)]
+        wait_for(*files)
+        monkeypatch.setattr(time, "sleep", interrupted)
+        raise SystemExit
+    assert not interruptions and [child.returncode for child in children] == [-signal.SIGKILL] * 2
+
+
+def test_a_signal_while_a_process_starts_ends_that_one_too(monkeypatch):
+    children, real = [], subprocess.Popen
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        children.append(real(*args, **options))
+        return children[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), SideBySide([{}, {}]) as processes:
+        start(processes, 0, "import time; time.sleep(60)")
+    assert children[0].returncode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_failure_leaves_the_others_alone(tmp_path):
+    with SideBySide([{}, {}]) as processes:
+        failed = start(processes, 0, "import sys; sys.exit(1)")
+        other = start(processes, 1, "import time; time.sleep(0.5)")
+        processes.wait_for_all()
+    assert (failed.returncode, other.returncode) == (1, 0) and not processes.stopped
+
+
+def test_a_process_that_leaves_one_of_its_own_has_ended(tmp_path):
+    script = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w'))"
+    with SideBySide([{}, {}]) as processes:
+        start(processes, 0, script, tmp_path / "pid")
+        processes.wait_for_all()
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # which fails if it was waited for
+
+
+def test_a_reader_that_has_gone_blocks_no_process(monkeypatch):
+    def broken(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=broken, flush=broken))
+    with SideBySide([{}, {}]) as processes:
+        child = start(processes, 0, "for i in range(20000): print('x' * 50)")
+        processes.wait_for_all()
+    assert child.returncode == 0
+
+
+def test_the_time_left_is_shared_by_the_slots(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    processes = SideBySide([{}, {}])
+    assert processes.seconds_left(4) is None
+    processes._seconds = [20.0, 40.0]
+    assert processes.seconds_left(4) == 60
+    assert processes.seconds_left(1) == 30, "one run cannot be divided"
+    processes._running = [SimpleNamespace(began=now - 10), SimpleNamespace(began=now - 50)]
+    assert processes.seconds_left(0) == 10 and processes.seconds_left(2) == 40
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1", 1), ("12", 12), ("auto", None)])
+def test_numbers_of_jobs(text, expected):
+    assert parse_jobs(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "two", "", "²", "AUTO"])
+def test_bad_numbers_of_jobs(text):
+    with pytest.raises(UserError, match="--jobs takes a whole number of at least 1, or auto, not"):
+        parse_jobs(text)
+
+
+def test_cores_are_divided(without_threads, monkeypatch):
+    monkeypatch.setattr(parallel_runs, "usable_cores", lambda: 16)
+    assert make_slots(4, 19, on_gpus=False) == [{"OMP_NUM_THREADS": "4"}] * 4
+    assert make_slots(8, 3, on_gpus=False) == [{"OMP_NUM_THREADS": "5"}] * 3, "no more slots than runs"
+    assert make_slots(20, 20, on_gpus=False) == [{"OMP_NUM_THREADS": "1"}] * 20
+    assert make_slots(1, 19, on_gpus=False) == [{}], "as without --jobs"
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert make_slots(4, 19, on_gpus=False) == [{}] * 4, "the user's own number stays"
+
+
+def test_cores_are_those_that_this_process_may_use():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(1, 64, 1), (2, 64, 1), (16, 64, 4), (16, 15, 2), (16, 1, 1)])
+def test_automatic_jobs_on_a_cpu(without_threads, monkeypatch, cores, gigabytes, jobs):
+    monkeypatch.setattr(parallel_runs, "usable_cores", lambda: cores)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 2**30, "SC_PHYS_PAGES": gigabytes}.get)
+    assert len(make_slots(None, 19, on_gpus=False)) == jobs
+
+
+H100, T4 = (80 * 10**9, 132), (15 * 10**9, 40)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "devices"),
+    [
+        ([H100], 16, [None] * 4),
+        ([H100], 6, [None] * 2),
+        ([H100], 2, [None]),
+        ([(7 * 10**9, 132)], 16, [None]),  # somebody else's run holds the rest of its memory
+        ([T4], 16, [None]),
+        ([H100, T4], 64, ["0", "1", "0", "0", "0"]),
+        ([H100, H100], 2, ["0", "1"]),
+    ],
+)
+def test_automatic_jobs_on_gpus(without_threads, monkeypatch, gpus, cores, devices):
+    answer = subprocess.CompletedProcess([], 0, stdout=f"a warning\n{list(map(list, gpus))}\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(parallel_runs, "usable_cores", lambda: cores)
+    slots = make_slots(None, 19, on_gpus=True)
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == devices
+
+
+def test_jobs_are_spread_over_the_gpus_that_are_visible(without_threads, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpu_names() == ["0", "1"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(3, 19, on_gpus=True)] == ["0", "1", "0"]
+    assert make_slots(1, 19, on_gpus=True) == [{}]
+    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in make_slots(3, 19, on_gpus=False))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5a")
+    assert gpu_names() == ["3", "GPU-5a"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(2, 19, on_gpus=True)] == ["3", "GPU-5a"]
+
+
+def test_gpus_that_cannot_be_queried_are_one_message(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, stderr="Traceback\nRuntimeError: no driver\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"cannot query the GPUs \(RuntimeError: no driver\); give a number"):
+        make_slots(None, 19, on_gpus=True)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_queried():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    assert len(make_slots(None, 19, on_gpus=True)) >= 1

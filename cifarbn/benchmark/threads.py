@@ -22,6 +22,9 @@ from cifarbn.threads import FREE, Threads, ThreadWatch, choose_threads, counted,
 BUSY = 2  # processes, each of which keeps a core busy if it finds one
 OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
+# Until its parent is gone, which may have been killed.
+_BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+
 _step: TrainingStep  # in the sides' processes only
 _most: int  # threads that torch takes by itself
 
@@ -95,7 +98,7 @@ def _against_best(seconds: dict[str, list[float]], state: str, fixed: list[str])
 @contextmanager
 def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Keep as many cores busy as long as the block lasts, with processes of this one's priority."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
     try:
         yield processes
     finally:

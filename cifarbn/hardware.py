@@ -9,7 +9,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,6 +24,7 @@ from cifarbn.kernels.library import why_unavailable
 from cifarbn.models.batch_norm import BatchNorm2d
 from cifarbn.models.convolution import Conv2d
 from cifarbn.models.max_pool import MaxPool2d
+from cifarbn.threads import Threads, choose_threads, counted, set_threads
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
@@ -34,7 +35,7 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 NEEDED = (
     *("accelerator", "devices", "strategy", "precision", "channels_last", "compile", "cuda_graphs", "kernels"),
     *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "limit_test_batches"),
-    *("gradient_clip_val", "enable_progress_bar"),
+    *("gradient_clip_val", "enable_progress_bar", "threads", "eval_batch_size"),
 )
 POSSIBLE = (
     *("gradient_clip_algorithm", "max_time", "deterministic", "detect_anomaly", "benchmark", "num_nodes"),
@@ -120,17 +121,25 @@ def starts_processes(options: Mapping[str, Any]) -> bool:
     Raises:
         UserError: if `devices` is nothing that says how many.
     """
+    several = options.get("strategy", "auto") != "auto" or options.get("num_nodes", 1) != 1
+    return devices_here(options) > 1 or several
+
+
+def devices_here(options: Mapping[str, Any]) -> int:
+    """Return the number of devices on this machine that these options of conf/trainer ask for.
+
+    Raises:
+        UserError: if `devices` is nothing that says how many.
+    """
     on_gpus = options.get("accelerator") != "cpu" and torch.cuda.is_available()
     devices = options.get("devices", 1)
     if str(devices) in ("auto", "-1"):
-        count = torch.cuda.device_count() if on_gpus else 1
-    elif str(devices).isdecimal():
-        count = int(devices)
-    elif isinstance(devices, Sequence):  # the devices' own numbers, also as one word
-        count = len(devices.split(",") if isinstance(devices, str) else devices)
-    else:
-        raise UserError(f"trainer.devices is a number of devices, auto, or a list of their numbers, not {devices!r}")
-    return options.get("strategy", "auto") != "auto" or count > 1 or options.get("num_nodes", 1) != 1
+        return torch.cuda.device_count() if on_gpus else 1
+    if str(devices).isdecimal():
+        return int(devices)
+    if isinstance(devices, Sequence):  # the devices' own numbers, also as one word
+        return len(devices.split(",") if isinstance(devices, str) else devices)
+    raise UserError(f"trainer.devices is a number of devices, auto, or a list of their numbers, not {devices!r}")
 
 
 def check_one_process(options: Mapping[str, Any]) -> None:
@@ -163,6 +172,7 @@ class Hardware:
             none. See `cifarbn.fast.training_step`.
         cuda_graphs: whether training steps are captured in CUDA graphs.
         kernels: whether nets use this package's own C for bf16 on a CPU (`cifarbn.kernels`).
+        threads: the number of the CPU's threads, which torch is set to, and where it comes from.
     """
 
     accelerator: str
@@ -172,6 +182,7 @@ class Hardware:
     compile: str
     cuda_graphs: bool
     kernels: bool
+    threads: Threads
 
     @classmethod
     def choose(
@@ -182,15 +193,18 @@ class Hardware:
         compile: bool | str = "auto",
         cuda_graphs: bool | str = "auto",
         kernels: bool | str = "auto",
+        threads: int | str = "auto",
+        processes: int = 1,
     ) -> "Hardware":
         """Replace each "auto" by what this machine does best.
 
         bf16 autocast is chosen where the hardware multiplies bf16 natively (CUDA from compute capability 8.0, AMX,
         AVX512-BF16): elsewhere it is emulated and slower than fp32. The kernels are chosen for it on a CPU, where there
-        is a C compiler and the net is not compiled as a whole.
+        is a C compiler and the net is not compiled as a whole. See `choose_threads` for the number of threads, which
+        torch has from here on; `processes` share this machine's cores.
 
         Raises:
-            UserError: if a GPU or the kernels are asked for and there are none, or a name is unknown.
+            UserError: if a GPU or the kernels are asked for and there are none, or a name or number is unknown.
         """
         if accelerator not in ("auto", "cpu", "gpu"):
             raise UserError(f"trainer.accelerator is auto, cpu or gpu, not {accelerator!r}")
@@ -225,6 +239,8 @@ class Hardware:
             if missing and kernels is True:
                 raise UserError(f"trainer.kernels=true: {missing}; trainer.kernels=auto does without")
             kernels = not missing
+        chosen = choose_threads(threads, gpu=cuda, processes=processes)
+        set_threads(chosen.count)
         return cls(
             accelerator="gpu" if cuda else "cpu",
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
@@ -234,7 +250,14 @@ class Hardware:
             # Gradient scaling changes the loss between the forward and the backward pass.
             cuda_graphs=bool(cuda_graphs) and cuda and precision != "16-mixed",
             kernels=bool(kernels),
+            # Compiled code is made for one number of threads, and would be compiled again for another.
+            threads=replace(chosen, watched=chosen.watched and not compile),
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `result.json` keeps of it."""
+        threads = {"threads": self.threads.count, "threads_reason": self.threads.reason}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | threads
 
     def prepare(self, net: nn.Module) -> nn.Module:
         """Lay the model out in memory, in place, and choose its kernels."""
@@ -258,7 +281,8 @@ class Hardware:
         layout = "channels_last" if self.channels_last else "contiguous"
         kernels = ", own kernels" if self.kernels else ""
         graphs = ", CUDA graphs" if self.cuda_graphs else ""
-        return f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}{graphs}{kernels}"
+        line = f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}{graphs}{kernels}"
+        return f"{line}; {self.threads}" if self.threads.count < self.threads.most else line
 
 
 def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
@@ -336,8 +360,7 @@ def _keep_freed_memory() -> None:
 
 def _cpu_name() -> str:
     name = _cpu_facts().get("cpu_name") or platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{name}, {counted(torch.get_num_threads())}"
 
 
 def _cpu_facts() -> Mapping[str, Any]:

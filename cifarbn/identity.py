@@ -37,6 +37,8 @@ ROLES: dict[str, Role] = {
     "checkpoint_minutes": Role.EXECUTION,
     "name": Role.EXECUTION,
     "trainer.enable_progress_bar": Role.EXECUTION,
+    "trainer.threads": Role.EXECUTION,  # like OMP_NUM_THREADS
+    "trainer.eval_batch_size": Role.EXECUTION,  # data.eval_batch_size has its value
     "data.download": Role.EXECUTION,
     "data.root": Role.PLACE,
     "resume_from": Role.PLACE,

@@ -32,8 +32,18 @@ class Start(TypedDict, total=False):
     cuda_graphs: bool
     step_notes: list[str]  # why the training step was not compiled or captured
     kernels: bool
+    threads: int
+    threads_reason: str
     versions: dict[str, str]
     git_commit: str | None
+
+
+class ThreadChange(TypedDict, total=False):
+    """One change of the number of threads while a run trained; see `cifarbn.threads.ThreadWatch`."""
+
+    step: int
+    threads: int
+    reason: str
 
 
 class Divergence(TypedDict, total=False):
@@ -116,6 +126,9 @@ class Result(TypedDict, total=False):
     cuda_graphs: bool
     step_notes: list[str]
     kernels: bool
+    threads: int  # chosen at the start
+    threads_reason: str
+    thread_changes: list[ThreadChange]
     data: Data
     versions: dict[str, str]
     git_commit: str | None

@@ -20,7 +20,8 @@ ROOTS = tuple(f"{PACKAGE}.{name}" for name in ("train", "classifier", "hardware"
 BYSTANDERS = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        *("command_line", "composition", "durable", "errors", "figures", "progress", "runs", "sources", "sweep"),
+        *("command_line", "composition", "cores", "durable", "errors", "figures", "progress", "runs", "sources"),
+        *("sweep", "threads"),
         *("checkpoints", "preflight", "recorders.last_checkpoint", "recorders.tensorboard_log", "recorders.timing"),
     )
 )

@@ -3,7 +3,6 @@
 import gc
 import os
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import hydra
@@ -24,6 +23,7 @@ from cifarbn.hardware import (
     Hardware,
     check_one_process,
     check_options,
+    devices_here,
     make_trainer,
     plain_misconfiguration,
     starts_processes,
@@ -34,6 +34,7 @@ from cifarbn.recorders.tensorboard_log import hparams
 from cifarbn.runs import Result, Run
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
 from cifarbn.sources import sources
+from cifarbn.threads import ThreadWatch, threads_kept
 
 say = rank_zero_only(print)
 
@@ -51,11 +52,12 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         say(f"{run}\nnothing to do; resume=false starts this run afresh")
         return run.result
 
-    with run.recorded(), signals_kept(), TensorBoardLog(folder, purge_step=run.steps or None) as logger:
+    with run.recorded(), signals_kept(), threads_kept(), TensorBoardLog(folder, purge_step=run.steps or None) as logger:
         pl.seed_everything(cfg.seed, verbose=False)
         options = check_options(cfg.trainer)
-        chosen = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels")
-        hardware = Hardware.choose(*map(options.pop, chosen))
+        del options["eval_batch_size"]  # which the data has read
+        chosen = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
+        hardware = Hardware.choose(**{key: options.pop(key) for key in chosen}, processes=devices_here(cfg.trainer))
         with building("data"):
             data = check_data(instantiate(cfg.data))
         with building("model"):
@@ -67,15 +69,15 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         with building("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
-        timing, history = Timing(), StepHistory(folder)
+        timing, history, watch = Timing(), StepHistory(folder), ThreadWatch(hardware.threads)
         last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
         bar = [ProgressBar()] if options["enable_progress_bar"] else []
         line = EpochLine(history, timing)
-        callbacks = [timing, history, *recorders, RecordingsFile(folder, recorders), last, *bar, line]
+        callbacks = [timing, watch, history, *recorders, RecordingsFile(folder, recorders), last, *bar, line]
         # Lightning looks for checkpoints of a cluster in the root folder, by default the working folder of all runs.
         trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, default_root_dir=folder, **options)
         say(f"{folder}\n{hardware}")
-        run.started(**asdict(hardware), devices=trainer.world_size)
+        run.started(**hardware.facts(), devices=trainer.world_size)
         level = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
         run.update(parameters=sum(p.numel() for p in net.parameters()), constant_prediction_loss=level)
 
@@ -86,6 +88,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             run.computed(**classifier.step.facts)
             run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
             run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
+            run.update(thread_changes=watch.changes)
         with plain_misconfiguration():
             trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -1,12 +1,14 @@
 """What the benchmarks run and say; never how fast, which only means something side by side on a quiet machine."""
 
 import json
+import os
 
 import pytest
 
 from cifarbn.benchmark.__main__ import main
 from cifarbn.benchmark.sides import as_text, in_turn
 from cifarbn.benchmark.step import training_flops
+from cifarbn.benchmark.threads import busy_processes
 from cifarbn.models import ResNet
 
 # Of few cores, and of forking beside threads; both are the usual way's.
@@ -59,6 +61,22 @@ def test_probe_measures_every_recorder(tmp_path, capsys):
     found = report(tmp_path, "probe --net resnet18_narrow --rounds 1 --steps 3 --batch-size 8")
     assert len(found["seconds"]) == 8 and min(s[0] for s in found["seconds"].values()) > 0
     assert "last-layer gradients:" in capsys.readouterr().out
+
+
+def test_threads_measures_each_number_alone_and_beside_busy_processes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # this process's word is not the sides'
+    found = report(tmp_path, "threads --net resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
+    names = list(found["seconds"])
+    assert names[0] == "alone: auto" and {"busy: auto", "busy: 1 thread", "busy: auto, surprised"} <= set(names)
+    assert min(s[0] for s in found["seconds"].values()) > 0
+    assert found["threads_at_the_end"]["busy: 1 thread"] == [1, 1]
+    assert "busy: auto reaches" in capsys.readouterr().out and os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_busy_processes_end_with_the_block():
+    with busy_processes(1) as started:
+        assert [process.poll() for process in started] == [None]
+    assert [process.poll() for process in started] != [None]
 
 
 def test_flops_of_a_resnet18_by_hand():

@@ -98,7 +98,8 @@ def test_the_config_s_own_options_are_taken():
 
 def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
     theirs = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-    assert set(NEEDED) - {"channels_last", "compile", "kernels"} | set(POSSIBLE) <= theirs
+    ours = {"channels_last", "compile", "cuda_graphs", "kernels", "threads", "eval_batch_size"}
+    assert set(NEEDED) - ours | set(POSSIBLE) <= theirs
     assert not set(INSTEAD) & {*NEEDED, *POSSIBLE} and set(INSTEAD) <= theirs
     for key in theirs - {*NEEDED, *POSSIBLE}:
         with pytest.raises(UserError, match=rf"^trainer\.{key} is not supported: \w+"):
@@ -250,3 +251,12 @@ def test_gradients_are_clipped_the_way_that_is_asked_for(algorithm, largest):
         assert moved.norm() > 10 * largest
     else:
         assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_smoke_run_is_four_steps_and_few_images_whatever_the_data():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        smoke = compose("train", overrides=["trainer=smoke"])
+        assert smoke.trainer.max_steps == 4 and smoke.data.eval_batch_size == 100
+        assert compose("train").data.eval_batch_size == 1000
+        assert compose("train", overrides=["trainer=smoke", "data.eval_batch_size=7"]).data.eval_batch_size == 7
+        assert "eval_batch_size" not in compose("train", overrides=["trainer=smoke", "data=gaussian"]).data

@@ -78,7 +78,7 @@ def test_asked_for_without_a_compiler_they_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("kernels", [True, False])
 def test_prepare_tells_every_layer(kernels):
-    hardware = Hardware("cpu", "a CPU", "bf16-mixed", channels_last=True, compile="", kernels=kernels)
+    hardware = Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels)
     net = hardware.prepare(VGG("A", norm=BatchNorm2d, width=4))
     told = [module.kernels for module in net.modules() if hasattr(module, "kernels")]
     assert told == 21 * [kernels]  # eight convolutions and norms, five pools
@@ -94,7 +94,7 @@ def test_a_net_compiles_into_one_graph_without_them(make):
     parameters = [p for p in net.parameters() if p.requires_grad]
     found = []
     for kernels, call in ((False, net), (True, torch.compile(net, backend="eager", fullgraph=True))):
-        Hardware("cpu", "a CPU", "bf16-mixed", channels_last=True, compile="", kernels=kernels).prepare(net)
+        Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels).prepare(net)
         with torch.autocast("cpu", torch.bfloat16):
             loss = call(pictures).float().square().sum()
         found.append([loss, *torch.autograd.grad(loss, parameters)])
@@ -110,7 +110,7 @@ def test_a_net_s_gradient_is_as_near_to_the_exact_one_as_without(make):
     pictures = pictures.contiguous(memory_format=torch.channels_last)
 
     def gradient(kernels, bf16=True):
-        Hardware("cpu", "a CPU", "bf16-mixed", channels_last=True, compile="", kernels=kernels).prepare(net)
+        Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels).prepare(net)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = torch.nn.functional.cross_entropy(net(pictures).float(), labels)
         parameters = [p for p in net.parameters() if p.requires_grad]

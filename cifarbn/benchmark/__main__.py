@@ -15,6 +15,7 @@ from cifarbn.benchmark.probe import measure_probe
 from cifarbn.benchmark.sides import as_text
 from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import NETS, measure_step
+from cifarbn.benchmark.threads import measure_threads
 from cifarbn.command_line import data_root
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     probe = parts.add_parser("probe", parents=[common, net], help="what each recorder costs")
     probe.set_defaults(measure=measure_probe)
+
+    threads = parts.add_parser("threads", parents=[common, net], help="the chosen number of threads, beside busy cores")
+    threads.set_defaults(measure=measure_threads)
 
     speedrun = parts.add_parser(
         "speedrun", parents=[output, pictures], help="seconds and accuracy of a speedrun, ours and a peer's"

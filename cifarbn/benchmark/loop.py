@@ -23,6 +23,7 @@ from cifarbn.fast.training_step import TrainingStep
 from cifarbn.hardware import Hardware, make_trainer
 from cifarbn.progress import EpochLine, ProgressBar
 from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, TensorBoardLog, Timing
+from cifarbn.threads import set_threads
 
 PICTURES = 50_000
 USUAL = "the usual way"
@@ -45,9 +46,8 @@ def measure_loop(chosen: argparse.Namespace) -> Report:
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
     steps, sides = chosen.steps, {}
     if not chosen.without_usual:
-        elsewhere = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), _prepare_usual, (chosen.net, images, chosen.batch_size, device)
-        )
+        told = (chosen.net, images, chosen.batch_size, device, hardware.threads.count)
+        elsewhere = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_usual, told)
         sides[USUAL] = lambda: elsewhere.submit(_run_usual, steps).result()
     images = images.to(device)
     bare_model = hardware.prepare(NETS[chosen.net]().to(device))
@@ -120,8 +120,9 @@ class _Loop:
         self.optimizer.step()
 
 
-def _prepare_usual(net: str, images: Images, batch_size: int, device: torch.device) -> None:
+def _prepare_usual(net: str, images: Images, batch_size: int, device: torch.device, threads: int) -> None:
     global _usual
+    set_threads(threads)
     _usual = _Loop(NETS[net]().to(device), usual_loader(images, batch_size), device)
 
 

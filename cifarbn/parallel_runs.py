@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import torch
 
+from cifarbn.cores import cgroup_limit, usable_cpus
 from cifarbn.errors import UserError
 
 # What one run takes, for `--jobs auto`. Processes take turns on a GPU, unless NVIDIA's MPS shares it between them, so
@@ -77,8 +78,9 @@ def make_slots(jobs: int | None, most: int, *, on_gpus: bool) -> list[Slot]:
 
 
 def usable_cores() -> int:
-    """Return the number of CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores that this process may use, by its affinity and its container's limit."""
+    cores, limit = len(usable_cpus()), cgroup_limit()
+    return cores if limit is None else max(1, min(cores, round(limit)))
 
 
 def gpu_names() -> list[str]:

@@ -145,6 +145,14 @@ class EpochLine(pl.Callback):
         """The first epoch of this start begins, or what is left of it."""
         self._begin(trainer)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Say that the step is being compiled, where no progress bar does."""
+        step = getattr(pl_module, "step", None)
+        if isinstance(step, TrainingStep) and step.will_build and step.compile and not trainer.progress_bar_callback:
+            rank_zero_only(print)("compiling the training step, which can take a minute", flush=True)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -13,6 +13,7 @@ from test_recorders import bn_vgg, plain_vgg, train
 from cifarbn.classifier import Classifier
 from cifarbn.errors import Diverged, UserError
 from cifarbn.recorders import StepHistory, step_history
+from cifarbn.recorders.host_copy import HostCopy
 
 
 class Watch(pl.Callback):
@@ -63,6 +64,7 @@ def test_the_host_reads_the_device_only_when_rows_are_written(tmp_path, monkeypa
     flush_every(2)
     read, bring = [], StepHistory._bring
     monkeypatch.setattr(StepHistory, "_bring", lambda self, *args: read.append(1) or bring(self, *args))
+    monkeypatch.setattr(step_history, "HostCopy", lambda values: read.append(1) or HostCopy(values))
     train(bn_vgg, tmp_path, [])
     assert len(read) == 2 * 2 + 1, "behind the second step and at the end of each epoch, and for the checkpoint"
 

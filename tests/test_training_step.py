@@ -1,0 +1,182 @@
+"""The fast training step leaves the model as it is, falls back with a reason, and compiles a batch shape once."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cifarbn.classifier import accuracy
+from cifarbn.fast.graphs import plain_attributes
+from cifarbn.fast.training_step import MOST_SHAPES, TrainingStep, contiguous_inputs, one_time_shape
+
+COMPILE = torch.compile
+
+
+def model():
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    return nn.Sequential(*convolution, nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 3))
+
+
+def batch(size):
+    generator = torch.Generator().manual_seed(size)
+    return torch.randn(size, 3, 4, 4, generator=generator), torch.randint(3, (size,), generator=generator)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """torch.compile without its slow part, and the batch sizes of the calls that were compiled."""
+    sizes = []
+
+    def compile(function, mode, dynamic):
+        assert not dynamic
+        inner = COMPILE(function, backend="eager", dynamic=False)
+        return lambda x, y: sizes.append(len(x)) or inner(x, y)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return sizes
+
+
+def make_step(net=None, **options):
+    net = net or model()
+    step = TrainingStep(net, functional.cross_entropy, accuracy, **options)
+    step.begin(100)
+    return step
+
+
+def take(step, *inputs):
+    for parameter in step.model.parameters():
+        parameter.grad = None
+    loss, acc = step(*inputs)
+    step.backward(loss)
+    return loss.item(), acc.item(), [p.grad for p in step.model.parameters()]
+
+
+def test_a_plain_step_is_three_calls_of_torch():
+    step, (x, y) = make_step(), batch(8)
+    torch.manual_seed(1)
+    loss, acc, gradients = take(step, x, y)
+    net = model()
+    torch.manual_seed(1)
+    logits = net(x)
+    functional.cross_entropy(logits, y).backward()
+    assert loss == functional.cross_entropy(logits, y).item()
+    assert acc == (logits.argmax(1) == y).float().mean().item()
+    for gradient, parameter in zip(gradients, net.parameters(), strict=True):
+        assert torch.equal(gradient, parameter.grad)
+
+
+def test_making_the_compiled_step_leaves_no_trace(compiled):
+    fast, plain = make_step(compile="default"), make_step()
+    for step in (fast, plain):
+        torch.manual_seed(1)
+        take(step, *batch(8))
+    assert fast.compiled == "default" and fast.facts["step_notes"] == []
+    for a, b in zip(fast.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(fast.model[0].weight.grad, plain.model[0].weight.grad)
+
+
+def test_only_batches_of_the_largest_size_are_compiled(compiled):
+    step = make_step(compile="default")
+    for size in (8, 8, 3, 8, 5):
+        take(step, *batch(size))
+    assert compiled == [8, 8, 8, 8], "once to try, then three steps"
+    take(step, *batch(9))
+    assert compiled[4:] == [9, 9]
+
+
+def test_batches_that_grow_and_grow_are_not_compiled_for_ever(compiled):
+    step = make_step(compile="default")
+    for size in range(2, 4 + MOST_SHAPES):
+        take(step, *batch(size))
+    assert len(compiled) == 2 * MOST_SHAPES and "too many shapes" in step.notes[0]
+
+
+def test_a_change_of_what_is_trained_makes_the_step_again(compiled):
+    step = make_step(compile="default")
+    take(step, *batch(8))
+    step.model[0].weight.requires_grad_(False)
+    *_, gradients = take(step, *batch(8))
+    assert len(compiled) == 4 and gradients[0] is None and gradients[1] is not None
+
+
+def test_a_failing_compiler_is_done_without(monkeypatch):
+    def broken(*args):
+        raise ValueError("no such backend\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode, dynamic: broken)
+    step = make_step(compile="default")
+    *_, gradients = take(step, *batch(8))
+    assert step.notes == ["not compiled: ValueError: no such backend"] and step.compiled == ""
+    assert all(g is not None for g in gradients)
+
+
+def test_a_compiler_that_computes_something_else_is_done_without(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: lambda x, y: (2 * f(x, y)[0], f(x, y)[1]))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    step = make_step(net, compile="default")
+    take(step, *batch(8))
+    assert "loss was" in step.notes[0] and step.compiled == ""
+
+
+def test_ctrl_c_in_the_compiler_ends_the_step(monkeypatch):
+    seen = []
+
+    def interrupted(*args):
+        seen.append(step.building)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode, dynamic: interrupted)
+    step = make_step(compile="default")
+    before = copy.deepcopy(step.model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        step(*batch(8))
+    assert seen == [True] and not step.building
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), step.model.state_dict().values(), strict=True))
+
+
+def test_hooks_are_called_and_harmless_ones_compiled(compiled):
+    step = make_step(compile="default")
+    called = []
+    handle = step.model[0].register_forward_hook(lambda *_: called.append(1))
+    take(step, *batch(8))
+    assert called == [1] and not compiled and "hook" in step.notes[0]
+    handle.remove()
+    take(step, *batch(8))
+    assert compiled == [8, 8]
+    net = model()
+    net.register_forward_pre_hook(contiguous_inputs)
+    step = make_step(net, compile="default")
+    take(step, *batch(8))
+    assert step.compiled == "default"
+
+
+@pytest.mark.parametrize("steps, pays", [(100, False), (10_000, True)])
+def test_auto_compiles_where_it_pays(compiled, monkeypatch, steps, pays):
+    # Five layers cost 1.5 s; a fifth of 2 ms a step is 4 s in 10,000 steps, and 0.04 s in 100.
+    monkeypatch.setattr(TrainingStep, "_seconds", lambda self, x, y: 0.002)
+    step = make_step(nn.Sequential(nn.Flatten(), nn.Linear(48, 9), nn.ReLU(), nn.Linear(9, 9), nn.Linear(9, 3)))
+    step.compile = "auto"
+    step.begin(steps)
+    take(step, *batch(8))
+    assert bool(compiled) == pays
+    assert step.notes == ([] if pays else ["not compiled: it would take about 2 s and save about 0 s"])
+
+
+def test_cudnn_measures_no_algorithms_for_a_rare_shape():
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    with one_time_shape():
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before
+
+
+def test_plain_attributes_show_what_python_code_goes_by():
+    net = nn.Sequential(nn.Dropout(0.1))
+    before = plain_attributes(net)
+    net[0].p = 0.2
+    assert plain_attributes(net) != before

@@ -25,8 +25,8 @@ from cifarbn.classifier import Classifier
 from cifarbn.command_line import CONF
 from cifarbn.data import Images
 from cifarbn.errors import UserError
-from cifarbn.fast.training_step import TrainingStep
-from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.fast.training_step import WITHOUT_GRAPHS, TrainingStep
+from cifarbn.hardware import COMPILE_MODES, Hardware, make_trainer
 from cifarbn.recorders import LastLayerGradients, StepHistory
 from cifarbn.runs import Result
 from cifarbn.train import train
@@ -65,14 +65,15 @@ def check_choice(choice: str, folder: Path) -> None:
     assert len(_losses(folder)) == 3
 
 
-def check_compiled(model: str, folder: Path) -> None:
+def check_compiled(model: str, folder: Path, mode: str = "default") -> None:
     """Train a model compiled and captured; its losses are those of a plain run but for rounding."""
     width = () if model == "speednet" else ("model.width=8",)
     found = {}
     for fast in (False, True):
-        options = (f"trainer.compile={fast}", f"trainer.cuda_graphs={fast}")
+        options = (f"trainer.compile={mode if fast else False}", f"trainer.cuda_graphs={fast}")
         result = _run(folder / str(fast), f"model={model}", *width, *options)
-        assert (result["compile"], result["cuda_graphs"]) == ("default" if fast else "", fast), result["step_notes"]
+        assert result["compile"] == (mode if fast else ""), result["step_notes"]
+        assert result["cuda_graphs"] == (fast and mode in WITHOUT_GRAPHS), result["step_notes"]
         found[fast] = [float(loss) for loss, _ in _losses(folder / str(fast))]
     for plain, fast_loss in zip(found[False], found[True], strict=True):
         assert abs(plain - fast_loss) <= CLOSE * plain, found
@@ -192,6 +193,8 @@ def all_checks() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "hooks are called", lambda _: check_hooks()
     for model in ("resnet18_imagenet", "speednet"):
         yield f"compiled {model}", lambda folder, model=model: check_compiled(model, folder)  # type: ignore[misc]
+    for mode in COMPILE_MODES[1:]:
+        yield f"compiled vgg_a_bn, {mode}", lambda folder, mode=mode: check_compiled("vgg_a_bn", folder, mode)  # type: ignore[misc]
     yield "recorders change nothing", check_recorders
     for choice in choices():
         yield choice, lambda folder, choice=choice: check_choice(choice, folder)  # type: ignore[misc]

@@ -24,6 +24,8 @@ from cifarbn.smoothness.randomness import replayed
 class Recorder(pl.Callback):
     """A callback that watches and never touches, and keeps named arrays.
 
+    Trap: on a GPU the next step overwrites `.grad` in place, so clone a gradient that you keep.
+
     `note` appends one entry to each named array and leaves it on its device: reading it would make the host wait.
     `arrays` brings them over. The names get the recorder's own `prefix`, and every recorder notes `step`, counted
     from 0 as in metrics.csv: entry t belongs to theta_t, the parameters before step t.

@@ -1,0 +1,45 @@
+"""Every choice of conf/ goes through torch.compile's tracer as one graph, forward and loss together, at every step size.
+
+The code that the GPU's compiler makes of the graph is tried by `python -m cifarbn.benchmark checks`.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from cifarbn.classifier import accuracy
+from cifarbn.command_line import CONF
+from cifarbn.fast.training_step import TrainingStep
+from cifarbn.losses import in_full_precision
+
+DEEP = ("resnet101", "resnet152", "resnet34")  # the blocks of resnet18 and resnet50, more often
+CHOICES = [
+    f"{group}={file.stem}"
+    for group in ("model", "norm", "activation", "loss")
+    for file in sorted((Path(CONF) / group).glob("*.yaml"))
+    if file.stem not in (*DEEP, "sum_of_squares", "dln", "dln_bn")
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_choice_is_one_graph_and_gives_the_plain_loss(choice, monkeypatch):
+    overrides = [choice] if choice.startswith("model=") else ["model=vgg_a_bn", choice]
+    if choice != "model=speednet":
+        overrides.append("model.width=4")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=overrides)
+    model, loss = instantiate(cfg.model), instantiate(cfg.loss)
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, mode, dynamic: compiler(f, backend="eager", fullgraph=True, dynamic=dynamic)
+    )
+    step = TrainingStep(model, lambda logits, y: in_full_precision(loss, logits, y), accuracy, compile="default")
+    step.begin(10)
+    x, y = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    for size in (4, 3):
+        step.backward(step(x[:size], y[:size])[0])
+    assert step.compiled == "default", step.notes
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from test_train import ENVIRONMENT
+from processes import ENVIRONMENT
 
 from cifarbn import composition, train
 from cifarbn.command_line import data_root, quote_paths

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from processes import ENVIRONMENT, Command, run
 from test_config import CONF, options
-from test_train import ENVIRONMENT
 
 from cifarbn.errors import UserError
 from cifarbn.locks import Lock, is_held
@@ -116,63 +117,67 @@ def test_bad_arguments_end_with_one_message(arguments, message):
     assert str(ended.value.code).startswith(f"error: {message}")
 
 
-def reproduce(cwd, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke", *arguments],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+SMOKE = ("cifarbn.reproduce", "report", "--scale", "smoke")
 
 
 def rows(report):
     return list(csv.DictReader((report / "comparison.csv").read_text().splitlines()))
 
 
-def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_path):
-    first = reproduce(tmp_path, "--budget", "40s")
-    assert first.returncode == 0, first.stderr
-    assert "the same command goes on" in first.stdout
-    report = tmp_path / "multirun_outputs" / "report_smoke" / "report"
-    before = rows(report)
-    assert [row["experiment"] for row in before] == list(SUITES["report"])
-    assert before[0]["measured here, %"] and before[0]["n"] == "1" and before[0]["data"] == "shapes"
-    assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
-    assert "gap" not in before[0], "a smoke test is not the report's experiment"
-    page = (report / "index.html").read_text()
-    assert page.index("Beside the source") < page.index("All runs, best first")
-    assert "epochs: 20 -&gt; 2" in page and os.fspath(tmp_path) not in page
-
-    again = reproduce(tmp_path, "--budget", "1s")
-    assert again.returncode == 0 and "done before" in again.stdout
-    assert "run 1 of 19" not in again.stdout
-    assert rows(report)[0] == before[0]
-
-
-def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(tmp_path, planned):
-    plan = planned("report/vgg_a_bn", "smoke")
-    folder = tmp_path / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """Where reproduce was ended after two runs: the first was refused, since its folder holds another, one is made."""
+    cwd = tmp_path_factory.mktemp("begun")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plan = Planned.of("report/vgg_a_bn", "smoke")
+    folder = cwd / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
     folder.mkdir(parents=True)
     another = OmegaConf.to_container(plan.scaled, resolve=True) | {"epochs": 99}
     (folder / "result.json").write_text(json.dumps({"status": "done", "config": another, "overrides": []}))
-    finished = reproduce(tmp_path, "--budget", "15s")
+    begin = Command(*SMOKE, cwd=cwd)
+    while (line := begin.stdout.readline()) and not line.startswith("run 3 of 19"):
+        pass
+    begin.send_signal(signal.SIGTERM)
+    begin.communicate()
+    return cwd
+
+
+def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(begun):
+    command = [sys.executable, "-m", *SMOKE, "--budget", "10s"]
+    first = subprocess.run(command, cwd=begun, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "the same command goes on" in first.stdout, first.stderr
+    report = begun / "multirun_outputs" / "report_smoke" / "report"
+    before = rows(report)
+    assert [row["experiment"] for row in before] == list(SUITES["report"])
+    assert before[1]["measured here, %"] and before[1]["n"] == "1" and before[1]["data"] == "shapes"
+    assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
+    assert "gap" not in before[1], "a smoke test is not the report's experiment"
+    page = (report / "index.html").read_text()
+    assert page.index("Beside the source") < page.index("All runs, best first")
+    assert "epochs: 20 -&gt; 2" in page and os.fspath(begun) not in page
+
+    again = run(*SMOKE, "--budget", "1s", cwd=begun)
+    assert "done before" in again.stdout
+    assert "run 2 of 19" not in again.stdout
+    assert rows(report)[1] == before[1]
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(begun):
+    finished = run(*SMOKE, "--budget", "1s", cwd=begun)
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
     assert re.search(r"refused .*experiment=report/vgg_a_bn", finished.stdout)
-    assert "run 2 of 19: experiment=report/vgg_a " in finished.stdout
-    assert json.loads((folder / "result.json").read_text())["config"] == another
-    first, second, *_ = rows(folder.parent / "report")
+    root = begun / "multirun_outputs" / "report_smoke"
+    first, second, *_ = rows(root / "report")
     assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")
-    assert not second["does not count"].startswith("1 refused")
+    assert second["n"] == "1" and not second["does not count"]
+    (refused,) = root.glob("*vgg_a_bn*/result.json")
+    assert json.loads(refused.read_text())["config"]["epochs"] == 99
 
 
 def test_a_run_is_not_outlived_by_the_one_that_was_to_be_waited_for(tmp_path):
     """SIGTERM ends reproduce and, after it has saved, the run it makes: another can go on at once."""
-    arguments = [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke"]
-    process = subprocess.Popen(
-        arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    process = Command(*SMOKE, cwd=tmp_path)
     while not process.stdout.readline().startswith("run 1 of"):
         pass
     (lock,) = waited_for(lambda: list(tmp_path.glob("multirun_outputs/report_smoke/.locks/*vgg_a_bn*")))

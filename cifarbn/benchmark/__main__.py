@@ -12,7 +12,7 @@ from cifarbn.benchmark.passes import measure_passes
 from cifarbn.benchmark.probe import measure_probe
 from cifarbn.benchmark.sides import as_text
 from cifarbn.benchmark.step import NETS, measure_step
-from cifarbn.command_line import data_root
+from cifarbn.command_line import data_root, finish_imports
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware
 from cifarbn.runs import surroundings
@@ -20,6 +20,7 @@ from cifarbn.runs import surroundings
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one part, print the table, and write it as JSON where asked."""
+    finish_imports()
     parser = argparse.ArgumentParser(prog="python -m cifarbn.benchmark", description=str(benchmark.__doc__))
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--rounds", type=_positive, default=5, help="how often each side runs, in turn (default 5)")

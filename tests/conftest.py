@@ -1,11 +1,15 @@
 """Data for tests: tiny pictures made on the spot, and the real CIFAR-10 where CIFARBN_DATA names it."""
 
+import gc
 import hashlib
 import os
 import pickle
 import socket
 import tarfile
 from pathlib import Path
+
+# As many test processes as cores: further threads would only wait for each other. Read when numpy is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -14,6 +18,11 @@ import torchvision
 
 from cifarbn.data import Images
 from cifarbn.kernels import library
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection scan what the tests import, as in a command; see `finish_imports`."""
+    gc.freeze()
 
 
 @pytest.fixture

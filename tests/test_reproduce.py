@@ -177,7 +177,10 @@ def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(begu
 
 def test_a_run_is_not_outlived_by_the_one_that_was_to_be_waited_for(tmp_path):
     """SIGTERM ends reproduce and, after it has saved, the run it makes: another can go on at once."""
-    process = Command(*SMOKE, cwd=tmp_path)
+    arguments = [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke"]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     while not process.stdout.readline().startswith("run 1 of"):
         pass
     (lock,) = waited_for(lambda: list(tmp_path.glob("multirun_outputs/report_smoke/.locks/*vgg_a_bn*")))

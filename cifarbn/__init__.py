@@ -8,7 +8,8 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 # While `python -m cifarbn.train` imports this package, the program is called `-m`.
-if sys.argv[:1] == ["-m"] or Path(sys.argv[0] if sys.argv else "").name.startswith("cifarbn-"):
+_MODULE = sys.argv[:1] == ["-m"] and any(argument.startswith(f"{__name__}.") for argument in sys.orig_argv)
+if _MODULE or Path(sys.argv[0] if sys.argv else "").name.startswith(f"{__name__}-"):
     # A command draws into files. The MPLBACKEND that it inherits, for example from a notebook's `!python`, may name a
     # module that it cannot import, and matplotlib would then refuse to be imported at all.
     os.environ["MPLBACKEND"] = "agg"

@@ -48,7 +48,7 @@ class Command:
         if self.returncode is None:
             os.kill(self._process.pid, number)
 
-    def communicate(self, timeout=240):
+    def communicate(self, timeout=600):
         """Wait for the end; returns what the command has printed since it was last read, and all of its errors.
 
         A command that takes longer than the timeout in seconds is killed.

@@ -31,8 +31,8 @@ from cifarbn.smoothness.weight_walks import SHARES
 STEPS = 6
 
 
-def everything(folder, weight_shares=(0.03,)):
-    """All recorders; a walk of every weight is most of their time, so it is short unless said otherwise."""
+def everything(folder, weight_shares=SHARES[:2]):
+    """All recorders. The walks of every weight take most of their time, so they have two steps by default."""
     return [
         LastLayerGradients(folder, raw=True),
         GradientProbe(folder, every=2, points=3),

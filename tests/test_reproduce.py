@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -125,9 +124,12 @@ def rows(report):
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory) -> Path:
-    """Where reproduce was ended after two runs: the first was refused, since its folder holds another, one is made."""
-    cwd = tmp_path_factory.mktemp("begun")
+def reproduced(tmp_path_factory):
+    """Reproduce, ended by a signal, by a budget and by another: folder, outputs of the last two, rows after the first.
+
+    When the signal comes, the first run has been refused, since its folder holds another one, and the second is made.
+    """
+    cwd = tmp_path_factory.mktemp("reproduced")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plan = Planned.of("report/vgg_a_bn", "smoke")
     folder = cwd / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
@@ -139,35 +141,35 @@ def begun(tmp_path_factory) -> Path:
         pass
     begin.send_signal(signal.SIGTERM)
     begin.communicate()
-    return cwd
-
-
-def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(begun):
     command = [sys.executable, "-m", *SMOKE, "--budget", "10s"]
-    first = subprocess.run(command, cwd=begun, env=ENVIRONMENT, capture_output=True, text=True)
+    first = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    before = rows(folder.parent / "report")
+    return cwd, first, before, run(*SMOKE, "--budget", "1s", cwd=cwd)
+
+
+def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(reproduced):
+    cwd, first, before, again = reproduced
     assert "the same command goes on" in first.stdout, first.stderr
-    report = begun / "multirun_outputs" / "report_smoke" / "report"
-    before = rows(report)
+    report = cwd / "multirun_outputs" / "report_smoke" / "report"
     assert [row["experiment"] for row in before] == list(SUITES["report"])
     assert before[1]["measured here, %"] and before[1]["n"] == "1" and before[1]["data"] == "shapes"
     assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
     assert "gap" not in before[1], "a smoke test is not the report's experiment"
     page = (report / "index.html").read_text()
     assert page.index("Beside the source") < page.index("All runs, best first")
-    assert "epochs: 20 -&gt; 2" in page and os.fspath(begun) not in page
+    assert "epochs: 20 -&gt; 2" in page and os.fspath(cwd) not in page
 
-    again = run(*SMOKE, "--budget", "1s", cwd=begun)
     assert "done before" in again.stdout
     assert "run 2 of 19" not in again.stdout
     assert rows(report)[1] == before[1]
 
 
-def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(begun):
-    finished = run(*SMOKE, "--budget", "1s", cwd=begun)
+def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(reproduced):
+    cwd, _, _, finished = reproduced
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
     assert re.search(r"refused .*experiment=report/vgg_a_bn", finished.stdout)
-    root = begun / "multirun_outputs" / "report_smoke"
+    root = cwd / "multirun_outputs" / "report_smoke"
     first, second, *_ = rows(root / "report")
     assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")
     assert second["n"] == "1" and not second["does not count"]

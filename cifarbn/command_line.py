@@ -1,5 +1,6 @@
 """What stands between a user's command and a run: the command's start, its errors, and where it began."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -29,6 +30,7 @@ def run_plainly(hydra_main: Callable[[], Any]) -> None:
 
     Whoever sets HYDRA_FULL_ERROR=1 sees every traceback.
     """
+    finish_imports()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         read_arguments()
         hydra_main()
@@ -41,6 +43,16 @@ def run_plainly(hydra_main: Callable[[], Any]) -> None:
     finally:
         os.environ.pop(PLAIN)
         os.environ["HYDRA_FULL_ERROR"] = "0"
+
+
+def finish_imports() -> None:
+    """Turn on the garbage collector, which is off while a command imports, and exempt what has been imported.
+
+    A full collection takes 0.2 s when it scans torch and Lightning too; `train` makes one before each run.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def read_arguments() -> None:
@@ -131,6 +143,7 @@ def plain_errors() -> Iterator[None]:
     Raises:
         SystemExit: with exit code 1 after such a mistake, 130 after Ctrl-C.
     """
+    finish_imports()
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and PLAIN not in os.environ:
         yield
         return

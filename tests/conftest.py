@@ -1,5 +1,6 @@
 """Data for tests: tiny pictures made on the spot, and the real CIFAR-10 where CIFARBN_DATA names it."""
 
+import gc
 import hashlib
 import os
 import pickle
@@ -7,7 +8,8 @@ import socket
 import tarfile
 from pathlib import Path
 
-# Tests compare runs bit for bit, and the number of threads, which a busy machine changes, changes the last bits.
+# As many test processes as cores: further threads would only wait for each other. And tests compare runs bit for bit,
+# while a run on a busy machine changes its number of threads. Read when numpy is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -17,6 +19,11 @@ import torchvision
 
 from cifarbn.data import Images
 from cifarbn.kernels import library
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection scan what the tests import, as in a command; see `finish_imports`."""
+    gc.freeze()
 
 
 @pytest.fixture

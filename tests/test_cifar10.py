@@ -266,7 +266,7 @@ def test_a_second_process_waits_for_the_first(tiny_cifar10, tiny_archive, tmp_pa
             shutil.copytree(tiny_cifar10 / BASE, root / BASE)
         first.kill()
         first.wait()
-        assert len(second.result(timeout=60)[0]) == 50
+        assert len(second.result(timeout=300)[0]) == 50
     assert [path.name for path in root.iterdir()] == [BASE]
     first.stdin.close(), first.stdout.close()
 

@@ -1,5 +1,6 @@
 """Bad input: one message that names the remedy, a non-zero exit, no traceback, and nothing lost."""
 
+import gc
 import json
 import os
 import subprocess
@@ -9,10 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from test_train import ENVIRONMENT
+from processes import ENVIRONMENT
 
 from cifarbn import composition, train
+from cifarbn.benchmark.__main__ import main as benchmark
 from cifarbn.command_line import data_root, quote_paths
+from cifarbn.predict import main as predict
+from cifarbn.report.__main__ import main as report
+from cifarbn.reproduce import main as reproduce
+from cifarbn.tensorboard import main as tensorboard
 
 SHAPES = ["data=shapes", "data.train_size=200", "data.test_size=50", "data.val_size=50", "model.width=4", "epochs=1"]
 SHAPES += ["trainer=cpu", "trainer.enable_progress_bar=false"]
@@ -294,6 +300,35 @@ def test_a_command_needs_no_backend(tmp_path, backend):
     arguments = [sys.executable, "-m", "cifarbn.report", "nowhere"]
     ended = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1 and ended.stderr.startswith("error: there is no folder nowhere")
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        pytest.param(lambda: benchmark(["data", "--rounds", "0"]), id="benchmark"),
+        pytest.param(lambda: predict(["nowhere", "cat.png"]), id="predict"),
+        pytest.param(lambda: report(["nowhere"]), id="report"),
+        pytest.param(lambda: reproduce(["report", "epochs=3"]), id="reproduce"),
+        pytest.param(lambda: tensorboard(["nowhere"]), id="tensorboard"),
+        pytest.param(train.main, id="train"),
+    ],
+)
+def test_a_command_collects_garbage_once_its_imports_are_made(monkeypatch, main):
+    monkeypatch.setattr("sys.argv", ["train", "--resolve"])
+    gc.disable()
+    with pytest.raises(SystemExit):
+        main()
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("started", "on"),
+    [("-m cifarbn.train", False), ("cifarbn-train epochs=1", False), ("-m theirs", True), ("theirs.py -m", True)],
+)
+def test_only_a_command_imports_without_collecting_garbage(started, on):
+    code = f"import gc, sys; sys.argv[0], sys.orig_argv = {started.split()[0]!r}, {started.split()}; import cifarbn; "
+    done = subprocess.run([sys.executable, "-c", f"{code}print(gc.isenabled())"], capture_output=True, text=True)
+    assert done.stdout == f"{on}\n"
 
 
 def test_whoever_imports_the_package_keeps_their_backend(tmp_path):

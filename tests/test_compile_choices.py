@@ -1,4 +1,4 @@
-"""Every choice of conf/ goes through torch.compile's tracer as one graph, forward and loss together, at every step size.
+"""Every choice of conf/ is one graph for torch.compile, forward and loss together, at both batch sizes of an epoch.
 
 The code that the GPU's compiler makes of the graph is tried by `python -m cifarbn.benchmark checks`.
 """

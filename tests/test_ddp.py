@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run as run_command
 
 RUN = [
     *("data=shapes", "data.train_size=330", "data.test_size=90", "data.val_size=70", "data.batch_size=64"),
@@ -17,15 +15,7 @@ RUN = [
 
 
 def start(cwd, *overrides):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "cifarbn.train", *RUN, *overrides],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return run_command("cifarbn.train", *RUN, *overrides, cwd=cwd)
 
 
 def run(cwd, *overrides):

@@ -26,15 +26,17 @@ from cifarbn.recorders import (
     StepHistory,
     Timing,
 )
+from cifarbn.smoothness.weight_walks import SHARES
 
 STEPS = 6
 
 
-def everything(folder):
+def everything(folder, weight_shares=SHARES[:2]):
+    """All recorders. The walks of every weight take most of their time, so they have two steps by default."""
     return [
         LastLayerGradients(folder, raw=True),
         GradientProbe(folder, every=2, points=3),
-        ScaleInvariantBeta(folder, every=2),
+        ScaleInvariantBeta(folder, every=2, shares=weight_shares),
         StepChange(folder, every=2),
         CovariateShift(folder, every=2),
         ActivationDrift(folder, every=2),
@@ -127,7 +129,8 @@ def test_every_precision_of_a_cpu_can_be_recorded(net, precision, tmp_path):
 def recorded(tmp_path_factory):
     """A run of a BN net under plain SGD with everything on: its folder, recordings and metrics."""
     folder = tmp_path_factory.mktemp("recorded")
-    train(bn_vgg, folder, everything(folder), optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+    recorders = everything(folder, weight_shares=SHARES)
+    train(bn_vgg, folder, recorders, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
     with open(folder / "metrics.csv", newline="") as file:
         metrics = list(csv.DictReader(file))
     return folder, dict(np.load(folder / "recordings.npz")), metrics
@@ -284,11 +287,15 @@ class StopWithin(pl.Callback):
         return trainer.global_step % trainer.num_training_batches == 0
 
 
+@pytest.fixture(scope="module")
+def never_cut_off(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(noisy_vgg, folder, everything(folder))
+
+
 @pytest.mark.parametrize("after", [1, 3, 4, 5])
-def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, after):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
-    expected = train(noisy_vgg, whole, everything(whole))
+def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, never_cut_off, after):
+    (whole, expected), cut = never_cut_off, tmp_path
     with pytest.raises(Interrupted):
         stop = StopWithin(LastCheckpoint(cut, 1e9, Timing()), after)
         train(noisy_vgg, cut, everything(cut), extra=[stop])

@@ -2,13 +2,11 @@ import copy
 import csv
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
+import processes
 import pytest
 import torch
 from numpy.testing import assert_allclose
@@ -628,9 +626,8 @@ def test_a_sweep_without_a_finished_run_still_has_a_page(tmp_path):
 def test_the_report_of_a_real_run(tmp_path):
     data = ("data=shapes", "data.train_size=300", "data.test_size=100", "data.val_size=50", "data.test_curve=true")
     overrides = (*data, "model=resnet18_pool", "model.width=2", "epochs=1", "trainer=smoke")
-    command, environment = [sys.executable, "-m", "cifarbn.train"], os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *overrides], cwd=tmp_path, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    done = processes.run("cifarbn.train", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     main([str(tmp_path / "multirun_outputs")])
     figures = tmp_path / "multirun_outputs" / "report" / "figures"
     drawn = {file.stem.partition("-")[0] for file in figures.glob("*.png")}

@@ -13,8 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from processes import ENVIRONMENT, Command, run
 from test_config import CONF
-from test_train import ENVIRONMENT
 
 from cifarbn.errors import UserError
 from cifarbn.locks import Lock, is_held
@@ -63,60 +63,65 @@ def test_several_runs_at_a_time_have_one_device_each(monkeypatch, said):
         main(["report", "--jobs", "2", said])
 
 
-def reproduce(cwd, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke", *arguments],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+SMOKE = ("cifarbn.reproduce", "report", "--scale", "smoke")
 
 
 def rows(report):
     return list(csv.DictReader((report / "comparison.csv").read_text().splitlines()))
 
 
-def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(tmp_path):
-    first = reproduce(tmp_path, "--budget", "40s")
-    assert first.returncode == 0, first.stderr
-    assert "the same command goes on" in first.stdout
-    report = tmp_path / "multirun_outputs" / "report_smoke" / "report"
-    before = rows(report)
-    assert [row["experiment"] for row in before] == list(SUITES["report"])
-    assert before[0]["measured here, %"] and before[0]["n"] == "1" and before[0]["data"] == "shapes"
-    assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
-    assert "gap" not in before[0], "a smoke test is not the report's experiment"
-    page = (report / "index.html").read_text()
-    assert page.index("Beside the source") < page.index("All runs, best first")
-    assert "epochs: 20 -&gt; 2" in page and os.fspath(tmp_path) not in page
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """Reproduce, ended by a signal, by a budget and by another: folder, outputs of the last two, rows after the first.
 
-    again = reproduce(tmp_path, "--budget", "1s")
-    assert again.returncode == 0 and "done before" in again.stdout
-    assert "run 1 of 19" not in again.stdout
-    assert rows(report)[0] == before[0]
-
-
-def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(tmp_path, planned, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(SUITES, "report", ("report/vgg_a_bn", "report/vgg_a"))
-    plan = planned("report/vgg_a_bn", "smoke")
-    folder = tmp_path / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
+    When the signal comes, the first run has been refused, since its folder holds another one, and the second is made.
+    """
+    cwd = tmp_path_factory.mktemp("reproduced")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plan = Planned.of("report/vgg_a_bn", "smoke")
+    folder = cwd / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
     folder.mkdir(parents=True)
     another = OmegaConf.to_container(plan.scaled, resolve=True) | {"epochs": 99}
     (folder / "result.json").write_text(json.dumps({"status": "done", "config": another, "overrides": []}))
-    GlobalHydra.instance().clear()
-    with pytest.raises(SystemExit) as ended:
-        main(["report", "--scale", "smoke"])
-    said = capfd.readouterr()
-    assert ended.value.code == 1 and "Traceback" not in said.err
-    assert "holds a run of another config" in said.err and "name=OTHER" in said.err
-    assert re.search(r"refused .*experiment=report/vgg_a_bn", said.out)
-    assert "run 2 of 2: experiment=report/vgg_a " in said.out
-    assert json.loads((folder / "result.json").read_text())["config"] == another
-    first, second = rows(folder.parent / "report")
+    begin = Command(*SMOKE, cwd=cwd)
+    while (line := begin.stdout.readline()) and not line.startswith("run 3 of 19"):
+        pass
+    begin.send_signal(signal.SIGTERM)
+    begin.communicate()
+    command = [sys.executable, "-m", *SMOKE, "--budget", "10s"]
+    first = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    before = rows(folder.parent / "report")
+    return cwd, first, before, run(*SMOKE, "--budget", "1s", cwd=cwd)
+
+
+def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(reproduced):
+    cwd, first, before, again = reproduced
+    assert "the same command goes on" in first.stdout, first.stderr
+    report = cwd / "multirun_outputs" / "report_smoke" / "report"
+    assert [row["experiment"] for row in before] == list(SUITES["report"])
+    assert before[1]["measured here, %"] and before[1]["n"] == "1" and before[1]["data"] == "shapes"
+    assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
+    assert "gap" not in before[1], "a smoke test is not the report's experiment"
+    page = (report / "index.html").read_text()
+    assert page.index("Beside the source") < page.index("All runs, best first")
+    assert "epochs: 20 -&gt; 2" in page and os.fspath(cwd) not in page
+
+    assert "done before" in again.stdout
+    assert "run 2 of 19" not in again.stdout
+    assert rows(report)[1] == before[1]
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(reproduced):
+    cwd, _, _, finished = reproduced
+    assert finished.returncode == 1 and "Traceback" not in finished.stderr
+    assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
+    assert re.search(r"refused .*experiment=report/vgg_a_bn", finished.stdout)
+    root = cwd / "multirun_outputs" / "report_smoke"
+    first, second, *_ = rows(root / "report")
     assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")
     assert second["n"] == "1" and not second["does not count"]
+    (refused,) = root.glob("*vgg_a_bn*/result.json")
+    assert json.loads(refused.read_text())["config"]["epochs"] == 99
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

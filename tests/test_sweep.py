@@ -8,7 +8,6 @@ import pickle
 import random
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from test_train import ENVIRONMENT, TINY, command
+from processes import Command, run
+from test_train import TINY
 
 from cifarbn import train
 from cifarbn.errors import UserError
@@ -27,7 +27,7 @@ SWEEP = ["-m", *TINY, "checkpoint_minutes=0", "optim.lr=1e-3,2e-3", "seed=0,1"]
 
 
 def sweep(cwd, *overrides):
-    return subprocess.run(command(*overrides), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    return run("cifarbn.train", *overrides, cwd=cwd)
 
 
 def results(cwd):
@@ -74,9 +74,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_the_undisturbed_one(undisturbe
     chance = random.Random(int(os.environ.get("CIFARBN_KILL_SEED", "0")))
     killed = 0
     for kill in range(kills):
-        process = subprocess.Popen(
-            command(*SWEEP), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        process = Command("cifarbn.train", *SWEEP, cwd=tmp_path)
         while (line := process.stdout.readline()) and not line.startswith("sweep:"):
             pass
         # The first one surely strikes: four runs take longer than half a second, whatever else the machine does.
@@ -92,12 +90,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_the_undisturbed_one(undisturbe
 
 def test_two_sweeps_in_one_folder_share_the_work(undisturbed, tmp_path):
     cwd, _, _ = undisturbed
-    both = [
-        subprocess.Popen(
-            command(*SWEEP), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
+    both = [Command("cifarbn.train", *SWEEP, cwd=tmp_path) for _ in range(2)]
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert any("elsewhere" in out or "done before" in out for out, _ in said), "neither noticed the other"

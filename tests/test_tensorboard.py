@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from test_train import ENVIRONMENT, TINY, command
+from processes import ENVIRONMENT, run
+from test_train import TINY
 
 from cifarbn.tensorboard import link_runs, run_names
 
@@ -20,7 +21,7 @@ def sweep(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("sweep")
     short = [o for o in TINY if not o.startswith("epochs")]
     overrides = ["-m", *short, "epochs=1", "optim.lr=1e-3,2e-3"]
-    finished = subprocess.run(command(*overrides), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    finished = run("cifarbn.train", *overrides, cwd=cwd)
     assert finished.returncode == 0, finished.stderr
     return cwd / "multirun_outputs" / "train"
 
@@ -43,11 +44,11 @@ def ask(sweep):
         url = f"http://127.0.0.1:{port}/data/{path}" + (f"?{urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=120) as answer:
             return json.loads(answer.read())
 
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 if len(request("runs")) == 2:

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import ENVIRONMENT, Command
+from processes import run as run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = [
@@ -28,15 +29,10 @@ TINY = [
     ),
 ]
 STEPS = 2 * 5
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
 
 
-def command(*overrides):
-    return [sys.executable, "-m", "cifarbn.train", *overrides]
-
-
-def run(cwd, *overrides, **options):
-    return subprocess.run(command(*overrides), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, **options)
+def run(cwd, *overrides):
+    return run_command("cifarbn.train", *overrides, cwd=cwd)
 
 
 def only_folder(cwd) -> Path:
@@ -56,7 +52,8 @@ def checkpoint(folder):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     cwd = tmp_path_factory.mktemp("undisturbed")
-    finished = run(cwd, *TINY)
+    command = [sys.executable, "-m", "cifarbn.train", *TINY]
+    finished = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return only_folder(cwd)
 
@@ -114,23 +111,24 @@ def assert_equal_state(a, b):
 
 
 def start_and_signal(cwd, number, after_steps):
-    """Start a run that saves after every step and signal it in the middle of its second epoch."""
-    process = subprocess.Popen(
-        command(*TINY, "checkpoint_minutes=0"), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        found = list(Path(cwd).glob("multirun_outputs/*/*/last.ckpt"))
-        if found and torch.load(found[0], weights_only=True)["global_step"] >= after_steps:
-            process.send_signal(number)
-            break
-        time.sleep(0.001)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out.decode(), err.decode()
+    """Start a run that saves after every step and signal it after so many; again where the run is over before that."""
+    for _ in range(5):
+        process = Command("cifarbn.train", *TINY, "checkpoint_minutes=0", cwd=cwd)
+        while process.returncode is None:
+            found = list(Path(cwd).glob("multirun_outputs/*/*/last.ckpt"))
+            if found and torch.load(found[0], weights_only=True)["global_step"] >= after_steps:
+                process.send_signal(number)
+                break
+            time.sleep(0.001)
+        _, err = process.communicate()
+        if checkpoint(only_folder(cwd))["global_step"] < STEPS:
+            return process.returncode, err
+        shutil.rmtree(cwd / "multirun_outputs")
+    pytest.fail("the run was always over before the signal came")
 
 
 def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(undisturbed, tmp_path):
-    code, _, _ = start_and_signal(tmp_path, signal.SIGKILL, after_steps=7)
+    code, _ = start_and_signal(tmp_path, signal.SIGKILL, after_steps=7)
     folder = only_folder(tmp_path)
     assert code == -signal.SIGKILL
     assert json.loads((folder / "result.json").read_text())["status"] == "running"
@@ -145,7 +143,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(undisturbed,
 
 
 def test_ctrl_c_saves_says_so_and_can_be_resumed(undisturbed, tmp_path):
-    code, _, err = start_and_signal(tmp_path, signal.SIGINT, after_steps=2)
+    code, err = start_and_signal(tmp_path, signal.SIGINT, after_steps=2)
     folder = only_folder(tmp_path)
     assert code == 130 and "interrupted" in err and "Traceback" not in err
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
@@ -158,15 +156,14 @@ def test_ctrl_c_saves_says_so_and_can_be_resumed(undisturbed, tmp_path):
 
 def test_sigterm_during_validation_saves_the_epoch_first(undisturbed, tmp_path):
     # Lightning's own handler would leave in the middle of the validation, and nothing would be saved.
-    slow = [*TINY[:-1], "trainer.enable_progress_bar=true", "data.val_size=80", "data.eval_batch_size=1"]
-    process = subprocess.Popen(
-        command(*slow), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    slow = [*TINY[:-1], "trainer.enable_progress_bar=true", "data.eval_batch_size=1"]
+    slow += ["data.train_size=720", "data.val_size=400"]  # 5 steps an epoch, and time to signal in a validation
+    process = Command("cifarbn.train", *slow, cwd=tmp_path)
     said = ""
     while "Validation DataLoader" not in said and (character := process.stdout.read(1)):
         said += character
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate()
     folder = only_folder(tmp_path)
     assert process.returncode == 130
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
@@ -224,3 +221,15 @@ def test_a_diverged_run_is_a_result(tmp_path):
     assert result["data"]["train_size"] == 320 and result["seconds"]["total"] > 0
     table = rows(only_folder(tmp_path))
     assert len(table) == result["divergence"]["step"] + 1, "its curve, the last loss included"
+
+
+def test_a_signal_while_the_step_is_compiled_ends_the_run_at_once(tmp_path):
+    process = Command("cifarbn.train", *TINY, "trainer.compile=true", "trainer.enable_progress_bar=false", cwd=tmp_path)
+    while (line := process.stdout.readline()) and not line.startswith("compiling the training step"):
+        pass
+    time.sleep(1)  # compiling takes many seconds
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    result = json.loads((only_folder(tmp_path) / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("interrupted", 0), "the step in progress is not waited for"
+    assert process.returncode == 130 and "Traceback" not in err

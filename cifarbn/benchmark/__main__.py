@@ -16,7 +16,7 @@ from cifarbn.benchmark.sides import as_text
 from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import NETS, measure_step
 from cifarbn.benchmark.threads import measure_threads
-from cifarbn.command_line import data_root
+from cifarbn.command_line import data_root, finish_imports
 from cifarbn.errors import UserError
 from cifarbn.hardware import Hardware
 from cifarbn.runs import surroundings
@@ -24,6 +24,7 @@ from cifarbn.runs import surroundings
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one part, print the table, and write it as JSON where asked."""
+    finish_imports()
     parser = argparse.ArgumentParser(prog="python -m cifarbn.benchmark", description=str(benchmark.__doc__))
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")

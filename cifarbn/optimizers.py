@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cifarbn.hardware import multiplies_bf16
+from cifarbn.fast.hardware import multiplies_bf16
 
 PAD_UP_TO = 2**23
 """Numbers in a batch of matrices up to which a GPU pads them to one shape; see `batches_of`."""

@@ -13,14 +13,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from cifarbn.checkpoints import verify
-from cifarbn.command_line import plain_errors
+from cifarbn.cli.command_line import plain_errors
 from cifarbn.data.images import SIDE
-from cifarbn.durable import check_ordinary
 from cifarbn.errors import UserError
-from cifarbn.runs import CHECKPOINT, RESULT
-from cifarbn.trusted import build, check_prefixes
-from cifarbn.untrusted import clean, stored_result
+from cifarbn.runs.checkpoints import CHECKPOINT, verify
+from cifarbn.runs.durable import check_ordinary
+from cifarbn.runs.load import build, check_prefixes
+from cifarbn.runs.schema import RESULT
+from cifarbn.runs.untrusted import clean, stored_result
 
 AT_ONCE = 64  # pictures that are read and classified together: memory does not grow with their number
 PREFIX = "net."  # of the net's weights in the LightningModule's state_dict
@@ -60,7 +60,7 @@ def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedNet:
     """Rebuild the net of a finished run from its config and load its weights.
 
     Nothing in the folder is executed: the checkpoint is read as plain data, and of the classes that the config names
-    only those are built that `cifarbn.trusted` allows.
+    only those are built that `cifarbn.runs.load` allows.
 
     Args:
         folder: of the run.

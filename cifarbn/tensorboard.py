@@ -14,9 +14,11 @@ from pathlib import Path
 
 from tensorboard import program
 
-from cifarbn.command_line import plain_errors
+from cifarbn.cli.command_line import plain_errors
 from cifarbn.errors import UserError
-from cifarbn.runs import find_runs, folder_name, read_result
+from cifarbn.runs.folder import find_runs
+from cifarbn.runs.identity import folder_name
+from cifarbn.runs.schema import read_result
 
 SECONDS_BETWEEN_LOOKS = 10
 

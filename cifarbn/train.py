@@ -14,13 +14,25 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from cifarbn import figures
-from cifarbn.checkpoints import forget_previous
-from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
-from cifarbn.composition import resolved
+from cifarbn.cli.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
+from cifarbn.cli.composition import resolved
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
-from cifarbn.hardware import (
-    Hardware,
+from cifarbn.fast.hardware import Hardware
+from cifarbn.fast.threads import threads_kept
+from cifarbn.recorders import RecordingsFile
+from cifarbn.runs.checkpoints import forget_previous
+from cifarbn.runs.code_hash import sources
+from cifarbn.runs.folder import Run
+from cifarbn.runs.schema import Result
+from cifarbn.smoothness.dead_runs import constant_prediction_loss
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
+from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint, signals_kept
+from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog, hparams
+from cifarbn.training.callbacks.thread_watch import ThreadWatch
+from cifarbn.training.callbacks.timing import Timing
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.trainer import (
     check_one_process,
     check_options,
     devices_here,
@@ -28,13 +40,6 @@ from cifarbn.hardware import (
     plain_misconfiguration,
     starts_processes,
 )
-from cifarbn.progress import EpochLine, ProgressBar
-from cifarbn.recorders import LastCheckpoint, RecordingsFile, StepHistory, TensorBoardLog, Timing, signals_kept
-from cifarbn.recorders.tensorboard_log import hparams
-from cifarbn.runs import Result, Run
-from cifarbn.smoothness.dead_runs import constant_prediction_loss
-from cifarbn.sources import sources
-from cifarbn.threads import ThreadWatch, threads_kept
 
 say = rank_zero_only(print)
 
@@ -109,7 +114,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
 def _hydra_main(cfg: DictConfig) -> float | None:
     """One run; returns its validation accuracy, which a sweeper that searches asks for."""
     hydra_config = HydraConfig.get()
-    # In a sweep, `cifarbn.sweep` hears of errors.
+    # In a sweep, `cifarbn.cli.sweep` hears of errors.
     with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else plain_errors():
         settle_data_root(cfg)
         if hydra_config.mode is RunMode.MULTIRUN:

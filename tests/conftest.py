@@ -18,7 +18,7 @@ import torch
 import torchvision
 
 from cifarbn.data import Images
-from cifarbn.kernels import library
+from cifarbn.fast.kernels import library
 
 
 def pytest_collection_finish() -> None:
@@ -39,7 +39,7 @@ def make_images():
 
 @pytest.fixture(scope="session")
 def kernels() -> None:
-    """The C of `cifarbn.kernels` is there."""
+    """The C of `cifarbn.fast.kernels` is there."""
     if reason := library.why_unavailable():
         pytest.skip(f"no kernels: {reason}")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.train import train
 
 OVERRIDES = [

@@ -19,7 +19,7 @@ from subprocess import CompletedProcess
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["cifarbn.train", "cifarbn.sweep", "cifarbn.reproduce"])
+FORKSERVER.set_forkserver_preload(["cifarbn.train", "cifarbn.cli.sweep", "cifarbn.reproduce"])
 
 
 class Command:

@@ -10,7 +10,8 @@ from test_config import CONF
 from test_report import make_run
 
 from cifarbn.report.assumptions import ASSUMPTIONS, assumptions
-from cifarbn.reproduce import SUITES, Planned, _folder, _write_page
+from cifarbn.reproduce.scales import SUITES, Planned
+from cifarbn.reproduce.suite import _folder, _write_page
 
 EXPERIMENTS = {source: tuple(dict.fromkeys(name.split()[0] for name in suite)) for source, suite in SUITES.items()}
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cifarbn.kernels import library
-from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
+from cifarbn.fast.batch_norm import BatchNorm2d, normalize_and_activate
+from cifarbn.fast.kernels import library
 
 pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cifarbn.classifier import Classifier
 from cifarbn.data import Images, InMemoryLoader, Shapes
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.fast.hardware import Hardware
 from cifarbn.losses import OneHotMSELoss
 from cifarbn.models import VGG
 from cifarbn.models.normalization import GroupNorm2d, LpNorm2d
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.trainer import make_trainer
 
 
 class Listening(nn.Module):

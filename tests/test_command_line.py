@@ -12,12 +12,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from processes import ENVIRONMENT
 
-from cifarbn import composition, train
+from cifarbn import train
 from cifarbn.benchmark.__main__ import main as benchmark
-from cifarbn.command_line import data_root, quote_paths
+from cifarbn.cli import composition
+from cifarbn.cli.command_line import data_root, quote_paths
 from cifarbn.predict import main as predict
 from cifarbn.report.__main__ import main as report
-from cifarbn.reproduce import main as reproduce
+from cifarbn.reproduce.suite import main as reproduce
 from cifarbn.tensorboard import main as tensorboard
 
 SHAPES = ["data=shapes", "data.train_size=200", "data.test_size=50", "data.val_size=50", "model.width=4", "epochs=1"]

@@ -10,10 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from cifarbn.classifier import accuracy
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.fast.training_step import TrainingStep
 from cifarbn.losses import in_full_precision
+from cifarbn.training.classifier import accuracy
 
 DEEP = ("resnet101", "resnet152", "resnet34")  # the blocks of resnet18 and resnet50, more often
 CHOICES = [

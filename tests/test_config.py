@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from cifarbn import command_line  # noqa: F401  (registers the resolver that train.yaml uses)
-from cifarbn.classifier import Classifier
+from cifarbn.cli import command_line  # noqa: F401  (registers the resolver that train.yaml uses)
+from cifarbn.training.classifier import Classifier
 
 CONF = Path(command_line.CONF)
 GROUPS = ("data", "augment", "norm", "activation", "model", "loss", "optim", "schedule", "trainer", "record")

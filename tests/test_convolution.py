@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cifarbn.models import convolution
-from cifarbn.models.convolution import Conv2d, _Convolution, convolve, input_gradient, patches_of, weight_gradient
+from cifarbn.fast import convolution
+from cifarbn.fast.convolution import Conv2d, _Convolution, convolve, input_gradient, patches_of, weight_gradient
 
 # (kernel, stride, padding, height, width)
 SHAPES = [(3, 1, 1, 4, 4), (3, 2, 1, 8, 8), (3, 2, 1, 7, 5), (1, 2, 0, 8, 7), (3, 1, 0, 6, 5), (2, 1, (0, 1), 3, 4)]

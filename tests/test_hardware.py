@@ -7,23 +7,22 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch import nn
 
-from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
-from cifarbn.hardware import (
+from cifarbn.fast.hardware import Hardware, multiplies_bf16
+from cifarbn.models import ResNet
+from cifarbn.train import train
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.trainer import (
     INSTEAD,
     NEEDED,
     POSSIBLE,
-    Hardware,
     check_one_process,
     check_options,
     make_trainer,
-    multiplies_bf16,
     starts_processes,
 )
-from cifarbn.models import ResNet
-from cifarbn.train import train
 
 
 def choose(**options):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware
-from cifarbn.kernels import library
+from cifarbn.fast.hardware import Hardware
+from cifarbn.fast.kernels import library
 from cifarbn.models import VGG, BatchNorm2d, ResNet, SpeedNet
 
 CODE = """
@@ -71,7 +71,7 @@ def test_asked_for_where_they_are_no_use_they_are_refused(options):
 
 
 def test_asked_for_without_a_compiler_they_are_refused(monkeypatch):
-    monkeypatch.setattr("cifarbn.hardware.why_unavailable", lambda: "there is no C compiler")
+    monkeypatch.setattr("cifarbn.fast.hardware.why_unavailable", lambda: "there is no C compiler")
     with pytest.raises(UserError, match="trainer.kernels=true: there is no C compiler; trainer.kernels=auto"):
         Hardware.choose("cpu", "bf16-mixed", kernels=True)
 

@@ -15,10 +15,10 @@ from pytorch_lightning.callbacks import Timer
 from tensorboard.summary.writer.record_writer import RecordWriter
 from test_recorders import bn_vgg, train
 
-from cifarbn.classifier import Classifier
 from cifarbn.data.images import Images
 from cifarbn.errors import Interrupted, UserError
-from cifarbn.recorders import last_checkpoint
+from cifarbn.training.callbacks import resume_checkpoint as last_checkpoint
+from cifarbn.training.classifier import Classifier
 
 
 @pytest.fixture

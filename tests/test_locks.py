@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cifarbn.locks import Held, Lock, OpenFolder, is_held
+from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
 
 
 def test_one_holds_it_until_it_is_released_or_forgotten(tmp_path):
@@ -27,7 +27,7 @@ def test_one_holds_it_until_it_is_released_or_forgotten(tmp_path):
 
 
 def test_it_ends_with_its_process(tmp_path):
-    script = "import sys, pathlib, os\nfrom cifarbn.locks import Lock\nlock = Lock(pathlib.Path(sys.argv[1]))\n"
+    script = "import sys, pathlib, os\nfrom cifarbn.runs.locks import Lock\nlock = Lock(pathlib.Path(sys.argv[1]))\n"
     script += "print('held', flush=True)\nsys.stdin.read()"
     command = [sys.executable, "-c", script, str(tmp_path / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

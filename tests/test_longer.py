@@ -13,10 +13,10 @@ from test_config import CONF
 from test_train import assert_equal_state, checkpoint, rows
 
 from cifarbn.errors import Interrupted, Refused, UserError
-from cifarbn.identity import experiment
-from cifarbn.longer import check_longer
-from cifarbn.recorders import StepHistory
+from cifarbn.runs.identity import experiment
+from cifarbn.runs.longer import check_longer
 from cifarbn.train import train
+from cifarbn.training.callbacks.metrics_logger import StepHistory
 
 SMALL = ["data=shapes", "data.train_size=200", "data.test_size=50", "data.val_size=40", "data.batch_size=32"]
 SMALL += ["model=vgg_a", "model.width=4", "model.dropout=0.2", "trainer=cpu", "trainer.precision=32-true"]

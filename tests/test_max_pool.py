@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cifarbn.kernels import library
-from cifarbn.models.max_pool import MaxPool2d
+from cifarbn.fast.kernels import library
+from cifarbn.fast.max_pool import MaxPool2d
 
 pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cifarbn.metrics import MeanOverImages
+from cifarbn.training.metrics import MeanOverImages
 
 
 @pytest.mark.parametrize("sizes", [[10], [7, 3], [1] * 10, [4, 4, 2]])

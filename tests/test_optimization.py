@@ -8,13 +8,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.data import Gaussian, Shapes
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.fast.hardware import Hardware
 from cifarbn.losses import SumOfSquares
-from cifarbn.optimization import rehearse
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.optimization import rehearse
+from cifarbn.training.trainer import make_trainer
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cifarbn import parallel_runs
 from cifarbn.errors import UserError
-from cifarbn.parallel_runs import SideBySide, gpu_names, make_slots, parse_jobs, usable_cores
+from cifarbn.reproduce import parallel_runs
+from cifarbn.reproduce.parallel_runs import SideBySide, gpu_names, make_slots, parse_jobs, usable_cores
 
 # Says that it runs, then waits to be stopped, and saves.
 SAVES = """

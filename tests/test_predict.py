@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cifarbn.classifier import Classifier
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
 from cifarbn.predict import AT_ONCE, TrainedNet, build_net, load_run, main, read_picture
+from cifarbn.training.classifier import Classifier
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
 RESULT = {

@@ -11,13 +11,13 @@ from in_process import make_run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.data import InMemoryLoader
 from cifarbn.errors import UserError
 from cifarbn.losses import OneHotMSELoss, SumOfSquares
 from cifarbn.models import VGG, DeepLinear, ResNet
-from cifarbn.preflight import check_batch_of_one, check_model, inputs_and_labels, smallest_batch
 from cifarbn.train import train
+from cifarbn.training.preflight import check_batch_of_one, check_model, inputs_and_labels, smallest_batch
 
 TINY = [
     *("data=shapes", "data.train_size=70", "data.test_size=20", "data.val_size=20", "data.batch_size=25"),

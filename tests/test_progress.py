@@ -13,7 +13,7 @@ import time
 import pytest
 from in_process import make_run, result
 
-from cifarbn.progress import ProgressBar
+from cifarbn.training.callbacks.progress import ProgressBar
 
 LINE = re.compile(
     r"^epoch (\d)/2: train loss \d\.\d{4}, acc \d\.\d{4}; val loss \d\.\d{4}, acc \d\.\d{4}; "

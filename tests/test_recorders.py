@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from cifarbn.classifier import Classifier
 from cifarbn.data import Augmentation, Shapes
 from cifarbn.errors import Interrupted, UserError
 from cifarbn.models import VGG, ResNet
@@ -18,15 +17,16 @@ from cifarbn.recorders import (
     CovariateShift,
     GradientProbe,
     HeldOutAccuracy,
-    LastCheckpoint,
     LastLayerGradients,
     RecordingsFile,
     ScaleInvariantBeta,
     StepChange,
-    StepHistory,
-    Timing,
 )
 from cifarbn.smoothness.weight_walks import SHARES
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.timing import Timing
+from cifarbn.training.classifier import Classifier
 
 STEPS = 6
 

@@ -12,11 +12,9 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from cifarbn.classifier import Classifier
 from cifarbn.data import draw_shapes
 from cifarbn.errors import UserError
 from cifarbn.models import VGG, DeepLinear, ResNet, SpeedNet
-from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report import Options, gather, table, write_report
 from cifarbn.report.__main__ import main
 from cifarbn.report.features import choose_picture, stage_outputs
@@ -26,6 +24,8 @@ from cifarbn.report.names import name_groups, short
 from cifarbn.report.page import summary
 from cifarbn.report.structure import input_shape, trace
 from cifarbn.report.wording import slugs
+from cifarbn.training.callbacks.metrics_logger import COLUMNS
+from cifarbn.training.classifier import Classifier
 
 CONFIG = {
     "model": {"_target_": "cifarbn.models.VGG", "letter": "A", "width": 1, "num_classes": 10},

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.curves import training_curves
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
+from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 
 def write_run(root, model, *parts, loss="a"):

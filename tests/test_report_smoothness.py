@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.definitions import WHOSE, curves
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.smoothness import smoothness
+from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 NORMS = {"vgg_a": "torch.nn.Identity", "vgg_a_bn": "torch.nn.BatchNorm2d"}
 

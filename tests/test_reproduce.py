@@ -17,9 +17,10 @@ from processes import ENVIRONMENT, Command, run
 from test_config import CONF
 
 from cifarbn.errors import UserError
-from cifarbn.locks import Lock, is_held
-from cifarbn.reproduce import HOW, SUITES, Planned, _carried_out, _folder, main, seconds
-from cifarbn.runs import folder_name, role_of
+from cifarbn.reproduce.scales import SUITES, Planned
+from cifarbn.reproduce.suite import HOW, _carried_out, _folder, main, seconds
+from cifarbn.runs.identity import folder_name, role_of
+from cifarbn.runs.locks import Lock, is_held
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def scripted(tmp_path, monkeypatch, capsys):
     names = ("report/vgg_a_bn", "report/vgg_a", "report/l2", "report/pool")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SUITES, "report", names)
-    monkeypatch.setattr("cifarbn.reproduce._write_page", lambda *_: "the page")
+    monkeypatch.setattr("cifarbn.reproduce.suite._write_page", lambda *_: "the page")
 
     def run(scripts, *arguments):
         root, commands = tmp_path / "multirun_outputs" / "report_smoke", []
@@ -160,7 +161,7 @@ def scripted(tmp_path, monkeypatch, capsys):
             script = scripts[names.index(overrides[0].removeprefix("experiment="))]
             return [sys.executable, "-S", "-c", script, os.fspath(root / folder_name(overrides))]
 
-        monkeypatch.setattr("cifarbn.reproduce._command", command)
+        monkeypatch.setattr("cifarbn.reproduce.suite._command", command)
         with pytest.raises(SystemExit) as ended:
             main(["report", "--scale", "smoke", *arguments])
         return ended.value.code, capsys.readouterr().out, commands
@@ -207,7 +208,7 @@ def test_at_the_deadline_all_runs_end_and_no_other_begins(scripted, tmp_path, mo
         """The time is up when three runs have left something."""
         return deadline is not None and len(list(tmp_path.glob("multirun_outputs/*/*/result.json"))) == 3
 
-    monkeypatch.setattr("cifarbn.parallel_runs._has_passed", begun)
+    monkeypatch.setattr("cifarbn.reproduce.parallel_runs._has_passed", begun)
     code, said, commands = scripted([DONE, ENDLESS, ENDLESS, DONE], "--jobs", "2", "--budget", "1h")
     assert code == 0 and len(commands) == 3
     assert "the time is up, 1 of 4 runs not begun" in said
@@ -236,7 +237,7 @@ def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_pa
         return [sys.executable, "-c", "pass"]
 
     locks = [first]
-    monkeypatch.setattr("cifarbn.reproduce._command", begun_by_the_other_just_before)
+    monkeypatch.setattr("cifarbn.reproduce.suite._command", begun_by_the_other_just_before)
     with pytest.raises(SystemExit) as ended:
         GlobalHydra.instance().clear()
         main(["report", "--scale", "smoke"])

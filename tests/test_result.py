@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cifarbn.errors import UserError
-from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report import table
 from cifarbn.report.gather import gather
-from cifarbn.result import check_result, overwrite_result, read_result, throughout, write_result
+from cifarbn.runs.schema import check_result, overwrite_result, read_result, throughout, write_result
+from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 START = {"step": 0, "device": "a CPU", "devices": 1, "precision": "32-true", "compile": "", "versions": {"torch": "2"}}
 RESULT: dict[str, Any] = {

@@ -7,11 +7,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.errors import Interrupted
-from cifarbn.hardware import Hardware, make_trainer
-from cifarbn.recorders import LastCheckpoint, Timing
+from cifarbn.fast.hardware import Hardware
+from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.timing import Timing
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.trainer import make_trainer
 
 SHAPES = ["data=shapes", "data.train_size=160", "data.val_size=32", "data.test_size=10", "data.batch_size=32"]
 LOADERS = {

@@ -5,7 +5,7 @@ from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from test_config import CONF, options
 
-from cifarbn.scales import FAST, SCALES, SUITES, Planned, suite
+from cifarbn.reproduce.scales import FAST, SCALES, SUITES, Planned, suite
 
 NAMES = [name for names in SUITES.values() for name in names]
 AT_ALL_SCALES = [(scale, name) for scale in SCALES for source in SUITES for name in suite(source, scale)]

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 
 
 def learning_rates(total_steps, *overrides):

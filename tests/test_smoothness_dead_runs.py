@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.nn import functional
 
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.losses import OneHotMSELoss, SumOfSquares
 from cifarbn.models import VGG, DeepLinear
 from cifarbn.smoothness.dead_runs import constant_prediction_loss, dead_since, diverged_at

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cifarbn import sources as module
-from cifarbn.sources import _read, sources
+from cifarbn.runs import code_hash as module
+from cifarbn.runs.code_hash import _read, sources
 
 CONFIG = {
     "model": {"_target_": "cifarbn.models.VGG", "activation": {"_target_": "torch.nn.ReLU"}},
@@ -18,11 +18,13 @@ CONFIG = {
 
 def test_modules_are_those_that_compute_and_whatever_they_import():
     found = set(sources(CONFIG))
-    assert {"cifarbn.train", "cifarbn.classifier", "cifarbn.hardware"} <= found
+    assert {"cifarbn.train", "cifarbn.training.classifier", "cifarbn.fast.hardware"} <= found
     assert {"cifarbn.models.vgg", "cifarbn.models.initialization", "cifarbn.data.loader"} <= found
     assert {"cifarbn.recorders.gradient_probe", "cifarbn.smoothness.walk"} <= found
     # Another net, a recorder that is off, what only shows or keeps, and packages, whose versions a result has.
-    assert not {"cifarbn.models.resnet", "cifarbn.recorders.step_change", "cifarbn.runs", "cifarbn.figures"} & found
+    assert (
+        not {"cifarbn.models.resnet", "cifarbn.recorders.step_change", "cifarbn.runs.folder", "cifarbn.figures"} & found
+    )
     assert all(name.startswith("cifarbn.") for name in found)
 
 
@@ -63,7 +65,7 @@ def test_c_beside_a_module_counts(tmp_path):
     (tmp_path / "other.c").write_text("int one = 2;")
     _read.cache_clear()
     assert hash_of(tmp_path, CODE) != before
-    assert "cifarbn.kernels.library" in sources(CONFIG)
+    assert "cifarbn.fast.kernels.library" in sources(CONFIG)
 
 
 def test_a_hash_is_the_same_in_every_version_of_python(tmp_path):

@@ -14,7 +14,7 @@ from cifarbn.data import InMemoryLoader, draw_shapes
 from cifarbn.data.augmentation import Canvas
 from cifarbn.data.cifar10 import MEAN, STD
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware
+from cifarbn.fast.hardware import Hardware
 
 TINY = ["epochs=2", "data.batch_size=20", "model.widths=[4,8,8]"]
 

@@ -10,10 +10,11 @@ from in_process import make_run, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_recorders import bn_vgg, plain_vgg, train
 
-from cifarbn.classifier import Classifier
 from cifarbn.errors import Diverged, UserError
-from cifarbn.recorders import StepHistory, step_history
-from cifarbn.recorders.host_copy import HostCopy
+from cifarbn.training.callbacks import metrics_logger as step_history
+from cifarbn.training.callbacks.host_copy import HostCopy
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.classifier import Classifier
 
 
 class Watch(pl.Callback):

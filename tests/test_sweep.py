@@ -19,9 +19,9 @@ from processes import Command, run
 from test_train import TINY
 
 from cifarbn import train
+from cifarbn.cli.sweep import Journal, Outcome, Sweep, duration, table
 from cifarbn.errors import UserError
-from cifarbn.result import read_result, write_result
-from cifarbn.sweep import Journal, Outcome, Sweep, duration, table
+from cifarbn.runs.schema import read_result, write_result
 
 SWEEP = ["-m", *TINY, "checkpoint_minutes=0", "optim.lr=1e-3,2e-3", "seed=0,1"]
 

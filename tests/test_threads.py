@@ -8,21 +8,12 @@ import pytest
 import torch
 from in_process import make_run
 
-from cifarbn import cores, threads
-from cifarbn.cores import OtherProcesses, cgroup_limit, usable_cpus
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware
-from cifarbn.threads import (
-    FREE,
-    IN_USE,
-    SLOWER_STEPS,
-    Decision,
-    Threads,
-    ThreadWatch,
-    choose_threads,
-    fitting,
-    threads_kept,
-)
+from cifarbn.fast import cores, threads
+from cifarbn.fast.cores import OtherProcesses, cgroup_limit, usable_cpus
+from cifarbn.fast.hardware import Hardware
+from cifarbn.fast.threads import FREE, IN_USE, SLOWER_STEPS, Decision, Threads, choose_threads, fitting, threads_kept
+from cifarbn.training.callbacks.thread_watch import ThreadWatch
 
 HERTZ = os.sysconf("SC_CLK_TCK")
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cifarbn.recorders import timing
-from cifarbn.recorders.timing import Timing
+from cifarbn.training.callbacks import timing
+from cifarbn.training.callbacks.timing import Timing
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cifarbn.classifier import accuracy
 from cifarbn.fast.graphs import plain_attributes
 from cifarbn.fast.training_step import MOST_SHAPES, TrainingStep, contiguous_inputs, one_time_shape
+from cifarbn.training.classifier import accuracy
 
 COMPILE = torch.compile
 

@@ -23,7 +23,7 @@ from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
 from cifarbn.report.inside import look_inside
 from cifarbn.report.structure import structures
-from cifarbn.trusted import build, check_prefixes, checked
+from cifarbn.runs.load import build, check_prefixes, checked
 
 CANARY = "canary"
 MODELS = [name for name in options("model") if not name.startswith("dln")]
@@ -36,7 +36,7 @@ ATTACKS = {
     "log file": {"_target_": "logging.FileHandler", "filename": CANARY},
     "copy": {"_target_": "shutil.copy", "src": __file__, "dst": CANARY},
     "download": {"_target_": "urllib.request.urlretrieve", "url": Path(__file__).as_uri(), "filename": CANARY},
-    "compiler": {"_target_": "cifarbn.kernels.library._run", "_args_": [["touch", CANARY]]},
+    "compiler": {"_target_": "cifarbn.fast.kernels.library._run", "_args_": [["touch", CANARY]]},
     "numpy pickle": {"_target_": "numpy.load", "file": "pickle", "allow_pickle": True},
     "torch pickle": {"_target_": "torch.load", "f": "pickle", "weights_only": False},
     "mkdir": {"_target_": "os.mkdir", "path": CANARY},
@@ -55,7 +55,7 @@ ATTACKS = {
     "function of torch.nn.init": {"_target_": "torch.nn.init.zeros_", "tensor": 1},
     "function of ours": {"_target_": "cifarbn.data.draw_shapes", "n": 1, "seed": 0},
     "loader of ours": {"_target_": "cifarbn.data.InMemoryLoader"},
-    "another package of ours": {"_target_": "cifarbn.runs.write_result", "folder": ".", "result": {}},
+    "another package of ours": {"_target_": "cifarbn.runs.schema.write_result", "folder": ".", "result": {}},
     "longer name": {"_target_": "cifarbn.models_of_mine.Net"},
     "not imported": {"_target_": "evil_module.Net"},
     "no string": {"_target_": ["os", "mkdir"], "path": CANARY},

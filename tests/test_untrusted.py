@@ -16,13 +16,13 @@ from test_report import CONFIG, DATA, Page, make_run, rows
 
 from cifarbn import figures
 from cifarbn.errors import UserError
-from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report import Options, escape, gather, table, write, write_report
 from cifarbn.report.__main__ import main
 from cifarbn.report.curves import training_curves
 from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.read import read_metrics, read_recordings
-from cifarbn.untrusted import clean
+from cifarbn.runs.untrusted import clean
+from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 EVIL = '<b>$x$|`a`*_=1+1^^5c\\input{/etc/passwd}&%#~"\x1b[31m\u202e\r\ny'
 

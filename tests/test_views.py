@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cifarbn.errors import UserError
-from cifarbn.views import check_views, mean_over_views
+from cifarbn.training.tta import check_views, mean_over_views
 
 
 def corner(pictures):

@@ -16,10 +16,10 @@ from cifarbn.benchmark.sides import as_text
 from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import NETS, measure_step
 from cifarbn.benchmark.threads import measure_threads
-from cifarbn.command_line import data_root, finish_imports
+from cifarbn.cli.command_line import data_root, finish_imports
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware
-from cifarbn.runs import surroundings
+from cifarbn.fast.hardware import Hardware
+from cifarbn.runs.provenance import surroundings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

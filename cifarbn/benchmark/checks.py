@@ -21,15 +21,17 @@ from torch import Tensor, nn
 
 from cifarbn.benchmark.passes import our_loader
 from cifarbn.benchmark.sides import Report
-from cifarbn.classifier import Classifier
-from cifarbn.command_line import CONF
+from cifarbn.cli.command_line import CONF
 from cifarbn.data import Images
 from cifarbn.errors import UserError
+from cifarbn.fast.hardware import COMPILE_MODES, Hardware
 from cifarbn.fast.training_step import WITHOUT_GRAPHS, TrainingStep
-from cifarbn.hardware import COMPILE_MODES, Hardware, make_trainer
-from cifarbn.recorders import LastLayerGradients, StepHistory
-from cifarbn.runs import Result
+from cifarbn.recorders import LastLayerGradients
+from cifarbn.runs.schema import Result
 from cifarbn.train import train
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.trainer import make_trainer
 
 # Three steps, the last of them with a smaller batch; cuDNN's search for algorithms would take most of the time.
 SMALL = (

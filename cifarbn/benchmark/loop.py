@@ -17,13 +17,18 @@ from torch import nn
 from cifarbn.benchmark.passes import our_loader, read_pictures, usual_loader
 from cifarbn.benchmark.sides import Report, in_turn, median_ratio, wait_for
 from cifarbn.benchmark.step import NETS, training_step
-from cifarbn.classifier import Classifier, accuracy
 from cifarbn.data import Images, InMemoryLoader
+from cifarbn.fast.hardware import Hardware
+from cifarbn.fast.threads import set_threads
 from cifarbn.fast.training_step import TrainingStep
-from cifarbn.hardware import Hardware, make_trainer
-from cifarbn.progress import EpochLine, ProgressBar
-from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, TensorBoardLog, Timing
-from cifarbn.threads import set_threads
+from cifarbn.recorders import LastLayerGradients, RecordingsFile
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
+from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog
+from cifarbn.training.callbacks.timing import Timing
+from cifarbn.training.classifier import Classifier, accuracy
+from cifarbn.training.trainer import make_trainer
 
 PICTURES = 50_000
 USUAL = "the usual way"

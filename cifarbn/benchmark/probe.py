@@ -14,9 +14,8 @@ from torch import nn
 
 from cifarbn.benchmark.sides import Report, wait_for
 from cifarbn.benchmark.step import NETS
-from cifarbn.classifier import Classifier
 from cifarbn.data import Augmentation, Shapes
-from cifarbn.hardware import Hardware, make_trainer
+from cifarbn.fast.hardware import Hardware
 from cifarbn.recorders import (
     ActivationDrift,
     CovariateShift,
@@ -26,9 +25,11 @@ from cifarbn.recorders import (
     Recorder,
     ScaleInvariantBeta,
     StepChange,
-    StepHistory,
-    Timing,
 )
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.timing import Timing
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.trainer import make_trainer
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end")
 RECORDERS: dict[str, Callable[[Path], pl.Callback]] = {

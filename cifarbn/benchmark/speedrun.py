@@ -12,15 +12,20 @@ from cifarbn.benchmark.sides import Report
 from cifarbn.benchmark.speedrun_bare import BareSpeedrun
 from cifarbn.benchmark.speedrun_peer import run_peer
 from cifarbn.benchmark.speedrun_recipe import Outcome, Recipe
-from cifarbn.classifier import Classifier
 from cifarbn.data import Images, draw_shapes, read_cifar10
 from cifarbn.data.cifar10 import CLASSES, MEAN, STD, find_cifar10
 from cifarbn.data.module import DataModule
 from cifarbn.data.shapes import TEST_SEED, TRAIN_SEED
 from cifarbn.errors import UserError
-from cifarbn.hardware import Hardware, make_trainer
-from cifarbn.progress import EpochLine, ProgressBar
-from cifarbn.recorders import LastCheckpoint, LastLayerGradients, RecordingsFile, StepHistory, TensorBoardLog, Timing
+from cifarbn.fast.hardware import Hardware
+from cifarbn.recorders import LastLayerGradients, RecordingsFile
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
+from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog
+from cifarbn.training.callbacks.timing import Timing
+from cifarbn.training.classifier import Classifier
+from cifarbn.training.trainer import make_trainer
 
 EXPERIMENT = "speedrun_gpu"
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")  # the graph is of the whole step, so none of torch.compile's

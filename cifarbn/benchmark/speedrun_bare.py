@@ -14,9 +14,9 @@ from cifarbn.data import Images
 from cifarbn.data.augmentation import Canvas, Draws
 from cifarbn.data.cifar10 import MEAN, STD
 from cifarbn.data.loader import EpochOrder
-from cifarbn.hardware import Hardware
+from cifarbn.fast.hardware import Hardware
 from cifarbn.losses import in_full_precision
-from cifarbn.views import mean_over_views
+from cifarbn.training.tta import mean_over_views
 
 T = TypeVar("T")
 

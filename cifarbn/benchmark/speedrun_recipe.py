@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from cifarbn.composition import CONF
+from cifarbn.cli.composition import CONF
 from cifarbn.data import Augmentation
 from cifarbn.losses import Loss
 from cifarbn.models import SpeedNet
-from cifarbn.optimization import OptimizerFactory, ScheduleFactory
+from cifarbn.training.optimization import OptimizerFactory, ScheduleFactory
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recipe:
         batch_size: images in a training batch.
         eval_batch_size: images in a test batch.
         epochs: passes over the training images.
-        views: the test-time augmentation, a name of `cifarbn.views.NAMES`.
+        views: the test-time augmentation, a name of `cifarbn.training.tta.NAMES`.
     """
 
     make_model: Callable[[], SpeedNet]

@@ -15,9 +15,10 @@ import torch
 
 from cifarbn.benchmark.sides import Report, in_turn, median_ratio
 from cifarbn.benchmark.step import NETS, TrainingStep
-from cifarbn.cores import OtherProcesses, usable_cpus
-from cifarbn.hardware import Hardware
-from cifarbn.threads import FREE, Threads, ThreadWatch, choose_threads, counted, set_threads
+from cifarbn.fast.cores import OtherProcesses, usable_cpus
+from cifarbn.fast.hardware import Hardware
+from cifarbn.fast.threads import FREE, Threads, choose_threads, counted, set_threads
+from cifarbn.training.callbacks.thread_watch import ThreadWatch
 
 BUSY = 2  # processes, each of which keeps a core busy if it finds one
 OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")

@@ -5,8 +5,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
-from cifarbn.models.convolution import Conv2d
+from cifarbn.fast.batch_norm import BatchNorm2d, normalize_and_activate
+from cifarbn.fast.convolution import Conv2d
 from cifarbn.models.initialization import initialize
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.models.batch_norm import BatchNorm2d
-from cifarbn.models.convolution import Conv2d
-from cifarbn.models.max_pool import MaxPool2d
+from cifarbn.fast.batch_norm import BatchNorm2d
+from cifarbn.fast.convolution import Conv2d
+from cifarbn.fast.max_pool import MaxPool2d
 from cifarbn.models.switches import Activation, Norm, check_at_least_one
 
 

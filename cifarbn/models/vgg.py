@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from cifarbn.models.batch_norm import BatchNorm2d, normalize_and_activate
-from cifarbn.models.convolution import Conv2d
+from cifarbn.fast.batch_norm import BatchNorm2d, normalize_and_activate
+from cifarbn.fast.convolution import Conv2d
+from cifarbn.fast.max_pool import MaxPool2d
 from cifarbn.models.initialization import initialize
-from cifarbn.models.max_pool import MaxPool2d
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
 # 3x3 convolutions in each of the five stages, a max pool after each stage (table 1 of the paper; C has 1x1 ones).

@@ -13,10 +13,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cifarbn.durable import sync_file, temporary_path
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, last_layer_of, trained
-from cifarbn.runs import RAW_GRADIENTS
+from cifarbn.runs.durable import sync_file, temporary_path
+from cifarbn.runs.folder import RAW_GRADIENTS
 from cifarbn.smoothness.differences import GradientDifferences
 
 POINTS_PER_EPOCH = 50  # in TensorBoard

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cifarbn.classifier import Batch, Classifier
-from cifarbn.durable import replace_file
 from cifarbn.losses import HALF, Loss, at_least_float32
-from cifarbn.runs import RECORDINGS
+from cifarbn.runs.durable import replace_file
+from cifarbn.runs.folder import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.preserving import preserved
 from cifarbn.smoothness.randomness import replayed
+from cifarbn.training.classifier import Batch, Classifier
 
 
 class Recorder(pl.Callback):

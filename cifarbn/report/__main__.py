@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarbn.command_line import data_root, plain_errors
+from cifarbn.cli.command_line import data_root, plain_errors
 from cifarbn.errors import UserError
 from cifarbn.report.gather import gather
 from cifarbn.report.inside import look_inside
 from cifarbn.report.section import Options
 from cifarbn.report.write import default_folder, write_report
-from cifarbn.trusted import check_prefixes
+from cifarbn.runs.load import check_prefixes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cifarbn.identity import without
 from cifarbn.report.gather import RunRecord, Sweep, without_seed
 from cifarbn.report.names import name_groups, short
-from cifarbn.runs import Result
+from cifarbn.runs.identity import without
+from cifarbn.runs.schema import Result
 
 RATES = ("optim.lr", "schedule.max_lr", "record.gradient_probe.eta")
 """The learning rate and what goes with it: a schedule's peak and a probe's range."""

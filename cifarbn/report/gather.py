@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from cifarbn.errors import UserError, without_folders
-from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.names import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
-from cifarbn.runs import NOT_THE_EXPERIMENT, RESULT, Result, role_of
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, role_of
+from cifarbn.runs.schema import RESULT, Result
+from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
-from cifarbn.untrusted import clean, stored_result
+from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 STEP_COLUMNS = [name for name in COLUMNS if name in ("step", "epoch", "lr") or name.startswith("step/")]
 EPOCH_COLUMNS = COLUMNS[len(STEP_COLUMNS) :]

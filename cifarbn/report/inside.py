@@ -15,9 +15,9 @@ from cifarbn.predict import TrainedNet, load_run
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.section import Options
 from cifarbn.report.wording import how_many, slugs
-from cifarbn.runs import CHECKPOINT
-from cifarbn.trusted import build, target_class
-from cifarbn.untrusted import clean
+from cifarbn.runs.checkpoints import CHECKPOINT
+from cifarbn.runs.load import build, target_class
+from cifarbn.runs.untrusted import clean
 
 # Options of the data that do not change which pictures there are.
 OF_TRAINING = ("augmentation", "seed", "batch_size", "eval_batch_size", "drop_last", "test_curve")

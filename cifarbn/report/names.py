@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cifarbn.errors import without_folders
-from cifarbn.runs import NOT_THE_EXPERIMENT, Result
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT
+from cifarbn.runs.schema import Result
 
 UNNAMED = (*NOT_THE_EXPERIMENT, "seed", "target", "source")
 # Their values say what they are: `vgg_a` does, the `none` of `augment=none` does not.

@@ -12,7 +12,7 @@ from cifarbn.report.escape import markdown, markdown_code
 from cifarbn.report.gather import Sweep
 from cifarbn.report.section import Drawing, Section
 from cifarbn.report.wording import NO_BREAK, count, data_and_n
-from cifarbn.untrusted import clean
+from cifarbn.runs.untrusted import clean
 
 CSS_PIXELS_PER_INCH = 96
 # The files of the table, beside the page.

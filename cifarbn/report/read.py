@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cifarbn.checkpoints import METRICS
-from cifarbn.durable import check_ordinary
 from cifarbn.errors import UserError
-from cifarbn.recorders.step_history import COLUMNS
 from cifarbn.report.definitions import curves, walk_of
-from cifarbn.result import LARGEST
-from cifarbn.runs import RECORDINGS
-from cifarbn.untrusted import clean
+from cifarbn.runs.checkpoints import METRICS
+from cifarbn.runs.durable import check_ordinary
+from cifarbn.runs.folder import RECORDINGS
+from cifarbn.runs.schema import LARGEST
+from cifarbn.runs.untrusted import clean
+from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 COUNTS = ("step", "epoch")
 

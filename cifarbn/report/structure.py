@@ -15,7 +15,7 @@ from cifarbn.predict import build_net
 from cifarbn.report.gather import Group, Sweep
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.wording import count, slugs
-from cifarbn.untrusted import clean
+from cifarbn.runs.untrusted import clean
 
 LONG = 24  # boxes; in a longer net equal neighbours share one
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {

@@ -10,7 +10,7 @@ from typing import Any
 from cifarbn.report import escape
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
-from cifarbn.runs import throughout
+from cifarbn.runs.schema import throughout
 
 METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
 # Columns that hold no numbers, and those of them that hold sentences.

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarbn.durable import replace_file, temporary_path
 from cifarbn.errors import UserError
 from cifarbn.figures import save
 from cifarbn.report import curves, features, mistakes, smoothness, structure, table
@@ -13,6 +12,7 @@ from cifarbn.report.escape import csv_file
 from cifarbn.report.gather import Sweep
 from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.section import Drawing, MakeSection, Options, Section
+from cifarbn.runs.durable import replace_file, temporary_path
 
 SECTIONS: tuple[MakeSection, ...] = (
     curves.training_curves,

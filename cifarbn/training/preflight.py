@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from cifarbn.errors import UserError
 from cifarbn.losses import Loss, in_full_precision
 from cifarbn.smoothness.preserving import preserved
-from cifarbn.views import mean_over_views
+from cifarbn.training.tta import mean_over_views
 
 
 def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
-from cifarbn.durable import naming
-from cifarbn.identity import NOT_THE_EXPERIMENT, key_of
+from cifarbn.runs.durable import naming
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, key_of
 
 
 def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from cifarbn.errors import UserError
 from cifarbn.fast.graphs import plain_attributes
 from cifarbn.fast.training_step import TrainingStep, one_time_shape
 from cifarbn.losses import Loss, in_full_precision
-from cifarbn.metrics import MeanOverImages
-from cifarbn.optimization import (
+from cifarbn.training.metrics import MeanOverImages
+from cifarbn.training.optimization import (
     OptimizerFactory,
     ScheduleFactory,
     make_optimizer,
@@ -26,8 +26,8 @@ from cifarbn.optimization import (
     moves_every_step,
     rehearse,
 )
-from cifarbn.preflight import check_batch_of_one, check_logits, check_model, inputs_and_labels, smallest_batch
-from cifarbn.views import SHIFTS, check_views, mean_over_views
+from cifarbn.training.preflight import check_batch_of_one, check_logits, check_model, inputs_and_labels, smallest_batch
+from cifarbn.training.tta import SHIFTS, check_views, mean_over_views
 
 Batch = tuple[Tensor, Tensor]
 
@@ -55,7 +55,7 @@ class Classifier(pl.LightningModule):
     last test's counts.
 
     Before the first step of a run it shows the net a batch of the training data and refuses what cannot work, see
-    `cifarbn.preflight`.
+    `cifarbn.training.preflight`.
     """
 
     def __init__(

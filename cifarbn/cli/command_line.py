@@ -15,11 +15,11 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifarbn.composition import CONF as CONF
-from cifarbn.composition import data_root as data_root
-from cifarbn.composition import first_lines, resolved
+from cifarbn.cli.composition import CONF as CONF
+from cifarbn.cli.composition import data_root as data_root
+from cifarbn.cli.composition import first_lines, resolved
 from cifarbn.errors import Interrupted, UserError, machine_fault
-from cifarbn.identity import NOT_THE_EXPERIMENT, differences, key_of
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, differences, key_of
 
 PLAIN = "CIFARBN_PLAIN_ERRORS"  # in the environment while HYDRA_FULL_ERROR=1 is ours, also of DDP's processes
 PATHS = ("resume_from", "data.root")  # keys whose value is a path

@@ -7,8 +7,8 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from cifarbn.composition import CONF
-from cifarbn.identity import Role, differences, role_of
+from cifarbn.cli.composition import CONF
+from cifarbn.runs.identity import Role, differences, role_of
 
 # VGG-A's, beside that of its experiments' files.
 OTHER_RATES = (" optim.lr=5e-4", " optim.lr=2e-3", " optim.lr=1e-4")

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import torch
 
-from cifarbn.cores import cgroup_limit, usable_cpus
 from cifarbn.errors import UserError
+from cifarbn.fast.cores import cgroup_limit, usable_cpus
 
 # What one run takes, for `--jobs auto`. Processes take turns on a GPU, unless NVIDIA's MPS shares it between them, so
 # what several gain is the time that one leaves it idle: start, compilation, evaluation, and gaps between kernels, which

@@ -25,9 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.errors import UserError
-from cifarbn.identity import folder_name
+from cifarbn.runs.identity import folder_name
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 # Beside the package in a checkout, inside it in a wheel.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 EXPERIMENT = "experiment"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarbn.errors import UserError
-from cifarbn.runs import RESULT, Result, read_result
+from cifarbn.runs.schema import RESULT, Result, read_result
 
 LONGEST = 2000  # characters of a text
 

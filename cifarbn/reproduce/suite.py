@@ -12,20 +12,21 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cifarbn.command_line import CONF, data_root, plain_errors
+from cifarbn.cli.command_line import CONF, data_root, plain_errors
+from cifarbn.cli.sweep import Outcome, duration, table
 from cifarbn.errors import MadeElsewhere, UserError, without_folders
-from cifarbn.hardware import starts_processes
-from cifarbn.identity import ROLES, key_of
-from cifarbn.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, say
 from cifarbn.report.assumptions import assumptions
 from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import default_folder, write_report
-from cifarbn.runs import RESULT, Role, Run, folder_name, is_being_made, read_result, role_of
-from cifarbn.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
-from cifarbn.sources import sources
-from cifarbn.sweep import Outcome, duration, table
+from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, say
+from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
+from cifarbn.runs.code_hash import sources
+from cifarbn.runs.folder import Run, is_being_made
+from cifarbn.runs.identity import ROLES, Role, folder_name, key_of, role_of
+from cifarbn.runs.schema import RESULT, read_result
+from cifarbn.training.trainer import starts_processes
 
 # What may be said of every run: whatever does not define the experiment, but what is chosen here already.
 HOW = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)

@@ -15,10 +15,10 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.checkpoints import CHECKPOINT, forget_previous, write_checkpoint
 from cifarbn.errors import Diverged, Interrupted, UserError
 from cifarbn.fast.training_step import TrainingStep
-from cifarbn.recorders.timing import Timing
+from cifarbn.runs.checkpoints import CHECKPOINT, forget_previous, write_checkpoint
+from cifarbn.training.callbacks.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # at the least, between checkpoints at the ends of epochs
 DDP_ASK_EVERY = 10  # steps between the ranks' agreeing whether to save or stop

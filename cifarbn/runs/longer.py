@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cifarbn.errors import Refused
-from cifarbn.identity import differences
-from cifarbn.result import Result
+from cifarbn.runs.identity import differences
+from cifarbn.runs.schema import Result
 
 LENGTH = ("epochs", "trainer.max_epochs")  # the second follows the first
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from cifarbn.data import Augmentation
 from cifarbn.errors import UserError
-from cifarbn.runs import RESULT
+from cifarbn.runs.schema import RESULT
 
 PACKAGES = ("cifarbn.models", "cifarbn.data", "torch.nn", "torchvision.models")
 KINDS = (nn.Module, pl.LightningDataModule, Augmentation)

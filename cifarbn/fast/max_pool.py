@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.kernels import library
+from cifarbn.fast.kernels import library
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cifarbn.durable import check_ordinary, naming, replace_file, sync_folder, temporary_path
 from cifarbn.errors import UserError
+from cifarbn.runs.durable import check_ordinary, naming, replace_file, sync_folder, temporary_path
 
 CHECKPOINT = "last.ckpt"
 PREVIOUS = "previous.ckpt"

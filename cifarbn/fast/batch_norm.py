@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.kernels import library
+from cifarbn.fast.kernels import library
 
 BLOCK = 128  # rows whose sums are made together
 NOTHING, RELU, SHORTCUT_RELU = range(3)  # what follows the normalisation; these and BLOCK as in the C

@@ -6,35 +6,25 @@ epoch), `recordings.npz` (arrays per step, where a recorder was asked for), Tens
 """
 
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.checkpoints import CHECKPOINT, CHECKSUMS, METRICS, PREVIOUS, newest_whole
-from cifarbn.durable import replace_file, temporary_path
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
-from cifarbn.identity import (
-    LONGEST_NAME,
-    NOT_THE_EXPERIMENT,
-    Role,
-    differences,
-    experiment,
-    folder_name,
-    role_of,
-)
-from cifarbn.locks import Held, Lock, OpenFolder, is_held
-from cifarbn.longer import check_longer
-from cifarbn.result import (
+from cifarbn.runs.checkpoints import CHECKPOINT, CHECKSUMS, METRICS, PREVIOUS, newest_whole
+from cifarbn.runs.durable import replace_file, temporary_path
+from cifarbn.runs.identity import LONGEST_NAME, NOT_THE_EXPERIMENT, Role, differences, experiment, folder_name, role_of
+from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
+from cifarbn.runs.longer import check_longer
+from cifarbn.runs.provenance import surroundings
+from cifarbn.runs.schema import (
     RESULT,
     Damaged,
     Result,
@@ -82,7 +72,6 @@ OWN_FILES = (
 # What Hydra has written into the folder before a run begins.
 HYDRA = ".hydra"
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
-PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
 
 
 class Run:
@@ -124,7 +113,7 @@ class Run:
             folder: where it is; it need not be there yet.
             config: what it is; what only says how it is carried out does not count.
             overrides: of the command line, for the record.
-            code: that it will be made with, as `cifarbn.sources` gives it.
+            code: that it will be made with, as `cifarbn.runs.code_hash` gives it.
             resume: leave a finished run alone, and let one that was cut off go on from its checkpoint. Otherwise this
                 program's files are moved to `.replaced/` beside the folder, and the run starts anew.
             retry: try a failed run again, from its checkpoint if it has one; otherwise leave it as it is.
@@ -476,31 +465,3 @@ def _set_aside(folder: Path) -> None:
 def _copy(file: Path, to: Path) -> None:
     with file.open("rb") as content:
         replace_file(to, lambda opened: shutil.copyfileobj(content, opened))
-
-
-def surroundings() -> Result:
-    """What a result depends on beside its config: package versions and the commit of this checkout."""
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-    return {"versions": versions, "git_commit": _git_commit()}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout on PYTHONPATH, which nobody has installed
-        return "not installed"
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit, with `+changes` where files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
-        if tracked.returncode:
-            return None  # installed into somebody else's repository
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -20,11 +20,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifarbn.command_line import plain_errors
+from cifarbn.cli.command_line import plain_errors
 from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
-from cifarbn.hardware import check_one_process
-from cifarbn.locks import Held, Lock
-from cifarbn.runs import RESULT, read_result
+from cifarbn.runs.locks import Held, Lock
+from cifarbn.runs.schema import RESULT, read_result
+from cifarbn.training.trainer import check_one_process
 
 STATUSES = ("done", "diverged", "failed", "refused", "elsewhere")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from cifarbn.durable import replace_file
 from cifarbn.errors import UserError
+from cifarbn.runs.durable import replace_file
 
 RESULT = "result.json"
 DEEPEST = 64  # groups within groups, of what is read
@@ -39,7 +39,7 @@ class Start(TypedDict, total=False):
 
 
 class ThreadChange(TypedDict, total=False):
-    """One change of the number of threads while a run trained; see `cifarbn.threads.ThreadWatch`."""
+    """One change of the number of threads while a run trained; see `cifarbn.training.callbacks.thread_watch`."""
 
     step: int
     threads: int
@@ -111,7 +111,7 @@ class Result(TypedDict, total=False):
     error: str | None
     overrides: list[str]
     config: dict[str, Any]  # in the shape of `Config`
-    code: dict[str, str]  # module -> hash of its code, see `cifarbn.sources`
+    code: dict[str, str]  # module -> hash of its code, see `cifarbn.runs.code_hash`
     metrics: dict[str, Measured]
     steps: int
     parameters: int

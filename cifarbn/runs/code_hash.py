@@ -15,14 +15,20 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 # Every run computes with these, whatever its config says.
-ROOTS = tuple(f"{PACKAGE}.{name}" for name in ("train", "classifier", "hardware", "recorders.step_history"))
+ROOTS = tuple(
+    f"{PACKAGE}.{name}"
+    for name in ("train", "training.classifier", "training.trainer", "training.callbacks.metrics_logger")
+)
 # They say, show or keep what a run computes; they do not compute. A package stands for all that is in it.
 BYSTANDERS = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        *("command_line", "composition", "cores", "durable", "errors", "figures", "progress", "runs", "sources"),
-        *("sweep", "threads"),
-        *("checkpoints", "preflight", "recorders.last_checkpoint", "recorders.tensorboard_log", "recorders.timing"),
+        *("cli", "errors", "figures", "runs", "fast.cores", "fast.threads", "training.preflight"),
+        *(
+            f"training.callbacks.{name}"
+            for name in ("progress", "resume_checkpoint", "tensorboard_log", "thread_watch")
+        ),
+        *("training.callbacks.thread_watch", "training.callbacks.timing"),
     )
 )
 # A result has their versions, also where they are installed from a checkout.

@@ -17,10 +17,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim import Optimizer
 
-from cifarbn.checkpoints import METRICS
-from cifarbn.durable import naming, replace_file, sync_file
 from cifarbn.errors import Diverged, UserError
-from cifarbn.recorders.host_copy import HostCopy
+from cifarbn.runs.checkpoints import METRICS
+from cifarbn.runs.durable import naming, replace_file, sync_file
+from cifarbn.training.callbacks.host_copy import HostCopy
 
 COLUMNS = (
     *("step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"),

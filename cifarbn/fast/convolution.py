@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.kernels import library
+from cifarbn.fast.kernels import library
 
 CHANNELS = 64  # in and out, at the least
 POSITIONS = 16  # of the output, at the most

@@ -1,0 +1,1 @@
+"""What stands between a user's command line and the code: errors, composition of configs, sweeps."""

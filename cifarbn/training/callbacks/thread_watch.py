@@ -1,0 +1,94 @@
+"""The number of CPU threads, watched while a run trains."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from tqdm import tqdm
+
+from cifarbn.fast.cores import OtherProcesses, usable_cpus
+from cifarbn.fast.threads import (
+    LONG_WINDOW_SECONDS,
+    WINDOW_SECONDS,
+    WINDOW_STEPS,
+    Decision,
+    Threads,
+    counted,
+    set_threads,
+)
+
+
+class ThreadWatch(pl.Callback):
+    """Watches the time of each training step, and changes the number of threads where a `Decision` says so.
+
+    A number that the user gave is set once and left alone.
+
+    Args:
+        threads: as they were chosen.
+
+    Attributes:
+        changes: one entry for each change: the step from which it holds, the number, and the reason.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self.threads = threads
+        self.changes: list[dict[str, Any]] = []
+        self._began = 0.0
+        self._times: list[float] = []  # of the steps in this window
+        self._warm = False  # whether a step was taken since the number changed
+        self._window_began = 0.0
+        cpus = usable_cpus()
+        self._others = OtherProcesses(cpus)
+        self._decision = Decision(threads.count, threads.most, len(cpus))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Set the number: to start processes, Lightning has set its own."""
+        set_threads(self._decision.count)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The step begins."""
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step ends."""
+        if self.threads.watched:
+            self.step(time.perf_counter() - self._began, trainer.global_step, tqdm.write)
+
+    def step(self, seconds: float, next_step: int, say: Callable[[str], None]) -> None:
+        """Take in a step, and change the number of threads where that is decided.
+
+        Args:
+            seconds: that it took.
+            next_step: the number of the step that follows.
+            say: prints a line.
+        """
+        now = time.monotonic()
+        if not self._warm:  # the first step with a number of threads prepares what the others use again
+            self._warm, self._times, self._window_began = True, [], now
+            self._others.cores()
+            return
+        self._times.append(seconds)
+        elapsed = now - self._window_began
+        if elapsed < WINDOW_SECONDS or (len(self._times) < WINDOW_STEPS and elapsed < LONG_WINDOW_SECONDS):
+            return
+        reason = self._decision.after(statistics.median(self._times), self._others.cores(), now)
+        self._times, self._window_began = [], now
+        if reason:
+            count, self._warm = self._decision.count, False
+            set_threads(count)
+            self.changes.append({"step": next_step, "threads": count, "reason": reason})
+            say(f"from step {next_step} on {count} of {counted(self.threads.most)}: {reason}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The changes so far, for the checkpoint."""
+        return {"changes": [dict(change) for change in self.changes]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint; this start has chosen its own number."""
+        self.changes = [dict(change) for change in state_dict["changes"]]

@@ -27,6 +27,7 @@ from cifarbn.identity import (
     LONGEST_NAME,
     NOT_THE_EXPERIMENT,
     Role,
+    completed,
     differences,
     experiment,
     folder_name,
@@ -271,7 +272,7 @@ class Run:
     def _check(self, config: Mapping[str, Any], code: Mapping[str, str], changed_code: str) -> None:
         """Refuse what is in the folder where it is another run, or other code's."""
         elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
-        if changed := differences(self.result["config"], config):
+        if changed := differences(completed(self.result["config"]), config):
             raise Refused(f"{self.folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
         made = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
         if made and (changed := _changed_modules(self.result, code, changed_code)):

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from cifarbn import figures
 from cifarbn.cli.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
 from cifarbn.cli.composition import resolved
-from cifarbn.data.interface import check_data, class_names, describe, num_classes
+from cifarbn.data.interface import check_data, check_eval_batch_size, class_names, describe, num_classes
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import threads_kept
 from cifarbn.recorders import RecordingsFile
@@ -60,7 +60,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     with run.recorded(), signals_kept(), threads_kept(), TensorBoardLog(folder, purge_step=run.steps or None) as logger:
         pl.seed_everything(cfg.seed, verbose=False)
         options = check_options(cfg.trainer)
-        del options["eval_batch_size"]  # which the data has read
+        check_eval_batch_size(cfg.data, options.pop("eval_batch_size"), overrides)
         chosen = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
         hardware = Hardware.choose(**{key: options.pop(key) for key in chosen}, processes=devices_here(cfg.trainer))
         with building("data"):
@@ -90,7 +90,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             with plain_misconfiguration():
                 trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
         finally:  # a diverged run is a result, an interrupted one will be continued
-            run.computed(**classifier.step.facts)
+            if trainer.global_step > run.steps:
+                run.computed(**classifier.step.facts)
             run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
             run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
             run.update(thread_changes=watch.changes)

@@ -73,6 +73,15 @@ def test_result_says_nothing_of_the_machine_s_paths(tmp_path):
     assert "/here" not in (tmp_path / "run" / "result.json").read_text()
 
 
+def test_a_run_of_an_older_version_lacks_the_keys_that_have_come_since(tmp_path):
+    finished(tmp_path, CONFIG | {"trainer": {"compile": "auto"}})
+    now = CONFIG | {"trainer": {"compile": "auto", "cuda_graphs": "auto"}}
+    assert Run.open(tmp_path, now, []).finished
+    now["trainer"]["cuda_graphs"] = False
+    with pytest.raises(Refused, match="trainer.cuda_graphs: 'auto' -> False"):
+        Run.open(tmp_path, now, [])
+
+
 def test_another_config_in_the_same_folder_is_refused_with_the_remedy(tmp_path):
     finished(tmp_path / "run")
     with pytest.raises(UserError, match=r"optim\.lr: 0\.1 -> 0\.2.*name=OTHER.*resume=false"):

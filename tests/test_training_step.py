@@ -180,3 +180,71 @@ def test_plain_attributes_show_what_python_code_goes_by():
     before = plain_attributes(net)
     net[0].p = 0.2
     assert plain_attributes(net) != before
+
+
+def test_a_loss_that_is_not_a_number_is_not_the_compiler_s(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: lambda x, y: (torch.nan * f(x, y)[0], f(x, y)[1]))
+    step = make_step(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), compile="default")
+    loss, *_ = take(step, *batch(8))
+    assert loss == loss and "loss was nan" in step.notes[0]
+
+
+def test_hooks_on_parameters_are_called(compiled):
+    step = make_step(compile="default")
+    called = []
+    step.model[0].weight.register_hook(lambda gradient: called.append(1))
+    take(step, *batch(8))
+    assert called == [1] and not compiled
+
+
+def test_an_epoch_sees_a_model_that_has_changed(compiled):
+    step = make_step(compile="default")
+    take(step, *batch(8))
+    step.look_at_model()
+    take(step, *batch(8))
+    assert len(compiled) == 3
+    step.model[3].p = 0.1
+    step.look_at_model()
+    take(step, *batch(8))
+    assert len(compiled) == 5
+
+
+def test_the_loss_s_own_buffers_are_left_as_they_were(compiled):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, logits, labels):
+            self.calls += 1
+            return functional.cross_entropy(logits, labels)
+
+    loss = Counting()
+    step = TrainingStep(model(), loss, accuracy, compile="default", others=[loss])
+    step.begin(10)
+    take(step, *batch(8))
+    assert loss.calls == 1
+
+
+def test_several_processes_do_not_weigh_compiling(compiled):
+    step = make_step(compile="auto")
+    step.begin(10**9, alone=False)
+    take(step, *batch(8))
+    assert not compiled and "several processes" in step.notes[0]
+
+
+def test_memory_that_a_captured_step_holds_is_given_back_where_it_lacks():
+    class Full(nn.Sequential):
+        free = False
+
+        def forward(self, x):
+            if not self.free:
+                raise torch.OutOfMemoryError
+            return super().forward(x)
+
+    step = make_step(Full(nn.Flatten(), nn.Linear(48, 3)))
+    with pytest.raises(torch.OutOfMemoryError):
+        take(step, *batch(8))
+    step.captured, step.end = True, lambda: setattr(step.model, "free", True)
+    take(step, *batch(8))
+    assert not step.captured and "memory" in step.notes[0]

@@ -19,7 +19,7 @@ from cifarbn.cli.composition import CONF as CONF
 from cifarbn.cli.composition import data_root as data_root
 from cifarbn.cli.composition import first_lines, resolved
 from cifarbn.errors import Interrupted, UserError, machine_fault
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT, differences, key_of
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, completed, differences, key_of
 
 PLAIN = "CIFARBN_PLAIN_ERRORS"  # in the environment while HYDRA_FULL_ERROR=1 is ours, also of DDP's processes
 PATHS = ("resume_from", "data.root")  # keys whose value is a path
@@ -111,7 +111,7 @@ def repeat_saved_run() -> None:
         then, now = resolved(saved), resolved(compose("train", overrides=before))
     given = map(key_of, args.overrides)
     decided = tuple(f"{key}{end}" for key in (*given, *NOT_THE_EXPERIMENT) for end in (":", "."))
-    if changes := [change for change in differences(then, now) if not change.startswith(decided)]:
+    if changes := [change for change in differences(completed(then), now) if not change.startswith(decided)]:
         raise UserError(
             f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or it has changed. "
             "Add KEY=VALUE for each of these"

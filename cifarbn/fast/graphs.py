@@ -36,7 +36,7 @@ class CapturedStep:
 
     Args:
         forward: `(inputs, labels) -> (loss, accuracy)`, scalars, through the model.
-        model: in training mode, on a GPU.
+        model: in training mode, on a GPU, with every other module that `forward` calls.
         inputs, labels: a batch of the shape to capture.
 
     Raises:
@@ -52,13 +52,16 @@ class CapturedStep:
         side.wait_stream(current)
         try:
             with preserved(model), _uncached_autocast():
-                with torch.cuda.stream(side):
-                    for number in range(WARM_UP):
-                        self._pass(forward, parameters, watched=number == WARM_UP - 1)
-                current.wait_stream(side)
+                try:
+                    with torch.cuda.stream(side):
+                        for number in range(WARM_UP):
+                            self._pass(forward, parameters, watched=number == WARM_UP - 1)
+                finally:  # else buffers would be put back before the last pass has changed them
+                    current.wait_stream(side)
                 self._graph = torch.cuda.CUDAGraph()
                 _forget_gradients(parameters)
-                with torch.cuda.graph(self._graph):
+                # Other threads, such as a data loader's, may go on using the device.
+                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                     loss, accuracy = forward(self._inputs, self._labels)
                     _backward(loss)
                     self._outputs = torch.stack([loss.detach().float(), accuracy.float()])
@@ -66,6 +69,7 @@ class CapturedStep:
         except (CannotCaptureError, UserError):
             raise
         except Exception as error:
+            torch.cuda.set_stream(current)  # a capture that fails does not leave its own stream
             raise CannotCaptureError(str(error).strip().split("\n")[0]) from error
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:

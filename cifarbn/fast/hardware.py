@@ -92,6 +92,8 @@ class Hardware:
             raise UserError(f"trainer.cuda_graphs must be auto, true or false, not {cuda_graphs!r}")
         if cuda_graphs is True and not cuda:
             raise UserError("trainer.cuda_graphs=true needs a GPU; leave it out, or set it to auto")
+        if cuda_graphs is True and processes > 1:
+            raise UserError("trainer.cuda_graphs=true does not work with several processes; leave it out, or use auto")
         if cuda_graphs is True and precision == "16-mixed":
             raise UserError("trainer.cuda_graphs=true does not work with trainer.precision=16-mixed; use bf16-mixed")
         if kernels not in ("auto", True, False):

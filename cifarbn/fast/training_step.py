@@ -3,8 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarbn.errors import UserError
-from cifarbn.fast.graphs import CannotCaptureError, CapturedStep, Forward, LossAndAccuracy
+from cifarbn.fast.graphs import CannotCaptureError, CapturedStep, Forward, LossAndAccuracy, plain_attributes
 from cifarbn.losses import Loss
 from cifarbn.smoothness.preserving import preserved
 
@@ -40,6 +40,7 @@ class TrainingStep:
         accuracy: `(logits, labels) -> scalar`, detached.
         compile: a mode of torch.compile; "" for none; "auto": where it saves more time than it costs, on a GPU.
         graphs: whether to capture CUDA graphs.
+        others: further modules that the loss calls.
 
     Attributes:
         compiled: torch.compile's mode if the fast step is compiled, else "".
@@ -47,6 +48,7 @@ class TrainingStep:
         notes: why not, one sentence each.
         building: whether the fast step is being made just now, which can take a minute.
         build_seconds: that this has taken so far.
+        announce: prints a line; does nothing unless it is set.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TrainingStep:
         accuracy: Callable[[Tensor, Tensor], Tensor],
         compile: str = "",
         graphs: bool = False,
+        others: Iterable[nn.Module] = (),
     ) -> None:
         self.model = model
         self.loss = loss
@@ -63,6 +66,7 @@ class TrainingStep:
         self.compile = compile
         self.graphs = graphs
         self.notes: list[str] = []
+        self.announce: Callable[[str], None] = lambda _: None
         self.building = False
         self.build_seconds = 0.0
         self.compiled = ""
@@ -71,17 +75,14 @@ class TrainingStep:
         self._steps_left = math.inf
         self._alone = True
         self._parameters: list[nn.Parameter] = []
-        self._hooks = Hooks(model)
+        self._modules = nn.ModuleList([model, *others])
+        self._hooks = Hooks(self._modules)
+        self._built_for: list[Any] = []  # attributes and addresses of the model
         self._fast: Forward | CapturedStep | None = None
         self._largest = 0  # values in the inputs of one batch
         self._shapes = 0  # for which the fast step was made
         self._key: tuple[Any, ...] = ()  # what it was made for
         self._attach: Callable[[], None] | None = None  # the latest batch's gradients
-
-    @property
-    def will_build(self) -> bool:
-        """Whether the next batch makes the fast step, which can take a minute."""
-        return bool(self.compile or self.graphs) and not self._key
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class TrainingStep:
         """
         self.end()
         self._steps_left, self._alone = steps, alone
-        self._parameters, self._hooks = list(self.model.parameters()), Hooks(self.model)
+        self._parameters, self._hooks = list(self.model.parameters()), Hooks(self._modules)
 
     def end(self) -> None:
         """Free the fast step's memory."""
@@ -107,9 +108,16 @@ class TrainingStep:
                 parameter.grad = None
         self._fast, self._attach, self._key, self._largest, self._shapes = None, None, (), 0, 0
 
-    def remake(self) -> None:
-        """Make the fast step again at the next batch, because the model has changed."""
-        self._key = ()
+    def look_at_model(self) -> None:
+        """Make the fast step again if the model is another one than it was made for; to be called at every epoch.
+
+        Compiled code looks for itself, but a captured step goes by the attributes and memory of its capture.
+        """
+        if self._key and self._built_for != self._state():
+            self._key = ()
+
+    def _state(self) -> list[Any]:
+        return [plain_attributes(self._modules), [p.data_ptr() for p in self._parameters]]
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
         """Return the loss, to be given to `backward`, and the accuracy: scalars on the batch's device."""
@@ -117,7 +125,7 @@ class TrainingStep:
         fast = None if rare else self._fast_step(inputs, labels)
         if fast is None:
             with one_time_shape() if rare else nullcontext():
-                return self._forward(inputs, labels)
+                return self._plain(inputs, labels)
         loss, accuracy = fast(inputs, labels)
         if isinstance(fast, CapturedStep):
             self._attach = fast.attach_gradients
@@ -129,6 +137,19 @@ class TrainingStep:
             self._attach()
         else:
             loss.backward()
+
+    def _plain(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
+        """Compute a batch plainly; without the captured step, if its memory is what this lacks."""
+        try:
+            return self._forward(inputs, labels)
+        except torch.OutOfMemoryError:
+            if not self.captured:
+                raise
+        self.end()
+        self.captured, self.compiled, self.graphs = False, "", False
+        self._note("no CUDA graph: it takes memory that a batch of another size needs")
+        torch.cuda.empty_cache()
+        return self._forward(inputs, labels)
 
     def _forward(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
         logits = self.model(inputs)
@@ -155,36 +176,54 @@ class TrainingStep:
     def _build(self, inputs: Tensor, labels: Tensor) -> None:
         self.building, start = True, time.perf_counter()
         try:
-            plain = self._capture(self._forward, inputs, labels)
-            mode = self.compile
-            if mode == "auto":
-                mode = "default" if self._pays(plain, inputs, labels) else ""
-            compiled = self._compile(mode, inputs, labels) if mode else None
-            if compiled is None:
-                self._fast = plain
-                return
-            # The other modes have CUDA graphs of their own.
-            again = self._capture(compiled, inputs, labels) if mode in WITHOUT_GRAPHS else None
-            if self.compile == "auto" and plain and again and again.seconds() >= plain.seconds():
-                self._note("not compiled: the compiled step is not faster")
-                self._fast = plain
+            if self.compile == "auto":
+                self._build_and_compare(inputs, labels)
             else:
-                self._fast, self.compiled = again or compiled, mode
+                self._fast = self._compile_and_capture(self.compile, inputs, labels)
+                if self._fast is None:
+                    self._fast = self._capture(self._forward, inputs, labels)
         finally:
             self.building, self.captured = False, isinstance(self._fast, CapturedStep)
+            self._built_for = self._state()
             self.build_seconds += time.perf_counter() - start
 
+    def _build_and_compare(self, inputs: Tensor, labels: Tensor) -> None:
+        """Capture the plain step; compile it as well where that pays, and keep the faster one."""
+        plain = self._fast = self._capture(self._forward, inputs, labels)
+        if not self._pays(plain, inputs, labels):
+            return
+        compiled = self._compile_and_capture("default", inputs, labels)
+        if plain and isinstance(compiled, CapturedStep) and compiled.seconds() >= plain.seconds():
+            self.compiled = ""
+            self._note("not compiled: the compiled step is not faster")
+        elif compiled is not None:
+            self._fast = compiled
+
+    def _compile_and_capture(self, mode: str, inputs: Tensor, labels: Tensor) -> Forward | CapturedStep | None:
+        """Return the compiled step, captured unless its mode has CUDA graphs of its own; None if compiling fails."""
+        compiled = self._compile(mode, inputs, labels) if mode else None
+        if compiled is None:
+            return None
+        self.compiled = mode
+        return (self._capture(compiled, inputs, labels) if mode in WITHOUT_GRAPHS else None) or compiled
+
     def _capture(self, forward: Forward, inputs: Tensor, labels: Tensor) -> CapturedStep | None:
-        if not (self.graphs and self._alone):
+        if not self.graphs:
+            return None
+        if not self._alone:
+            self._note("no CUDA graph: several processes exchange gradients during the backward pass")
             return None
         try:
-            return CapturedStep(forward, self.model, inputs, labels)
+            return CapturedStep(forward, self._modules, inputs, labels)
         except CannotCaptureError as error:
             self._note(f"no CUDA graph: {error}")
             return None
 
     def _pays(self, plain: CapturedStep | None, inputs: Tensor, labels: Tensor) -> bool:
         """Return whether compiling takes much less time than it saves in the rest of the run."""
+        if not self._alone:  # each process would decide by its own clock
+            self._note("not compiled: with several processes that is not weighed; trainer.compile=true compiles")
+            return False
         layers = sum(not list(m.children()) and not isinstance(m, nn.Identity) for m in self.model.modules())
         step = plain.seconds() if plain else self._seconds(inputs, labels)
         cost, saving = COMPILE_SECONDS * layers, COMPILE_SAVES * step * self._steps_left
@@ -195,7 +234,7 @@ class TrainingStep:
 
     def _seconds(self, inputs: Tensor, labels: Tensor) -> float:
         """Return the seconds of a plain forward and backward pass."""
-        with preserved(self.model):
+        with preserved(self._modules):
             for _ in range(2):  # the first one warms up
                 torch.cuda.synchronize()
                 start = time.perf_counter()
@@ -212,6 +251,7 @@ class TrainingStep:
 
     def _compile(self, mode: str, inputs: Tensor, labels: Tensor) -> Forward | None:
         """Return the compiled forward pass, tried once; None if it fails or computes something else."""
+        self.announce("compiling the training step, which can take a minute")
         if self._compiled is None:
             keep_compiled_code()
             # torch counts the compilations of a function over the whole process, and after 8 runs of a sweep stops.
@@ -219,11 +259,11 @@ class TrainingStep:
             self._compiled = torch.compile(self._forward, mode=mode, dynamic=False)
         compiled = self._compiled
         try:
-            with preserved(self.model):
+            with preserved(self._modules):
                 generators = _generators(inputs.device)
                 expected = float(self._forward(inputs, labels)[0].detach())
                 random = generators != _generators(inputs.device)
-            with preserved(self.model):
+            with preserved(self._modules):
                 found = self._gradients(compiled, inputs, labels)
         except UserError:
             raise
@@ -231,7 +271,7 @@ class TrainingStep:
             self._note(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
             return None
         # Compiled code draws other random numbers, so that the two losses of a model with dropout differ.
-        if not random and abs(found - expected) > CLOSE * max(1.0, abs(expected)):
+        if not random and not abs(found - expected) <= CLOSE * max(1.0, abs(expected)):  # NaN is not close
             self._note(f"not compiled: the compiled step's loss was {found:.4g} instead of {expected:.4g}")
             return None
         return compiled
@@ -239,6 +279,7 @@ class TrainingStep:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+            self.announce(f"training step: {note}")
 
 
 class Hooks:
@@ -247,13 +288,16 @@ class Hooks:
     def __init__(self, model: nn.Module) -> None:
         kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
         everywhere = [getattr(nn.modules.module, f"_global{kind}") for kind in kinds]
+        self._parameters = list(model.parameters())
         self._dicts = everywhere + [getattr(module, kind) for module in model.modules() for kind in kinds]
         self._harmless = sum(hook is contiguous_inputs for hooks in self._dicts for hook in hooks.values())
 
     @property
     def registered(self) -> bool:
-        """Whether there is any now; quick enough to ask at every step."""
-        return sum(map(len, self._dicts)) > self._harmless
+        """Whether there is any now, on a layer or a parameter; quick enough to ask at every step."""
+        return sum(map(len, self._dicts)) > self._harmless or any(
+            p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters
+        )
 
 
 def contiguous_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -279,5 +323,8 @@ def _generators(device: torch.device) -> list[bytes]:
 
 def keep_compiled_code() -> None:
     """Let torch keep compiled code in the user's cache folder, so that the next run of a sweep compiles faster."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "cifarbn" / "torchinductor"))
+    with suppress(RuntimeError, OSError):  # no home, or one that cannot be written: torch has a temporary folder
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifarbn" / "torchinductor"
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))

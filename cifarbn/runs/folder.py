@@ -20,7 +20,16 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
 from cifarbn.runs.checkpoints import CHECKPOINT, CHECKSUMS, METRICS, PREVIOUS, newest_whole
 from cifarbn.runs.durable import replace_file, temporary_path
-from cifarbn.runs.identity import LONGEST_NAME, NOT_THE_EXPERIMENT, Role, differences, experiment, folder_name, role_of
+from cifarbn.runs.identity import (
+    LONGEST_NAME,
+    NOT_THE_EXPERIMENT,
+    Role,
+    completed,
+    differences,
+    experiment,
+    folder_name,
+    role_of,
+)
 from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
 from cifarbn.runs.longer import check_longer
 from cifarbn.runs.provenance import surroundings
@@ -260,7 +269,7 @@ class Run:
     def _check(self, config: Mapping[str, Any], code: Mapping[str, str], changed_code: str) -> None:
         """Refuse what is in the folder where it is another run, or other code's."""
         elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
-        if changed := differences(self.result["config"], config):
+        if changed := differences(completed(self.result["config"]), config):
             raise Refused(f"{self.folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
         made = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
         if made and (changed := _changed_modules(self.result, code, changed_code)):

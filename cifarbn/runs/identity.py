@@ -56,6 +56,8 @@ ROLES: dict[str, Role] = {
     "experiment": Role.MEMBER,
     "seed": Role.MEMBER,
 }
+# Keys that older versions did not have, and the value that stands for what they did.
+ADDED = {"trainer.cuda_graphs": "auto"}
 # Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
 NOT_THE_EXPERIMENT = tuple(key for key, role in ROLES.items() if role in (Role.EXECUTION, Role.PLACE))
 
@@ -90,6 +92,20 @@ def folder_name(overrides: Sequence[str]) -> str:
 def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as JSON would give it back, without what says only how the run is carried out, or where."""
     return without(config, NOT_THE_EXPERIMENT)
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a run's config, which an older version may have written, with the keys that have come since.
+
+    >>> completed({"trainer": {"compile": "auto"}})
+    {'trainer': {'compile': 'auto', 'cuda_graphs': 'auto'}}
+    """
+    kept: dict[str, Any] = json.loads(json.dumps(config))
+    for key, value in ADDED.items():
+        group, _, name = key.partition(".")
+        if isinstance(kept.get(group), dict):
+            kept[group].setdefault(name, value)
+    return kept
 
 
 def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

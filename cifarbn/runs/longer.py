@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarbn.errors import Refused
-from cifarbn.runs.identity import differences
+from cifarbn.runs.identity import completed, differences
 from cifarbn.runs.schema import Result
 
 LENGTH = ("epochs", "trainer.max_epochs")  # the second follows the first
@@ -27,7 +27,7 @@ def check_longer(source: Path, result: Result, config: Mapping[str, Any]) -> Non
     before = f"the run in resume_from={source}"
     if result["status"] == "diverged":
         raise Refused(f"{before} diverged: there is nothing to continue")
-    changed = differences(result["config"], config)
+    changed = differences(completed(result["config"]), config)
     others = [change for change in changed if not change.startswith(tuple(f"{key}: " for key in LENGTH))]
     of_schedule = [change for change in others if change.startswith("schedule.")]
     schedule = config.get("schedule")

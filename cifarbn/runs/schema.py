@@ -330,5 +330,5 @@ def _check_plain(value: Any, name: str, depth: int = 0) -> None:
 def throughout(result: Result, fact: str) -> str | None:
     """Return a fact such as "device" of all starts that made a run's steps, joined by " and "; None if unknown."""
     starts: list[Any] = result.get("starts") or [result]
-    known = [str(start[fact]) for start in starts if start.get(fact) is not None]
+    known = [str(start[fact]) or "off" for start in starts if start.get(fact) is not None]
     return " and ".join(dict.fromkeys(known)) or None

@@ -14,7 +14,6 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cifarbn.data.interface import first_batch, val_names
 from cifarbn.errors import UserError
-from cifarbn.fast.graphs import plain_attributes
 from cifarbn.fast.training_step import TrainingStep, one_time_shape
 from cifarbn.losses import Loss, in_full_precision
 from cifarbn.training.metrics import MeanOverImages
@@ -77,7 +76,8 @@ class Classifier(pl.LightningModule):
         self.schedule_factory = schedule
         self.num_classes = num_classes
         self.test_views = test_views
-        self.step = TrainingStep(net, self.loss_of, accuracy, compile, cuda_graphs)
+        others = [loss] if isinstance(loss, nn.Module) else []
+        self.step = TrainingStep(net, self.loss_of, accuracy, compile, cuda_graphs, others)
         make_optimizer(optimizer, net.parameters())
         names = ("val", "test_curve", "test", *SHIFTS)
         self.losses = nn.ModuleDict({name: MeanOverImages() for name in names})
@@ -315,10 +315,8 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Tell the net which epoch begins."""
         if start_epoch := getattr(self.net, "start_epoch", None):
-            before = plain_attributes(self.net)
             start_epoch(self.current_epoch)
-            if before != plain_attributes(self.net):
-                self.step.remake()
+        self.step.look_at_model()
 
     def on_train_end(self) -> None:
         """Free the memory of a captured step."""

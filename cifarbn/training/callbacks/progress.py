@@ -72,16 +72,8 @@ class ProgressBar(TQDMProgressBar):
         """A new bar for the epoch."""
         self._values = {}
         super().on_train_epoch_start(trainer)
-        self._describe(trainer)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
         self._last_drawn, self._images, self._loss = time.monotonic(), 0, None
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Say that the first step takes long, before it does."""
-        step = getattr(pl_module, "step", None)
-        if isinstance(step, TrainingStep) and step.will_build:
-            self._describe(trainer, ": compiling" if step.compile else ": capturing the step")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """End the bars' lines before the last message."""
@@ -104,7 +96,6 @@ class ProgressBar(TQDMProgressBar):
         bar = self.train_progress_bar
         # The total as well: a run resumed in the middle of an epoch has no epoch's start, which would set it.
         bar.n, bar.total = batch_idx + 1, trainer.num_training_batches
-        self._describe(trainer)
         self._values = {"loss": f"{float(self._loss.numpy()):.4f}", "img/s": f"{self._images / elapsed:,.0f}"}
         bar.set_postfix(self._values)
         self._last_drawn, self._images, self._loss = time.monotonic(), 0, None
@@ -112,9 +103,6 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What the bar shows already; the epoch's own metrics are in its line."""
         return self._values
-
-    def _describe(self, trainer: pl.Trainer, doing: str = "") -> None:
-        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{doing}")
 
     def _bar(self, description: str, position: int = 0) -> Bar:
         return Bar(
@@ -139,29 +127,12 @@ class EpochLine(pl.Callback):
     def __init__(self, history: StepHistory, timing: Timing) -> None:
         self.history, self.timing = history, timing
         self._began, self._step, self._seconds, self._images = 0.0, 0, 0.0, 0
-        self._notes = 0  # of the training step, printed so far
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first epoch of this start begins, or what is left of it."""
+        if isinstance(step := getattr(pl_module, "step", None), TrainingStep):
+            step.announce = rank_zero_only(_write)
         self._begin(trainer)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Say that the step is being compiled, where no progress bar does."""
-        step = getattr(pl_module, "step", None)
-        if isinstance(step, TrainingStep) and step.will_build and step.compile and not trainer.progress_bar_callback:
-            rank_zero_only(print)("compiling the training step, which can take a minute", flush=True)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Print why the training step is not compiled or captured, once for each reason."""
-        step = getattr(pl_module, "step", None)
-        if isinstance(step, TrainingStep) and len(step.notes) > self._notes:
-            for note in step.notes[self._notes :]:
-                rank_zero_only(Bar.write)(f"training step: {note}", file=sys.stdout)
-            self._notes = len(step.notes)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""
@@ -171,8 +142,7 @@ class EpochLine(pl.Callback):
         if (left := self._seconds_left(trainer)) is not None:
             parts.append(f"{duration(left)} left")
         of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        rank_zero_only(Bar.write)(f"epoch {trainer.current_epoch + 1}{of}: {'; '.join(parts)}", file=sys.stdout)
-        sys.stdout.flush()
+        rank_zero_only(_write)(f"epoch {trainer.current_epoch + 1}{of}: {'; '.join(parts)}")
         self._begin(trainer)
 
     def _begin(self, trainer: pl.Trainer) -> None:
@@ -188,6 +158,11 @@ class EpochLine(pl.Callback):
         limits = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]  # type: ignore[attr-defined]
         left = min([(time.monotonic() - self._began) / steps * to_go, *(each for each in limits if each is not None)])
         return left if math.isfinite(left) else None
+
+
+def _write(line: str) -> None:
+    Bar.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def _metrics(values: dict[str, float]) -> list[str]:

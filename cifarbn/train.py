@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from cifarbn import figures
 from cifarbn.cli.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
 from cifarbn.cli.composition import resolved
-from cifarbn.data.interface import check_data, check_eval_batch_size, class_names, describe, num_classes
+from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import threads_kept
 from cifarbn.recorders import RecordingsFile
@@ -33,6 +33,7 @@ from cifarbn.training.callbacks.thread_watch import ThreadWatch
 from cifarbn.training.callbacks.timing import Timing
 from cifarbn.training.classifier import Classifier
 from cifarbn.training.trainer import (
+    check_eval_batch_size,
     check_one_process,
     check_options,
     devices_here,

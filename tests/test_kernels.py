@@ -14,7 +14,7 @@ from cifarbn.models import VGG, BatchNorm2d, ResNet, SpeedNet
 
 CODE = """
 import torch
-from cifarbn.hardware import Hardware
+from cifarbn.fast.hardware import Hardware
 from cifarbn.kernels.library import why_unavailable
 from cifarbn.models import VGG, BatchNorm2d
 

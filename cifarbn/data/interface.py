@@ -5,7 +5,7 @@ A data module of the user's own may say more, as this package's do: `num_classes
 functions here ask it, and fall back on what is certain.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,26 +13,8 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from cifarbn.errors import UserError
-from cifarbn.runs.identity import key_of
 
 VAL_NAMES = ("val", "test_curve")
-
-
-def check_eval_batch_size(config: Mapping[str, Any], size: Any, overrides: Sequence[str]) -> None:
-    """Refuse a trainer.eval_batch_size on the command line that this data does not take.
-
-    Args:
-        config: of the data.
-        size: trainer.eval_batch_size.
-        overrides: of the command line.
-
-    Raises:
-        UserError: naming the remedy.
-    """
-    said = any(key_of(override) == "trainer.eval_batch_size" for override in overrides)
-    if said and config.get("eval_batch_size") != size:
-        has = "sets its own: use data.eval_batch_size" if "eval_batch_size" in config else "has none: leave it out"
-        raise UserError(f"trainer.eval_batch_size={size} does nothing here, because the data {has}")
 
 
 def check_data(data: Any) -> pl.LightningDataModule:

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cifarbn.errors import UserError
 from cifarbn.fast.hardware import Hardware
+from cifarbn.runs.identity import key_of
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
@@ -106,6 +107,23 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if algorithm is not None and clip is None:
         raise UserError("trainer.gradient_clip_algorithm does nothing without trainer.gradient_clip_val")
     return options
+
+
+def check_eval_batch_size(config: Mapping[str, Any], size: Any, overrides: Sequence[str]) -> None:
+    """Refuse a trainer.eval_batch_size on the command line that this data does not take.
+
+    Args:
+        config: of the data.
+        size: trainer.eval_batch_size.
+        overrides: of the command line.
+
+    Raises:
+        UserError: naming the remedy.
+    """
+    said = any(key_of(override) == "trainer.eval_batch_size" for override in overrides)
+    if said and config.get("eval_batch_size") != size:
+        has = "sets its own: use data.eval_batch_size" if "eval_batch_size" in config else "has none: leave it out"
+        raise UserError(f"trainer.eval_batch_size={size} does nothing here, because the data {has}")
 
 
 def starts_processes(options: Mapping[str, Any]) -> bool:

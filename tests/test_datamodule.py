@@ -1,5 +1,4 @@
 import inspect
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +7,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from cifarbn.command_line import CONF  # with the resolvers that configs use
 from cifarbn.data import CIFAR10, Augmentation, DataModule, Shapes, cifar10
 from cifarbn.errors import UserError
-
-CONF = Path(__file__).parent.parent / "conf"
 
 
 def compose(data: str, augment: str = "flip_crop", **changes) -> DataModule:
@@ -37,6 +35,7 @@ def test_a_config_gives_every_option_its_default(name, kind, monkeypatch):
     config = OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{name}.yaml"))
     del config["_target_"]
     special = {"root": "${data_root:}", "seed": "${seed}", "augmentation": "${augment}"}
+    special["eval_batch_size"] = "${oc.select:trainer.eval_batch_size,1000}"
     assert set(config) == set(options) - {"name", "classes", "options"} - (
         {"train_size"} if name == "cifar10" else set()
     )

@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from cifarbn.command_line import CONF  # with the resolvers that configs use
+from cifarbn.cli.command_line import CONF  # with the resolvers that configs use
 from cifarbn.data import CIFAR10, Augmentation, DataModule, Shapes, cifar10
 from cifarbn.errors import UserError
 

@@ -21,13 +21,14 @@ from cifarbn.data import Images, InMemoryLoader
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import set_threads
 from cifarbn.fast.training_step import TrainingStep
+from cifarbn.losses import accuracy
 from cifarbn.recorders import LastLayerGradients, RecordingsFile
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
 from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
 from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog
 from cifarbn.training.callbacks.timing import Timing
-from cifarbn.training.classifier import Classifier, accuracy
+from cifarbn.training.classifier import Classifier
 from cifarbn.training.trainer import make_trainer
 
 PICTURES = 50_000

@@ -14,19 +14,6 @@ from cifarbn.smoothness.preserving import preserved
 from cifarbn.training.tta import mean_over_views
 
 
-def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return the batch as a pair of tensors.
-
-    Raises:
-        UserError: if it is anything else.
-    """
-    pair = tuple(batch) if isinstance(batch, (list, tuple)) else ()
-    if len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
-        kinds = ", ".join(type(each).__name__ for each in pair) or type(batch).__name__
-        raise UserError(f"data: a batch must be a pair of tensors (inputs, labels), and this one is {kinds}")
-    return pair[0], pair[1]
-
-
 def check_model(
     net: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], *, num_classes: int | None, test_views: str
 ) -> None:

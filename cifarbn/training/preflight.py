@@ -40,7 +40,7 @@ def check_model(
             if num_classes and classes != num_classes:
                 raise UserError(
                     f"model: it gives {classes} logits an image, and the data has {num_classes} classes; "
-                    f"set model.num_classes={num_classes}"
+                    f"set model.num_classes={num_classes}, the default of this package's models, or change the model"
                 )
             low, high = batch[1].min().item(), batch[1].max().item()
             if low < 0 or high >= classes:

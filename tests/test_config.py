@@ -13,6 +13,8 @@ from cifarbn.cli import command_line  # noqa: F401  (registers the resolver that
 from cifarbn.cli.composition import resolved
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
+from cifarbn.runs.schema import read_result
+from cifarbn.train import train
 from cifarbn.training.classifier import Classifier
 
 CONF = Path(command_line.CONF)
@@ -158,6 +160,9 @@ def test_the_command_line_decides_the_number_of_classes_where_the_data_does_not_
     assert resolved(config("data=gaussian", "model.num_classes=3"))["model"]["num_classes"] == 3
 
 
-def test_data_that_cannot_be_built_is_the_user_s_error_where_its_classes_are_asked_for():
+def test_data_that_cannot_be_built_is_refused_by_the_run_itself_and_not_before(tmp_path):
+    cfg = config("data=shapes", "data.val_size=10000", "trainer=cpu")
+    assert resolved(cfg)["model"]["num_classes"] == 10
     with pytest.raises(UserError, match="data.val_size must leave some of the 10000 pictures"):
-        resolved(config("data=shapes", "data.val_size=10000"))
+        train(cfg, tmp_path, [])
+    assert read_result(tmp_path)["status"] == "failed"

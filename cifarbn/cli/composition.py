@@ -284,8 +284,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(f"{', '.join(sorted(missing))}: ??? stands for a value that is still to be given")
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, UserError):  # a resolver's
-            raise error.__cause__ from error
         raise UserError(f"{error.full_key or 'config'}: {first_lines(error)}") from error
     except RecursionError as error:
         raise UserError("a value of the config refers to itself, as in epochs='${epochs}'") from error

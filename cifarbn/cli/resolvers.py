@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.errors import building
 from cifarbn.data import interface
+from cifarbn.errors import UserError
 from cifarbn.runs.identity import folder_name
 
 
@@ -31,11 +32,12 @@ def data_root() -> str:
 def num_classes(otherwise: int, _root_: DictConfig) -> int:
     """Return the number of classes of the config's data module, or `otherwise` if it does not say, or is a regression.
 
-    The data module is built to ask it; it reads no data yet.
-
-    Raises:
-        UserError: if it cannot be built.
+    The data module is built to ask it; it reads no data yet. One that cannot be built gives `otherwise` as well: the
+    run builds it again, and records the error in its folder.
     """
-    with building("data"):
-        data = interface.check_data(instantiate(_root_.data))
+    try:
+        with building("data"):
+            data = interface.check_data(instantiate(_root_.data))
+    except UserError:
+        return otherwise
     return interface.num_classes(data) or otherwise

@@ -1,4 +1,4 @@
-"""Losses that torch lacks, each `(logits, labels) -> scalar`, and the precision in which any loss is computed."""
+"""Losses that torch lacks, each `(logits, labels) -> scalar`, the precision of any loss, and the accuracy."""
 
 from collections.abc import Callable
 
@@ -29,6 +29,23 @@ def in_full_precision(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return half-precision numbers as float32, and anything else as it is."""
     return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the fraction of images whose largest logit is the label's, a scalar; NaN if the labels are not classes.
+
+    Args:
+        logits: (N, C) float.
+        labels: (N,) int64 class indices, or regression targets.
+    """
+    if not are_classes(labels):
+        return logits.new_full((), torch.nan)
+    return (logits.argmax(1) == labels).float().mean()
+
+
+def are_classes(labels: Tensor) -> bool:
+    """Return whether labels are class indices, and not the targets of a regression (the deep linear net's)."""
+    return not labels.is_floating_point()
 
 
 class OneHotMSELoss(nn.Module):

@@ -14,23 +14,20 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from cifarbn import figures
-from cifarbn.cli.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
+from cifarbn.cli.command_line import CONF, plain_errors, run_plainly, settle_data_root
 from cifarbn.cli.composition import resolved
+from cifarbn.cli.errors import building
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import threads_kept
-from cifarbn.recorders import RecordingsFile
 from cifarbn.runs.checkpoints import forget_previous
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
 from cifarbn.runs.schema import Result
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
-from cifarbn.training.callbacks.metrics_logger import StepHistory
-from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
-from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint, signals_kept
+from cifarbn.training.callbacks.resume_checkpoint import signals_kept
+from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog, hparams
-from cifarbn.training.callbacks.thread_watch import ThreadWatch
-from cifarbn.training.callbacks.timing import Timing
 from cifarbn.training.classifier import Classifier
 from cifarbn.training.trainer import (
     check_eval_batch_size,
@@ -67,7 +64,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         with building("data"):
             data = check_data(instantiate(cfg.data))
         with building("model"):
-            net = hardware.prepare(instantiate(cfg.model))
+            net = hardware.prepare(instantiate(config["model"]))
         with building("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
             fast = hardware.compile, hardware.cuda_graphs
@@ -75,13 +72,12 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         with building("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
-        timing, history, watch = Timing(), StepHistory(folder), ThreadWatch(hardware.threads)
-        last = LastCheckpoint(folder, cfg.checkpoint_minutes, timing)
-        bar = [ProgressBar()] if options["enable_progress_bar"] else []
-        line = EpochLine(history, timing)
-        callbacks = [timing, watch, history, *recorders, RecordingsFile(folder, recorders), last, *bar, line]
+        minutes, bar = cfg.checkpoint_minutes, options["enable_progress_bar"]
+        callbacks = StandardCallbacks(folder, recorders, minutes, threads=hardware.threads, progress_bar=bar)
+        timing, history = callbacks.timing, callbacks.history
+        options |= {"callbacks": callbacks.in_order, "logger": logger}
         # Lightning looks for checkpoints of a cluster in the root folder, by default the working folder of all runs.
-        trainer = make_trainer(hardware, callbacks=callbacks, logger=logger, default_root_dir=folder, **options)
+        trainer = make_trainer(hardware, default_root_dir=folder, **options)
         say(f"{folder}\n{hardware}")
         run.started(**hardware.facts(), devices=trainer.world_size)
         level = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
@@ -95,7 +91,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
                 run.computed(**classifier.step.facts)
             run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
             run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
-            run.update(thread_changes=watch.changes)
+            run.update(thread_changes=callbacks.thread_changes)
         with plain_misconfiguration():
             trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}

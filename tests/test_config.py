@@ -10,6 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from cifarbn.cli import command_line  # noqa: F401  (registers the resolver that train.yaml uses)
+from cifarbn.cli.composition import resolved
+from cifarbn.data import Shapes
+from cifarbn.errors import UserError
+from cifarbn.runs.schema import read_result
+from cifarbn.train import train
 from cifarbn.training.classifier import Classifier
 
 CONF = Path(command_line.CONF)
@@ -132,3 +137,32 @@ def test_classifier_takes_what_the_configs_make():
     cfg = config("model.width=4", "schedule=onecycle")
     classifier = Classifier(*map(instantiate, (cfg.model, cfg.loss, cfg.optim, cfg.schedule)))
     assert classifier(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+class HundredShapes(Shapes):
+    """Data that has more classes than it shows."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.classes = tuple(f"class {number}" for number in range(100))
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vgg_a", "speednet"])
+def test_a_model_has_as_many_outputs_as_the_data_has_classes(model):
+    cfg = config(f"model={model}", "data=shapes", "data._target_=test_config.HundredShapes")
+    assert resolved(cfg)["model"]["num_classes"] == 100
+    with torch.device("meta"):
+        assert instantiate(cfg.model).head.out_features == 100
+
+
+def test_the_command_line_decides_the_number_of_classes_where_the_data_does_not_say():
+    assert resolved(config("data=gaussian"))["model"]["num_classes"] == 10
+    assert resolved(config("data=gaussian", "model.num_classes=3"))["model"]["num_classes"] == 3
+
+
+def test_data_that_cannot_be_built_is_refused_by_the_run_itself_and_not_before(tmp_path):
+    cfg = config("data=shapes", "data.val_size=10000", "trainer=cpu")
+    assert resolved(cfg)["model"]["num_classes"] == 10
+    with pytest.raises(UserError, match="data.val_size must leave some of the 10000 pictures"):
+        train(cfg, tmp_path, [])
+    assert read_result(tmp_path)["status"] == "failed"

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from test_config import CONF, GROUPS, options
 
 from cifarbn import train
-from cifarbn.cli.command_line import building
 from cifarbn.cli.composition import resolved
+from cifarbn.cli.errors import building
 
 OPTIONS = {group: options(group) for group in (*GROUPS, "experiment")}
 WORDS = ["auto", "none", "abc", "True", "no", "../x", "x/y", "a b", "", "é", "torch.nn.ReLU", "${epochs}", "${nothing}"]

@@ -1,17 +1,14 @@
 """The yaml files under conf/model, conf/norm and conf/activation, composed below a root that has nothing else."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from cifarbn.cli.command_line import CONF
 from cifarbn.models import VGG, BatchNorm2d, DeepLinear, ResNet, SpeedNet
 from cifarbn.models.normalization import GroupNorm2d, LayerNorm2d, LpNorm2d, NoisyBatchNorm2d
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
 ROOT = f"""
 defaults:
@@ -19,6 +16,7 @@ defaults:
   - activation: relu
   - model: resnet18
   - _self_
+data: {{_target_: cifarbn.data.Shapes}}
 hydra:
   searchpath: [file://{CONF}]
 """

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cifarbn.cli.command_line import CONF
 from cifarbn.data import InMemoryLoader
+from cifarbn.data.interface import inputs_and_labels
 from cifarbn.errors import UserError
 from cifarbn.losses import OneHotMSELoss, SumOfSquares
 from cifarbn.models import VGG, DeepLinear, ResNet
 from cifarbn.train import train
-from cifarbn.training.preflight import check_batch_of_one, check_model, inputs_and_labels, smallest_batch
+from cifarbn.training.preflight import check_batch_of_one, check_model, smallest_batch
 
 TINY = [
     *("data=shapes", "data.train_size=70", "data.test_size=20", "data.val_size=20", "data.batch_size=25"),

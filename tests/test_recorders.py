@@ -18,13 +18,12 @@ from cifarbn.recorders import (
     GradientProbe,
     HeldOutAccuracy,
     LastLayerGradients,
-    RecordingsFile,
     ScaleInvariantBeta,
     StepChange,
 )
 from cifarbn.smoothness.weight_walks import SHARES
-from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.callbacks.timing import Timing
 from cifarbn.training.classifier import Classifier
 
@@ -69,7 +68,7 @@ def train(net, folder, recorders, optimizer=adam, precision="32-true", extra=(),
     torch.manual_seed(1)
     classifier = Classifier(net(), nn.CrossEntropyLoss(), optimizer)
     data = Shapes(train_size=130, test_size=20, val_size=40, batch_size=32, augmentation=Augmentation())
-    file = RecordingsFile(folder, recorders)
+    standard = StandardCallbacks(folder, recorders, 1e9, progress_bar=False)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -79,7 +78,7 @@ def train(net, folder, recorders, optimizer=adam, precision="32-true", extra=(),
         enable_model_summary=False,
         inference_mode=False,
         num_sanity_val_steps=0,
-        callbacks=[StepHistory(folder), *recorders, file, LastCheckpoint(folder, 1e9, Timing()), *extra],
+        callbacks=[*standard.in_order, *extra],
     )
     trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
     return {

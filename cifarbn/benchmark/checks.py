@@ -19,6 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+from cifarbn.benchmark.lightning import plain_trainer
 from cifarbn.benchmark.passes import our_loader
 from cifarbn.benchmark.sides import Report
 from cifarbn.cli.command_line import CONF
@@ -31,7 +32,6 @@ from cifarbn.runs.schema import Result
 from cifarbn.train import train
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.classifier import Classifier
-from cifarbn.training.trainer import make_trainer
 
 # Three steps, the last of them with a smaller batch; cuDNN's search for algorithms would take most of the time.
 SMALL = (
@@ -103,16 +103,8 @@ def check_no_waiting(folder: Path) -> None:
     images = Images(pixels, torch.arange(2080, device="cuda") % 10)
     model = Hardware.choose().prepare(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
     classifier = Classifier(model, nn.CrossEntropyLoss(), torch.optim.Adam, cuda_graphs=True)
-    trainer = make_trainer(
-        Hardware.choose(),
-        callbacks=[_Watch(), StepHistory(folder), LastLayerGradients(folder)],
-        logger=False,
-        default_root_dir=folder,
-        max_epochs=2,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
+    callbacks = [_Watch(), StepHistory(folder), LastLayerGradients(folder)]
+    trainer = plain_trainer(Hardware.choose(), callbacks, default_root_dir=folder, max_epochs=2)
     try:
         trainer.fit(classifier, our_loader(images, 16))
     finally:

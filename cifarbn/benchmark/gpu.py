@@ -5,14 +5,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cifarbn.benchmark.images import data_overrides
 from cifarbn.benchmark.sides import Report
-from cifarbn.data.cifar10 import find_cifar10
 from cifarbn.errors import UserError
 from cifarbn.runs.provenance import surroundings
 from cifarbn.runs.schema import read_result
@@ -32,51 +33,52 @@ class Part:
         shows: what it measures.
         limit: seconds after which it is stopped.
         command: what follows `python -m`.
+        takes: the options that are added to the command: "report" (the JSON to write), "root" (where CIFAR-10 is),
+            "peer" (a copy of airbench94_muon.py), "overrides" (the data, for `cifarbn.train` and `cifarbn.reproduce`).
         run: the name under `FOLDER` of the run folder that holds the figures; "" if the command writes JSON.
     """
 
     shows: str
     limit: float
     command: tuple[str, ...]
+    takes: tuple[str, ...]
     run: str = ""
 
 
-def _loop(batch_size: int, *more: str) -> tuple[str, ...]:
+def _loop(shows: str, limit: float, batch_size: int, *more: str) -> Part:
     steps = STRETCH * (70_000 if batch_size > 256 else 50_000) // batch_size
     counted = ("--batch-size", str(batch_size), "--steps", str(steps), "--rounds", "1", "--without-usual")
-    return ("cifarbn.benchmark", "loop", *counted, *more)
+    return Part(shows, limit, ("cifarbn.benchmark", "loop", *counted, *more), ("report", "root"))
 
 
-def _train(name: str, *overrides: str) -> tuple[str, ...]:
+def _train(shows: str, limit: float, name: str, *overrides: str) -> Part:
     place = (f"hydra.run.dir={FOLDER / name}", "resume=false", "trainer.enable_progress_bar=false")
-    return ("cifarbn.train", *overrides, *place)
+    return Part(shows, limit, ("cifarbn.train", *overrides, *place), ("overrides",), run=name)
 
 
 PARTS = {
-    "checks": Part("what must hold", 90, ("cifarbn.benchmark", "checks", "--seconds", "60")),
-    "resnet18_512": Part("ResNet-18, batch 512, compiled", 110, _loop(512, "--compile")),
-    "resnet18_128": Part("ResNet-18, batch 128, compiled", 110, _loop(128, "--compile")),
-    "vgg_a_bn": Part(
-        "VGG-A with BN, 20 epochs at batch 128",
-        90,
-        _train("vgg_a_bn", "experiment=course/vgg_a_bn"),
-        run="vgg_a_bn",
-    ),
-    "speedrun": Part("94 % as quickly as possible", 150, ("cifarbn.benchmark", "speedrun")),
-    "resnet18_512_uncompiled": Part("ResNet-18, batch 512, captured only", 80, _loop(512)),
-    "resnet18_128_uncompiled": Part("ResNet-18, batch 128, captured only", 80, _loop(128)),
+    "checks": Part("what must hold", 90, ("cifarbn.benchmark", "checks", "--seconds", "60"), ("report",)),
+    "resnet18_512": _loop("ResNet-18, batch 512, compiled", 110, 512, "--compile"),
+    "resnet18_128": _loop("ResNet-18, batch 128, compiled", 110, 128, "--compile"),
+    "vgg_a_bn": _train("VGG-A with BN, 20 epochs at batch 128", 90, "vgg_a_bn", "experiment=course/vgg_a_bn"),
+    "speedrun": Part("94 % as quickly as possible", 150, ("cifarbn.benchmark", "speedrun"), ("report", "root", "peer")),
+    "resnet18_512_uncompiled": _loop("ResNet-18, batch 512, captured only", 80, 512),
+    "resnet18_128_uncompiled": _loop("ResNet-18, batch 128, captured only", 80, 128),
     "report": Part(
         "the course report at scale fast",
         600,
         ("cifarbn.reproduce", "report", "--scale", "fast", "--jobs", "auto", "--budget", "10m"),
+        ("overrides",),
     ),
-    "resnet18_200_epochs": Part(
-        "ResNet-18, 200 epochs at batch 128",
-        300,
-        _train("resnet18_200_epochs", "experiment=report/augmentation"),
-        run="resnet18_200_epochs",
+    "resnet18_200_epochs": _train(
+        "ResNet-18, 200 epochs at batch 128", 300, "resnet18_200_epochs", "experiment=report/augmentation"
     ),
 }
+# What a run's figures are of its result.
+RUN_FIGURES = (
+    *("status", "seconds", "images_per_second", "metrics", "epochs"),
+    *("compile", "cuda_graphs", "step_notes", "error", "data"),
+)
 
 
 def measure_gpu(args: argparse.Namespace) -> Report:
@@ -113,47 +115,43 @@ def measure_gpu(args: argparse.Namespace) -> Report:
 
 
 def _measure(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Run one part; return its figures, and why it is "not measured" if it failed or was stopped."""
     part, start = PARTS[name], time.monotonic()
     report, log = FOLDER / f"{name}.json", FOLDER / f"{name}.log"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", *part.command]
-    if part.command[0] == "cifarbn.benchmark":
-        command += ["--json", str(report)]
-        command += ["--root", args.root] if name != "checks" else []
-    else:
-        command += _data(args.root)
-    if name == "speedrun" and args.peer:
-        command += ["--peer", str(args.peer)]
+    options = {
+        "report": ["--json", str(report)],
+        "root": ["--root", args.root],
+        "peer": ["--peer", str(args.peer)] if args.peer else [],
+        "overrides": data_overrides(args.root),
+    }
+    command = [*part.command, *(option for key in part.takes for option in options[key])]
+    failure = _run([sys.executable, "-m", *command], limit, log)
+    found: dict[str, Any] = {"seconds with start": time.monotonic() - start}
+    if report.exists():
+        found |= json.loads(report.read_text())
+    if part.run and (result := read_result(FOLDER / part.run)):
+        found |= {key: result.get(key) for key in RUN_FIGURES}
+    return found | ({"not measured": failure} if failure else {})
+
+
+def _run(command: Sequence[str], limit: float, log: Path) -> str:
+    """Run a command, its output into `log`, for at most `limit` seconds; return why it failed, "" if it did not."""
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
             code = process.wait(limit)
+            why = f"exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
+            why = f"stopped after {limit:.0f} s"
             process.terminate()
             try:
                 process.wait(KILL_AFTER)
             except subprocess.TimeoutExpired:
                 process.kill()
-            code = None
-    found: dict[str, Any] = {"seconds with start": time.monotonic() - start}
-    if report.exists():
-        found |= json.loads(report.read_text())
-    if part.run and (result := read_result(FOLDER / part.run)):
-        found |= {key: result.get(key) for key in ("status", "seconds", "images_per_second", "metrics", "epochs")}
-        found |= {key: result.get(key) for key in ("compile", "cuda_graphs", "step_notes", "error", "data")}
-    if code != 0:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        why = f"stopped after {limit:.0f} s" if code is None else f"exit code {code}"
-        found |= {"not measured": f"{why}; last line: {lines[-1][:200] if lines else 'none'}"}
-    return found
-
-
-def _data(root: str) -> list[str]:
-    """Return the overrides for CIFAR-10 under `root` or, if it is not there, for as many drawn images."""
-    try:
-        find_cifar10(root, download=False)
-    except UserError:
-        return ["data=shapes", "data.train_size=50000", "data.test_size=10000"]
-    return [f"data.root={root}", "data.download=false"]
+    if not why:
+        return ""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"{why}; last line: {lines[-1][:200] if lines else 'none'}"
 
 
 def _driver() -> str | None:

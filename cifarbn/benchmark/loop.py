@@ -3,32 +3,25 @@
 import argparse
 import contextlib
 import multiprocessing
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cifarbn.benchmark.passes import our_loader, read_pictures, usual_loader
+from cifarbn.benchmark.images import read_images
+from cifarbn.benchmark.lightning import adam_classifier, recording_trainer
+from cifarbn.benchmark.passes import DRAWN, our_loader, usual_loader
 from cifarbn.benchmark.sides import Report, in_turn, median_ratio, wait_for
 from cifarbn.benchmark.step import NETS, training_step
 from cifarbn.data import Images, InMemoryLoader
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import set_threads
 from cifarbn.fast.training_step import TrainingStep
-from cifarbn.recorders import LastLayerGradients, RecordingsFile
-from cifarbn.training.callbacks.metrics_logger import StepHistory
-from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
-from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
-from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog
-from cifarbn.training.callbacks.timing import Timing
-from cifarbn.training.classifier import Classifier, accuracy
-from cifarbn.training.trainer import make_trainer
+from cifarbn.losses import accuracy
 
 PICTURES = 50_000
 USUAL = "the usual way"
@@ -46,7 +39,7 @@ def measure_loop(chosen: argparse.Namespace) -> Report:
     `TrainingStep`, no Lightning, nothing recorded. Ours: Lightning with progress bar, TensorBoard, step history,
     last-layer recorder and checkpoint.
     """
-    name, images = read_pictures(chosen.root, PICTURES)
+    name, images, _ = read_images(chosen.root, PICTURES, drawn=DRAWN)
     hardware = Hardware.choose(compile=chosen.compile)
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
     steps, sides = chosen.steps, {}
@@ -140,33 +133,15 @@ class _Lightning:
 
     def __init__(self, hardware: Hardware, model: nn.Module, images: Images, batch_size: int) -> None:
         self.hardware = hardware
-        self.classifier = Classifier(
-            model,
-            nn.CrossEntropyLoss(),
-            lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),
-            compile=hardware.compile,
-            cuda_graphs=hardware.cuda_graphs,
-        )
+        self.classifier = adam_classifier(model, hardware, fused=True)
         self.loader: InMemoryLoader = our_loader(images, batch_size)
         self.val_loader = our_loader(images[:1000], 1000)
         self.outside: dict[str, float] = {}
 
     def __call__(self, steps: int) -> float:
         """Seconds of `steps` steps after the first."""
-        with tempfile.TemporaryDirectory() as name, TensorBoardLog(Path(name)) as logger:
-            folder, timing = Path(name), Timing()
-            history, recorders = StepHistory(folder), [LastLayerGradients(folder)]
-            trainer = make_trainer(
-                self.hardware,
-                callbacks=[
-                    *(timing, history, *recorders, RecordingsFile(folder, recorders)),
-                    *(LastCheckpoint(folder, 5, timing), ProgressBar(), EpochLine(history, timing)),
-                ],
-                logger=logger,
-                default_root_dir=folder,
-                max_epochs=steps // len(self.loader) + 1,
-                max_steps=steps + 1,
-            )
+        epochs = steps // len(self.loader) + 1
+        with recording_trainer(self.hardware, max_epochs=epochs, max_steps=steps + 1) as (trainer, timing):
             start = time.perf_counter()
             trainer.fit(self.classifier, self.loader, self.val_loader)
             whole = time.perf_counter() - start

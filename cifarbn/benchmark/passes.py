@@ -8,10 +8,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from cifarbn.benchmark.images import read_images
 from cifarbn.benchmark.sides import Report, in_turn, wait_for
-from cifarbn.data import Augmentation, Images, InMemoryLoader, draw_shapes, read_cifar10
-from cifarbn.data.cifar10 import MEAN, STD, find_cifar10
-from cifarbn.errors import UserError
+from cifarbn.data import Augmentation, Images, InMemoryLoader
+from cifarbn.data.cifar10 import MEAN, STD
 
 DRAWN = 2_000  # images, repeated: drawing takes 0.2 ms each, and what they show does not matter here
 USUAL = "torchvision, 2 workers"
@@ -23,7 +23,7 @@ def measure_passes(chosen: argparse.Namespace) -> Report:
     The usual way: torchvision's transforms picture by picture in a DataLoader with 2 worker processes, which live
     through all rounds. Ours: `InMemoryLoader`, which pads the whole set when it is made (not counted either).
     """
-    name, images = read_pictures(chosen.root, chosen.pictures)
+    name, images, _ = read_images(chosen.root, chosen.pictures, drawn=DRAWN)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usual, ours = usual_loader(images, chosen.batch_size), our_loader(images.to(device), chosen.batch_size)
     return {
@@ -34,16 +34,6 @@ def measure_passes(chosen: argparse.Namespace) -> Report:
             chosen.rounds, {USUAL: lambda: _pass(usual, device), "cifarbn": lambda: _pass(ours, device)}
         ),
     }
-
-
-def read_pictures(root: str, count: int) -> tuple[str, Images]:
-    """CIFAR-10's first training images or, where it is missing, drawn ones; the name says which."""
-    try:
-        folder = find_cifar10(root, download=False)
-    except UserError:
-        drawn = draw_shapes(min(count, DRAWN), seed=0)
-        return f"shapes (no CIFAR-10 in {root})", drawn[torch.arange(count) % len(drawn)]
-    return "cifar10", read_cifar10(folder, download=False)[0][:count]
 
 
 def usual_loader(images: Images, batch_size: int) -> DataLoader[Any]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from torch import nn
 
+from cifarbn.benchmark.lightning import adam_classifier, plain_trainer
 from cifarbn.benchmark.sides import Report, wait_for
 from cifarbn.benchmark.step import NETS
 from cifarbn.data import Augmentation, Shapes
@@ -28,8 +27,6 @@ from cifarbn.recorders import (
 )
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.callbacks.timing import Timing
-from cifarbn.training.classifier import Classifier
-from cifarbn.training.trainer import make_trainer
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end")
 RECORDERS: dict[str, Callable[[Path], pl.Callback]] = {
@@ -51,7 +48,7 @@ def measure_probe(chosen: argparse.Namespace) -> Report:
     recorder of 1 % in the machine's noise. A recorder that works every k steps works once a round here; its cost is
     given per measurement and, over its own default k, per step.
     """
-    hardware = Hardware.choose(compile=False)
+    hardware = Hardware.choose(compile=False, cuda_graphs=False)
     seconds: dict[str, list[float]] = {"a step without recorders": []}
     seconds |= {name: [] for name in RECORDERS}
     every: dict[str, int] = {}
@@ -101,21 +98,11 @@ def _seconds_inside(recorder: pl.Callback, hardware: Hardware, chosen: argparse.
 
     for name in HOOKS:
         setattr(recorder, name, timed(getattr(recorder, name)))
-    net = hardware.prepare(NETS[chosen.net]())
-    classifier = Classifier(net, nn.CrossEntropyLoss(), lambda p: torch.optim.Adam(p, lr=1e-3))
+    classifier = adam_classifier(hardware.prepare(NETS[chosen.net]()), hardware)
     size = chosen.steps * chosen.batch_size
     data = Shapes(
         train_size=size + 100, test_size=10, val_size=100, batch_size=chosen.batch_size, augmentation=Augmentation()
     )
     timing = Timing()
-    trainer = make_trainer(
-        hardware,
-        callbacks=[timing, recorder],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        max_epochs=1,
-        limit_val_batches=0,
-    )
-    trainer.fit(classifier, data)
+    plain_trainer(hardware, [timing, recorder], max_epochs=1).fit(classifier, data)
     return spent[0], timing.seconds["first_step"] + timing.seconds["train"]

@@ -2,35 +2,26 @@
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
+from cifarbn.benchmark.images import read_images
+from cifarbn.benchmark.lightning import recording_trainer
 from cifarbn.benchmark.sides import Report
 from cifarbn.benchmark.speedrun_bare import BareSpeedrun
 from cifarbn.benchmark.speedrun_peer import run_peer
 from cifarbn.benchmark.speedrun_recipe import Outcome, Recipe
-from cifarbn.data import Images, draw_shapes, read_cifar10
-from cifarbn.data.cifar10 import CLASSES, MEAN, STD, find_cifar10
+from cifarbn.data import Images
+from cifarbn.data.cifar10 import CLASSES, MEAN, STD
 from cifarbn.data.module import DataModule
-from cifarbn.data.shapes import TEST_SEED, TRAIN_SEED
 from cifarbn.errors import UserError
 from cifarbn.fast.hardware import Hardware
-from cifarbn.recorders import LastLayerGradients, RecordingsFile
-from cifarbn.training.callbacks.metrics_logger import StepHistory
-from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
-from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
-from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog
-from cifarbn.training.callbacks.timing import Timing
 from cifarbn.training.classifier import Classifier
-from cifarbn.training.trainer import make_trainer
 
 EXPERIMENT = "speedrun_gpu"
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")  # the graph is of the whole step, so none of torch.compile's
 BARE, OURS, PEER = "a bare loop", "cifarbn.train", "airbench94_muon"
-TEST_SHARE = 5  # training images for each test image, as in CIFAR-10
 
 
 def measure_speedrun(args: argparse.Namespace) -> Report:
@@ -42,7 +33,7 @@ def measure_speedrun(args: argparse.Namespace) -> Report:
     """
     peer = args.peer.read_text() if args.peer else None
     recipe = _recipe(args)
-    name, train, test = _read_images(args.root, args.images)
+    name, train, test = read_images(args.root, args.images)
     if len(train) < recipe.batch_size:
         raise UserError(f"{len(train):,} images give no batch of {recipe.batch_size}; lower --batch-size")
     hardware = Hardware.choose(compile=False)
@@ -106,19 +97,7 @@ class FullSpeedrun:
         self.model.load_state_dict(recipe.make_model().state_dict())
         self.data.seed = seed
         classifier, built_before = self.classifier, self.classifier.step.build_seconds
-        with tempfile.TemporaryDirectory() as name, TensorBoardLog(Path(name)) as logger:
-            folder, timing = Path(name), Timing()
-            history, recorders = StepHistory(folder), [LastLayerGradients(folder)]
-            trainer = make_trainer(
-                self.hardware,
-                callbacks=[
-                    *(timing, history, *recorders, RecordingsFile(folder, recorders)),
-                    *(LastCheckpoint(folder, 5, timing), ProgressBar(), EpochLine(history, timing)),
-                ],
-                logger=logger,
-                default_root_dir=folder,
-                max_epochs=recipe.epochs,
-            )
+        with recording_trainer(self.hardware, max_epochs=recipe.epochs) as (trainer, timing):
             trainer.fit(classifier, self.data)
             trainer.test(classifier, self.data, verbose=False)
         seconds = sum(value for kind, value in timing.seconds.items() if kind != "checkpoint")
@@ -157,17 +136,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     for key, value in {"epochs": args.epochs, "data.batch_size": args.batch_size}.items():
         overrides += [f"{key}={value}"] if value is not None else []
     return Recipe.of(EXPERIMENT, overrides)
-
-
-def _read_images(root: str, count: int) -> tuple[str, Images, Images]:
-    """Return CIFAR-10's first images or, where there is none, drawn ones; the name says which."""
-    try:
-        folder = find_cifar10(root, download=False)
-    except UserError:
-        name = f"shapes (no CIFAR-10 in {root})"
-        return name, draw_shapes(count, TRAIN_SEED), draw_shapes(max(1, count // TEST_SHARE), TEST_SEED)
-    train, test = read_cifar10(folder, download=False)
-    return "cifar10", train[:count], test[: max(1, count // TEST_SHARE)]
 
 
 def _in_turn(runs: int, sides: dict[str, Callable[[int], Outcome]]) -> dict[str, list[Outcome]]:

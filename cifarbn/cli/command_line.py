@@ -11,13 +11,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifarbn.cli.composition import CONF as CONF
-from cifarbn.cli.composition import data_root as data_root
-from cifarbn.cli.composition import first_lines, resolved
+from cifarbn.cli.composition import resolved
+from cifarbn.cli.errors import first_lines
+from cifarbn.cli.resolvers import data_root as data_root
 from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.runs.identity import NOT_THE_EXPERIMENT, completed, differences, key_of
 
@@ -160,32 +161,6 @@ def plain_errors() -> Iterator[None]:
         if said := machine_fault(error):
             sys.exit(f"error: {said}")
         raise
-
-
-@contextmanager
-def building(what: str) -> Iterator[None]:
-    """Turn a constructor's refusal of its arguments into the user's error, under the key that holds them.
-
-    Raises:
-        UserError: in place of what the constructor raised.
-    """
-    try:
-        yield
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"{what}: {_reason(cause) if cause else first_lines(error)}") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{what}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The message of an exception, under its name where it would not be understood without."""
-    text = str(error).strip().split("\n")[0]
-    if isinstance(error, (ValueError, TypeError)) and text:
-        return text
-    return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 before the command shows where)"
 
 
 def settle_data_root(cfg: DictConfig) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import os
 import re
 import shlex
 import sys
@@ -24,8 +23,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from cifarbn.cli import resolvers
+from cifarbn.cli.errors import first_lines
 from cifarbn.errors import UserError
-from cifarbn.runs.identity import folder_name
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Beside the package in a checkout, inside it in a wheel.
@@ -34,14 +34,7 @@ EXPERIMENT = "experiment"
 NO_RECORDERS = dict.fromkeys(("record=null", "record=[]", "~record"), "record=none")
 LARGEST_SEED = 2**32 - 1
 
-
-def data_root() -> str:
-    """The folder that holds cifar-10-batches-py: CIFARBN_DATA's value, else ./data."""
-    return os.environ.get("CIFARBN_DATA") or "./data"
-
-
-OmegaConf.register_new_resolver("run_folder", lambda overrides: folder_name(list(overrides)), replace=True)
-OmegaConf.register_new_resolver("data_root", data_root, replace=True)
+resolvers.register()
 
 
 class Loader(ConfigLoaderImpl):
@@ -384,18 +377,6 @@ def _say_once(text: str) -> None:
     if text not in _SAID:
         _SAID.add(text)
         print(text, file=sys.stderr)
-
-
-def first_lines(error: BaseException) -> str:
-    """An error of Hydra's or OmegaConf's on one line, without what follows for its developers."""
-    lines = []
-    for line in str(error).strip().split("\n"):
-        if not line.strip() or line.strip().startswith(
-            ("full_key:", "object_type=", "See https", "Set the environment")
-        ):
-            break
-        lines.append(line.strip())
-    return " ".join(lines) or (first_lines(error.__cause__) if error.__cause__ else type(error).__name__)
 
 
 def _same_kind(key: str, default: Any, value: Any) -> bool:

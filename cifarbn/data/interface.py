@@ -11,8 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
 
 from cifarbn.errors import UserError
+
+Batch = tuple[Tensor, Tensor]  # inputs, and labels or regression targets
 
 VAL_NAMES = ("val", "test_curve")
 
@@ -95,3 +98,16 @@ def first_batch(loader: Any) -> Any:
             loader._iterator = held
         if generator is not None:
             generator.set_state(state)
+
+
+def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    """Return the batch as a pair of tensors.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    pair = tuple(batch) if isinstance(batch, (list, tuple)) else ()
+    if len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
+        kinds = ", ".join(type(each).__name__ for each in pair) or type(batch).__name__
+        raise UserError(f"data: a batch must be a pair of tensors (inputs, labels), and this one is {kinds}")
+    return pair[0], pair[1]

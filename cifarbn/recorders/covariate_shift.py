@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, net_of
 from cifarbn.smoothness.covariate_shift import covariate_shift
 from cifarbn.smoothness.evaluation import standing_at
-from cifarbn.training.classifier import Batch
 
 
 class CovariateShift(Recorder):

@@ -9,12 +9,11 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from cifarbn.data.interface import val_names
+from cifarbn.data.interface import inputs_and_labels, val_names
 from cifarbn.errors import UserError
+from cifarbn.losses import accuracy
 from cifarbn.recorders.recorder import Recorder, due, loss_of, net_of
 from cifarbn.smoothness.preserving import preserved
-from cifarbn.training.classifier import accuracy
-from cifarbn.training.preflight import inputs_and_labels
 
 
 class HeldOutAccuracy(Recorder):

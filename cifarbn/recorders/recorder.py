@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cifarbn.data.interface import Batch
 from cifarbn.losses import HALF, Loss, at_least_float32
 from cifarbn.runs.durable import replace_file
 from cifarbn.runs.folder import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.preserving import preserved
 from cifarbn.smoothness.randomness import replayed
-from cifarbn.training.classifier import Batch, Classifier
 
 
 class Recorder(pl.Callback):
@@ -141,19 +141,38 @@ def _in_full_precision(net: nn.Module) -> Iterator[None]:
             parameter.data = data
 
 
+class Watched(Protocol):
+    """What recorders read from the LightningModule of a run, which is a `cifarbn.training.classifier.Classifier`.
+
+    Attributes:
+        net: the model that is trained.
+    """
+
+    net: nn.Module
+
+    @property
+    def last_layer(self) -> str:
+        """The name of the model's last linear layer."""
+        ...
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss that the model is trained with, computed in full precision."""
+        ...
+
+
 def net_of(pl_module: pl.LightningModule) -> nn.Module:
-    """The net that a Classifier trains."""
-    return cast(Classifier, pl_module).net
+    """Return the model that is trained."""
+    return cast(Watched, pl_module).net
 
 
 def loss_of(pl_module: pl.LightningModule) -> Loss:
-    """The loss that a Classifier trains it by, in full precision."""
-    return cast(Classifier, pl_module).loss_of
+    """Return the loss that the model is trained with, computed in full precision."""
+    return cast(Watched, pl_module).loss_of
 
 
 def last_layer_of(pl_module: pl.LightningModule) -> str:
-    """The name of the last linear layer of the net that a Classifier trains; see there."""
-    return cast(Classifier, pl_module).last_layer
+    """Return the name of the model's last linear layer; see `Classifier.last_layer`."""
+    return cast(Watched, pl_module).last_layer
 
 
 def trained(pl_module: pl.LightningModule) -> dict[str, nn.Parameter]:

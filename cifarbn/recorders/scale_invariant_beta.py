@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
+from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, trained
 from cifarbn.smoothness.weight_walks import SHARES, walk_each_weight
-from cifarbn.training.classifier import Batch
 
 
 class ScaleInvariantBeta(Recorder):

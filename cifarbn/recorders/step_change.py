@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, last_layer_of, measuring, trained
 from cifarbn.smoothness.evaluation import loss_and_gradient, standing_at
 from cifarbn.smoothness.step_change import consecutive_split, step_change
-from cifarbn.training.classifier import Batch
 
 
 class StepChange(Recorder):

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from cifarbn.data.interface import first_batch, val_names
+from cifarbn.data.interface import Batch, first_batch, inputs_and_labels, val_names
 from cifarbn.errors import UserError
 from cifarbn.fast.training_step import TrainingStep, one_time_shape
-from cifarbn.losses import Loss, in_full_precision
+from cifarbn.losses import Loss, accuracy, are_classes, in_full_precision
 from cifarbn.training.metrics import MeanOverImages
 from cifarbn.training.optimization import (
     OptimizerFactory,
@@ -25,10 +25,8 @@ from cifarbn.training.optimization import (
     moves_every_step,
     rehearse,
 )
-from cifarbn.training.preflight import check_batch_of_one, check_logits, check_model, inputs_and_labels, smallest_batch
+from cifarbn.training.preflight import check_batch_of_one, check_logits, check_model, smallest_batch
 from cifarbn.training.tta import SHIFTS, check_views, mean_over_views
-
-Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(pl.LightningModule):
@@ -325,15 +323,3 @@ class Classifier(pl.LightningModule):
 
 def _watched(scheduler: ReduceLROnPlateau) -> str:
     return "val/loss" if scheduler.mode == "min" else "val/acc"
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The fraction of the N logits (N, C) whose largest is the label's (N,); NaN where the labels are no classes."""
-    if not are_classes(labels):
-        return logits.new_full((), torch.nan)
-    return (logits.argmax(1) == labels).float().mean()
-
-
-def are_classes(labels: Tensor) -> bool:
-    """Whether labels are class indices, and not the targets of a regression (the deep linear net's)."""
-    return not labels.is_floating_point()

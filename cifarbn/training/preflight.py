@@ -14,19 +14,6 @@ from cifarbn.smoothness.preserving import preserved
 from cifarbn.training.tta import mean_over_views
 
 
-def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return the batch as a pair of tensors.
-
-    Raises:
-        UserError: if it is anything else.
-    """
-    pair = tuple(batch) if isinstance(batch, (list, tuple)) else ()
-    if len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
-        kinds = ", ".join(type(each).__name__ for each in pair) or type(batch).__name__
-        raise UserError(f"data: a batch must be a pair of tensors (inputs, labels), and this one is {kinds}")
-    return pair[0], pair[1]
-
-
 def check_model(
     net: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], *, num_classes: int | None, test_views: str
 ) -> None:
@@ -53,7 +40,7 @@ def check_model(
             if num_classes and classes != num_classes:
                 raise UserError(
                     f"model: it gives {classes} logits an image, and the data has {num_classes} classes; "
-                    f"set model.num_classes={num_classes}"
+                    f"set model.num_classes={num_classes}, the default of this package's models, or change the model"
                 )
             low, high = batch[1].min().item(), batch[1].max().item()
             if low < 0 or high >= classes:

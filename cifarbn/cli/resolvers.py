@@ -1,0 +1,43 @@
+"""The functions that conf/ calls in `${name:arguments}`."""
+
+import os
+from collections.abc import Sequence
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from cifarbn.cli.errors import building
+from cifarbn.data import interface
+from cifarbn.errors import UserError
+from cifarbn.runs.identity import folder_name
+
+
+def register() -> None:
+    """Register the resolvers with OmegaConf."""
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("data_root", data_root, replace=True)
+    OmegaConf.register_new_resolver("num_classes", num_classes, replace=True)
+
+
+def run_folder(overrides: Sequence[str]) -> str:
+    """Return the name of the run folder for these overrides."""
+    return folder_name(list(overrides))
+
+
+def data_root() -> str:
+    """Return the folder that holds cifar-10-batches-py: CIFARBN_DATA's value, else ./data."""
+    return os.environ.get("CIFARBN_DATA") or "./data"
+
+
+def num_classes(otherwise: int, _root_: DictConfig) -> int:
+    """Return the number of classes of the config's data module, or `otherwise` if it does not say, or is a regression.
+
+    The data module is built to ask it; it reads no data yet. One that cannot be built gives `otherwise` as well: the
+    run builds it again, and records the error in its folder.
+    """
+    try:
+        with building("data"):
+            data = interface.check_data(instantiate(_root_.data))
+    except UserError:
+        return otherwise
+    return interface.num_classes(data) or otherwise

@@ -1,0 +1,67 @@
+"""The callbacks that every run has, in the order in which Lightning must call them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from cifarbn.fast.threads import Threads
+from cifarbn.recorders import Recorder, RecordingsFile
+from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
+from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.thread_watch import ThreadWatch
+from cifarbn.training.callbacks.timing import Timing
+
+
+class StandardCallbacks:
+    """Make the callbacks of a run and list them in order; Lightning calls each hook of all callbacks in that order.
+
+    Args:
+        folder: the run folder.
+        recorders: of this run; their order among themselves does not matter.
+        checkpoint_minutes: time between checkpoints within an epoch; 0 saves after every step.
+        threads: watch and change the number of CPU threads, beginning with these; None leaves the number alone.
+        progress_bar: show the progress bar.
+
+    Attributes:
+        timing, history: know the run's seconds and metrics.
+        in_order: for the Trainer's `callbacks`.
+
+    Raises:
+        UserError: if `checkpoint_minutes` is negative.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recorders: Sequence[Recorder],
+        checkpoint_minutes: float = 5.0,
+        *,
+        threads: Threads | None = None,
+        progress_bar: bool = True,
+    ) -> None:
+        self.timing = Timing()
+        self.history = StepHistory(folder)
+        self._thread_watch = [ThreadWatch(threads)] if threads is not None else []
+        self.in_order: list[pl.Callback] = [
+            # First, so that the seconds of a step end before the other callbacks begin theirs.
+            self.timing,
+            *self._thread_watch,
+            # Before the recorders: it raises Diverged, after which nothing is recorded of the step.
+            self.history,
+            *recorders,
+            # After the recorders: it writes what they have noted in the same hook.
+            RecordingsFile(folder, recorders),
+            # The bar clears its line before the epoch's line is printed, which reads the history and the timing.
+            *([ProgressBar()] if progress_bar else []),
+            EpochLine(self.history, self.timing),
+            # After all others, whose state it saves. Lightning moves checkpoint callbacks to the end in any case.
+            LastCheckpoint(folder, checkpoint_minutes, self.timing),
+        ]
+
+    @property
+    def thread_changes(self) -> list[dict[str, Any]]:
+        """Return one entry for each change of the number of threads, see `ThreadWatch`."""
+        return [change for watch in self._thread_watch for change in watch.changes]

@@ -16,6 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from cifarbn.cli.command_line import plain_errors
 from cifarbn.data.images import SIDE
 from cifarbn.errors import UserError
+from cifarbn.formatting import text_row
 from cifarbn.runs.checkpoints import CHECKPOINT, verify
 from cifarbn.runs.durable import check_ordinary
 from cifarbn.runs.load import build, check_prefixes
@@ -189,8 +190,9 @@ def table(files: Sequence[Path], trained: TrainedNet, top: int, failed: Callable
     A picture that cannot be read has no line: `failed` is called with what is wrong, and the others go on.
     """
     names, classes = [clean(str(file)) for file in files], trained.classes
-    width, wide = max(map(len, [*names, "picture"])), max(map(len, [*classes, "class"]))
-    yield f"{'picture':{width}}  {'class':{wide}}  probability"
+    head = ("picture", "class", "probability")
+    widths = (max(map(len, [*names, head[0]])), max(map(len, [*classes, head[1]])), len(head[2]))
+    yield text_row(head, "<<>", widths)
     for first in range(0, len(files), AT_ONCE):
         pictures = []
         for name, file in zip(names[first:], files[first : first + AT_ONCE], strict=False):
@@ -204,7 +206,7 @@ def table(files: Sequence[Path], trained: TrainedNet, top: int, failed: Callable
         for (name, _), row in zip(pictures, chances, strict=True):
             values, labels = row.topk(min(top, len(classes)))
             for value, label in zip(values.tolist(), labels.tolist(), strict=True):
-                yield f"{name:{width}}  {classes[label]:{wide}}  {value:10.2%}"
+                yield text_row((name, classes[label], f"{value:.2%}"), "<<>", widths)
                 name = ""
 
 

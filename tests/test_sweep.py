@@ -19,7 +19,7 @@ from processes import Command, run
 from test_train import TINY
 
 from cifarbn import train
-from cifarbn.cli.sweep import Journal, Outcome, Sweep, duration, table
+from cifarbn.cli.sweep import Journal, Outcome, Sweep, table
 from cifarbn.errors import UserError
 from cifarbn.runs.schema import read_result, write_result
 
@@ -298,8 +298,3 @@ def test_the_table_says_what_sets_a_run_apart():
         "done before    0.5123    1,234  seed=0",
         "failed                          seed=1: no memory",
     ]
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (7500, "2 h 05 min")])
-def test_durations(seconds, said):
-    assert duration(seconds) == said

@@ -1,4 +1,4 @@
-"""A wheel, installed elsewhere, brings its configs along."""
+"""A wheel, installed elsewhere, brings its configs, kernels and the report's page along."""
 
 import subprocess
 import sys
@@ -27,5 +27,7 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert str(tmp_path / "site") in finished.stdout
     assert "_target_: cifarbn.models.VGG" in finished.stdout
-    shipped = {file.name for file in (tmp_path / "site" / "cifarbn" / "kernels").iterdir()}
-    assert shipped >= {file.name for file in (CHECKOUT / "cifarbn" / "kernels").glob("*.[ch]")} != set()
+    package = tmp_path / "site" / "cifarbn"
+    for folder, pattern in (("fast/kernels", "*.[ch]"), ("report", "page.*")):
+        shipped = {file.name for file in (package / folder).iterdir()}
+        assert shipped >= {file.name for file in (CHECKOUT / "cifarbn" / folder).glob(pattern)} != set()

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from cifarbn.formatting import number, text_table
+
 Report = dict[str, Any]
 
 
@@ -40,14 +42,11 @@ def wait_for(device: torch.device) -> None:
 
 
 def as_text(report: Report) -> str:
-    """The report as a table; each line's last column is how many times the first line's speed it has."""
+    """Return the report as a table; each row's last column is how many times the first row's speed it has."""
     first, *_ = report["seconds"].values()
-    lines = [report["what"], report["device"]]
-    width = max(len(name) for name in report["seconds"])
+    rows = []
     for name, seconds in report["seconds"].items():
-        median, fastest, slowest = (report["amount"] / f(seconds) for f in (statistics.median, min, max))
-        lines.append(
-            f"{name:{width}} {median:>10,.0f} {report['unit']} "
-            f"(median of {len(seconds)}; {slowest:,.0f} to {fastest:,.0f})  x{median_ratio(first, seconds):.2f}"
-        )
-    return "\n".join(lines + report.get("notes", []))
+        median, fastest, slowest = (number(report["amount"] / f(seconds), 0) for f in (statistics.median, min, max))
+        spread = f"(median of {len(seconds)}; {slowest} to {fastest})"
+        rows.append((name, f"{median} {report['unit']}", spread, f"x{median_ratio(first, seconds):.2f}"))
+    return "\n".join([report["what"], report["device"], text_table(rows, "<><>"), *report.get("notes", [])])

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.command_line import plain_errors
 from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
+from cifarbn.formatting import duration, number, text_table
 from cifarbn.runs.locks import Held, Lock
 from cifarbn.runs.schema import RESULT, read_result
 from cifarbn.training.trainer import check_one_process
@@ -211,24 +212,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
     in_all = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if len(outcomes) > 1 else set()
     lines = [("status", "test acc", "seconds", "run")]
     for outcome in outcomes:
-        accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.4f}"
-        seconds = "" if outcome.seconds is None else f"{outcome.seconds:,.0f}"
         own = " ".join(override for override in outcome.overrides if override not in in_all) or outcome.run
         status = outcome.status + (" before" if outcome.found else "")
-        lines.append((status, accuracy, seconds, own + (f": {outcome.why}" if outcome.why else "")))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:-1]
-    return "\n".join(
-        f"{status:<{widths[0]}}  {accuracy:>{widths[1]}}  {seconds:>{widths[2]}}  {rest}"
-        for status, accuracy, seconds, rest in lines
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3 h 05 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+        own += f": {outcome.why}" if outcome.why else ""
+        lines.append((status, number(outcome.accuracy, 4), number(outcome.seconds, 0), own))
+    return text_table(lines, "<>><")
 
 
 def searches(hydra_config: Any) -> bool:

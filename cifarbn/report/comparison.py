@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from cifarbn.formatting import interval, number, plus_minus, points
 from cifarbn.report.gather import RunRecord, Sweep
 from cifarbn.report.interval import Estimate, estimate
 from cifarbn.report.section import Section
@@ -51,16 +52,17 @@ def comparison(
     targets = {row.name: row.target for row in rows}
     its = "the source's, %" if comparable else "the source's own experiment, %"
     columns: dict[str, list[str]] = {"experiment": [row.name for row in rows]}
-    columns[its] = [_percent(row.target) for row in rows]
-    columns["measured here, %"] = [_plus_minus(measured[row.name]) for row in rows]
-    columns["95 % interval"] = [_interval(measured[row.name]) for row in rows]
+    columns[its] = [number(row.target, scale=100) for row in rows]
+    estimates = [measured[row.name] for row in rows]
+    columns["measured here, %"] = [plus_minus(e.mean, e.std, scale=100) if e else "" for e in estimates]
+    columns["95 % interval"] = [interval(e.mean, e.half_width, scale=100) if e else "" for e in estimates]
     if comparable:
-        columns["gap"] = [_points(_minus(_mean(measured[row.name]), row.target)) for row in rows]
+        columns["gap"] = [points(_minus(_mean(measured[row.name]), row.target)) for row in rows]
     else:
         columns["builds on"] = [row.base or "" for row in rows]
-        columns["points more: the source"] = [_points(_minus(row.target, targets.get(row.base or ""))) for row in rows]
+        columns["points more: the source"] = [points(_minus(row.target, targets.get(row.base or ""))) for row in rows]
         columns["points more: here"] = [
-            _points(_minus(_mean(measured[row.name]), _mean(measured.get(row.base or "")))) for row in rows
+            points(_minus(_mean(measured[row.name]), _mean(measured.get(row.base or "")))) for row in rows
         ]
     if not all(measured[row.name] for row in rows if _runs(row, records)):  # those that classify nothing
         columns["training loss here"] = ["" if measured[row.name] else _loss(row, records) for row in rows]
@@ -108,21 +110,3 @@ def _mean(found: Estimate | None) -> float | None:
 
 def _minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
-
-
-def _points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:+.2f}".replace("-", "−")
-
-
-def _plus_minus(found: Estimate | None) -> str:
-    return _percent(_mean(found)) + (f" ± {100 * found.std:.2f}" if found and found.std is not None else "")
-
-
-def _interval(found: Estimate | None) -> str:
-    if found is None or found.half_width is None:
-        return ""
-    return f"{_percent(found.mean - found.half_width)} to {_percent(found.mean + found.half_width)}"

@@ -1,4 +1,4 @@
-"""Text of anybody's in each of the report's formats; HTML has `html.escape`, and figures `figures.style`."""
+"""Text of anybody's in each of the report's formats; page.html escapes for HTML, and `figures.style` for figures."""
 
 import csv
 import io

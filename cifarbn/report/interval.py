@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from scipy.special import stdtrit
+
 CONFIDENCE = 0.95
 
 
@@ -40,27 +42,5 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
 
 
 def student_t(confidence: float, degrees: int) -> float:
-    """The t with P(-t < T < t) = confidence, for Student's T with a whole number of degrees of freedom.
-
-    Bisects the closed form of that probability (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4), which is a finite sum
-    for a whole number of degrees; good to about 12 digits.
-    """
-    low, high = 0.0, math.pi / 2  # theta = atan(t / sqrt(degrees)): a finite range, whatever t
-    while low < (middle := (low + high) / 2) < high:
-        if _probability(middle, degrees) < confidence:
-            low = middle
-        else:
-            high = middle
-    return math.tan(low) * math.sqrt(degrees)
-
-
-def _probability(theta: float, degrees: int) -> float:
-    """P(-t < T < t) at t = sqrt(degrees) tan(theta)."""
-    odd = degrees % 2
-    term = math.cos(theta) if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + odd, degrees, 2):
-        term *= math.cos(theta) ** 2 * (k - 1) / k
-        total += term
-    total *= math.sin(theta)
-    return 2 / math.pi * (theta + total) if odd else total
+    """Return the t with P(-t < T < t) = confidence, for Student's T with so many degrees of freedom."""
+    return float(stdtrit(degrees, (1 + confidence) / 2))  # as scipy.stats.t.ppf, which takes longer to import

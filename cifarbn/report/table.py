@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from cifarbn.formatting import interval, number, plus_minus, points
 from cifarbn.report import escape
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
@@ -38,19 +39,19 @@ def columns(sweep: Sweep) -> dict[str, list[str]]:
     table = rows(sweep)
     shown: dict[str, list[str]] = {"runs": [row["group"] for row in table], "n": [str(row["n"]) for row in table]}
     for metric, heading in (("test/acc", "test accuracy, %"), ("val/acc", "validation accuracy, %")):
-        shown[heading] = [_plus_minus(row, metric, 100) for row in table]
+        shown[heading] = _means(table, metric, scale=100)
         if metric == "test/acc":
-            shown["95 % interval"] = [_interval(row, metric, 100) for row in table]
-            shown["target, %"] = [_number(row["target"], 100) for row in table]
-            shown["gap"] = [_signed(row["gap"], 100) for row in table]
+            shown["95 % interval"] = _intervals(table, metric, scale=100)
+            shown["target, %"] = [number(row["target"], scale=100) for row in table]
+            shown["gap"] = [points(row["gap"]) for row in table]
     if not any(_has(shown[heading]) for heading in ("test accuracy, %", "validation accuracy, %")):
-        shown["training loss"] = [_plus_minus(row, "train/loss", 1, 4) for row in table]
-        shown["95 % interval"] = [_interval(row, "train/loss", 1, 4) for row in table]
+        shown["training loss"] = _means(table, "train/loss", digits=4)
+        shown["95 % interval"] = _intervals(table, "train/loss", digits=4)
     shown["data"] = [row["data"] for row in table]
-    shown["steps"] = [f"{row['steps']:,.0f}" if row["steps"] else "" for row in table]
-    shown["parameters"] = [f"{row['parameters']:,}" if row["parameters"] else "" for row in table]
-    shown["training, s"] = [f"{row['seconds']:,.0f}" if row["seconds"] is not None else "" for row in table]
-    shown["images/s"] = [f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "" for row in table]
+    shown["steps"] = [number(row["steps"] or None, 0) for row in table]
+    shown["parameters"] = [number(row["parameters"] or None, 0) for row in table]
+    shown["training, s"] = [number(row["seconds"], 0) for row in table]
+    shown["images/s"] = [number(row["images_per_second"] or None, 0) for row in table]
     if len(devices(sweep)) > 1:
         shown["device"] = [row["device"] for row in table]
     return {heading: cells for heading, cells in shown.items() if _has(cells)}
@@ -147,21 +148,9 @@ def _has(cells: Sequence[str]) -> bool:
     return any(cell not in ("", "None") for cell in cells)
 
 
-def _number(value: float | None, scale: float, digits: int = 2) -> str:
-    return "" if value is None else f"{scale * value:.{digits}f}"
+def _means(table: Sequence[Mapping[str, Any]], metric: str, digits: int = 2, scale: float = 1) -> list[str]:
+    return [plus_minus(row[metric], row[f"{metric} std"], digits, scale) for row in table]
 
 
-def _signed(value: float | None, scale: float) -> str:
-    return "" if value is None else f"{scale * value:+.2f}".replace("-", "−")
-
-
-def _plus_minus(row: Mapping[str, Any], metric: str, scale: float, digits: int = 2) -> str:
-    std = row[f"{metric} std"]
-    return _number(row[metric], scale, digits) + ("" if std is None else f" ± {scale * std:.{digits}f}")
-
-
-def _interval(row: Mapping[str, Any], metric: str, scale: float, digits: int = 2) -> str:
-    middle, half = row[metric], row[f"{metric} 95% half width"]
-    if half is None:
-        return ""
-    return f"{scale * (middle - half):.{digits}f} to {scale * (middle + half):.{digits}f}"
+def _intervals(table: Sequence[Mapping[str, Any]], metric: str, digits: int = 2, scale: float = 1) -> list[str]:
+    return [interval(row[metric], row[f"{metric} 95% half width"], digits, scale) for row in table]

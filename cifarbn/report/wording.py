@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from cifarbn.formatting import percent
 from cifarbn.report.gather import Group
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -30,7 +31,7 @@ def heading(group: Group) -> str:
 
 def accuracy(fraction: float) -> str:
     """A fraction as people read an accuracy."""
-    return f"{fraction:.1%}".replace("%", " %")
+    return percent(fraction)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

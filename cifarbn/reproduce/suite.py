@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifarbn.cli.command_line import CONF, data_root, plain_errors
-from cifarbn.cli.sweep import Outcome, duration, table
+from cifarbn.cli.sweep import Outcome, table
 from cifarbn.errors import MadeElsewhere, UserError, without_folders
+from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions
 from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather

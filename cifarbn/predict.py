@@ -16,10 +16,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from cifarbn.cli.command_line import plain_errors
 from cifarbn.data.images import SIDE
 from cifarbn.errors import UserError
-from cifarbn.runs.checkpoints import CHECKPOINT, verify
+from cifarbn.runs.checkpoints import verify
 from cifarbn.runs.durable import check_ordinary
 from cifarbn.runs.load import build, check_prefixes
-from cifarbn.runs.schema import RESULT
+from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
 from cifarbn.runs.untrusted import clean, stored_result
 
 AT_ONCE = 64  # pictures that are read and classified together: memory does not grow with their number
@@ -79,9 +79,9 @@ def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedNet:
         raise UserError(f"{folder}: {error}") from error
     if result is None:
         raise UserError(f"{folder} is not a run folder: it has no {RESULT}. Name one under multirun_outputs/")
-    if result["status"] == "diverged":
+    if result["status"] == Status.DIVERGED:
         raise UserError(f"the run in {folder} diverged ({result.get('error')}): it has no net to ask; name another run")
-    if result["status"] != "done":
+    if result["status"] != Status.DONE:
         raise UserError(
             f"the run in {folder} is not finished ({result['status']}): finish it with the command that began it, "
             "or name another run"

@@ -55,7 +55,7 @@ ATTACKS = {
     "function of torch.nn.init": {"_target_": "torch.nn.init.zeros_", "tensor": 1},
     "function of ours": {"_target_": "cifarbn.data.draw_shapes", "n": 1, "seed": 0},
     "loader of ours": {"_target_": "cifarbn.data.InMemoryLoader"},
-    "another package of ours": {"_target_": "cifarbn.runs.schema.write_result", "folder": ".", "result": {}},
+    "another package of ours": {"_target_": "cifarbn.runs.result_file.write_result", "folder": ".", "result": {}},
     "longer name": {"_target_": "cifarbn.models_of_mine.Net"},
     "not imported": {"_target_": "evil_module.Net"},
     "no string": {"_target_": ["os", "mkdir"], "path": CANARY},

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from cifarbn.cli.command_line import plain_errors
 from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
 from cifarbn.runs.locks import Held, Lock
-from cifarbn.runs.schema import RESULT, read_result
+from cifarbn.runs.result_file import read_result
+from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import check_one_process
 
 STATUSES = ("done", "diverged", "failed", "refused", "elsewhere")

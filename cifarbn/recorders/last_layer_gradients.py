@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, last_layer_of, trained
 from cifarbn.runs.durable import sync_file, temporary_path
-from cifarbn.runs.folder import RAW_GRADIENTS
+from cifarbn.runs.schema import RAW_GRADIENTS
 from cifarbn.smoothness.differences import GradientDifferences
 
 POINTS_PER_EPOCH = 50  # in TensorBoard

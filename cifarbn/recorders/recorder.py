@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cifarbn.losses import HALF, Loss, at_least_float32
 from cifarbn.runs.durable import replace_file
-from cifarbn.runs.folder import RECORDINGS
+from cifarbn.runs.schema import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.preserving import preserved
 from cifarbn.smoothness.randomness import replayed

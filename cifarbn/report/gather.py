@@ -16,13 +16,10 @@ from cifarbn.errors import UserError, without_folders
 from cifarbn.report.names import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.runs.identity import NOT_THE_EXPERIMENT, role_of
-from cifarbn.runs.schema import RESULT, Result
+from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
-from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
-STEP_COLUMNS = [name for name in COLUMNS if name in ("step", "epoch", "lr") or name.startswith("step/")]
-EPOCH_COLUMNS = COLUMNS[len(STEP_COLUMNS) :]
 DEAD_STEPS = 100  # at the end of a run without a sign of life, for it to be dead
 
 
@@ -48,11 +45,11 @@ class RunRecord:
     def trouble(self) -> str | None:
         """Why this run counts in no mean, or None: only a run that was finished and did not die counts."""
         status = self.result["status"]
-        if status == "running":
+        if status == Status.RUNNING:
             return "unfinished: still running, or killed; the same command continues it"
-        if status == "interrupted":
+        if status == Status.INTERRUPTED:
             return "interrupted; the same command continues it"
-        if status != "done":
+        if status != Status.DONE:
             # An old result's error may have several lines, or say where things were.
             return f"{status}: {without_folders(self.result.get('error') or 'without a message')}"
         if bad := [name for name, value in self.result.get("metrics", {}).items() if not math.isfinite(value)]:

@@ -15,8 +15,8 @@ from cifarbn.predict import TrainedNet, load_run
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.section import Options
 from cifarbn.report.wording import how_many, slugs
-from cifarbn.runs.checkpoints import CHECKPOINT
 from cifarbn.runs.load import build, target_class
+from cifarbn.runs.schema import CHECKPOINT
 from cifarbn.runs.untrusted import clean
 
 # Options of the data that do not change which pictures there are.

@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from cifarbn.errors import UserError
 from cifarbn.report.definitions import curves, walk_of
-from cifarbn.runs.checkpoints import METRICS
 from cifarbn.runs.durable import check_ordinary
-from cifarbn.runs.folder import RECORDINGS
-from cifarbn.runs.schema import LARGEST
+from cifarbn.runs.schema import COLUMNS, LARGEST, METRICS, RECORDINGS
 from cifarbn.runs.untrusted import clean
-from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 COUNTS = ("step", "epoch")
 

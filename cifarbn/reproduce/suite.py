@@ -25,7 +25,8 @@ from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, contai
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run, is_being_made
 from cifarbn.runs.identity import ROLES, Role, folder_name, key_of, role_of
-from cifarbn.runs.schema import RESULT, read_result
+from cifarbn.runs.result_file import read_result
+from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
 
 # What may be said of every run: whatever does not define the experiment, but what is chosen here already.

@@ -8,7 +8,7 @@ from typing import Any
 
 from cifarbn.errors import Refused
 from cifarbn.runs.identity import differences
-from cifarbn.runs.schema import Result
+from cifarbn.runs.schema import Result, Status
 
 LENGTH = ("epochs", "trainer.max_epochs")  # the second follows the first
 
@@ -25,7 +25,7 @@ def check_longer(source: Path, result: Result, config: Mapping[str, Any]) -> Non
         Refused: naming the keys of the config that differ, or the reason.
     """
     before = f"the run in resume_from={source}"
-    if result["status"] == "diverged":
+    if result["status"] == Status.DIVERGED:
         raise Refused(f"{before} diverged: there is nothing to continue")
     changed = differences(result["config"], config)
     others = [change for change in changed if not change.startswith(tuple(f"{key}: " for key in LENGTH))]

@@ -15,7 +15,7 @@ import numpy as np
 from cifarbn.errors import UserError, without_folders
 from cifarbn.report.names import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT, role_of
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, role_of
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
@@ -68,7 +68,7 @@ class RunRecord:
     @property
     def seed(self) -> int | None:
         """The run's seed, if its config has one."""
-        return self.config.get("seed")
+        return self.config.get(SEED)
 
     @property
     def data(self) -> str:
@@ -225,12 +225,6 @@ def gather(*roots: Path) -> Sweep:
     return Sweep(roots, sorted(groups, key=_rank), same, unreadable)
 
 
-def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without `seed`, wherever in it that is repeated."""
-    nested = {key: without_seed(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    return {key: value for key, value in nested.items() if key != "seed"}
-
-
 def constant_loss(result: Result) -> float | None:
     """What a constant prediction would cost under the run's own loss, or None where that is not known.
 
@@ -291,7 +285,7 @@ def _identity(node: Any, prefix: str = "") -> Any:
         return {
             key: _identity(value, f"{prefix}{key}.")
             for key, value in node.items()
-            if key != "seed" and f"{prefix}{key}" not in NOT_THE_EXPERIMENT
+            if key != SEED and f"{prefix}{key}" not in NOT_THE_EXPERIMENT
         }
     if isinstance(node, list):
         return [_identity(item) for item in node]

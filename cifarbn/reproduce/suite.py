@@ -24,14 +24,14 @@ from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_
 from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run, is_being_made
-from cifarbn.runs.identity import ROLES, Role, folder_name, key_of, role_of
+from cifarbn.runs.identity import Role, Tag, folder_name, key_of, keys_of_role, keys_with, role_of
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
 
 # What may be said of every run: whatever does not define the experiment, but what is chosen here already.
 HOW = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)
-CHOSEN_HERE = ("name", "resume_from")
+CHOSEN_HERE = keys_with(Tag.SUITE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="runs at a time, on one GPU, spread over several, or with the CPU cores divided; auto: as many as the "
         "machine has room for (default: 1)",
     )
-    keys = [key for key, role in ROLES.items() if role in HOW and key not in CHOSEN_HERE]
+    # `record` stands for all that is below it.
+    keys = [key for key in keys_of_role(*HOW) if key not in CHOSEN_HERE and not key.startswith("record.")]
     parser.add_argument("how", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
     chosen = parser.parse_intermixed_args(arguments)
     with plain_errors():

@@ -19,7 +19,8 @@ from processes import Command, run
 from test_train import TINY
 
 from cifarbn import train
-from cifarbn.cli.sweep import Journal, Outcome, Sweep, duration, table
+from cifarbn.cli.outcomes import Outcome, duration, table
+from cifarbn.cli.sweep import Journal, Sweep
 from cifarbn.errors import UserError
 from cifarbn.runs.result_file import read_result, write_result
 

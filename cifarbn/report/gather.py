@@ -16,6 +16,7 @@ from cifarbn.errors import UserError, without_folders
 from cifarbn.report.names import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, role_of
+from cifarbn.runs.measures import Key
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
@@ -89,8 +90,8 @@ class RunRecord:
         return {name: self._metrics[name] for name in STEP_COLUMNS}
 
     @cached_property
-    def recordings(self) -> dict[str, np.ndarray]:
-        """Array of recordings.npz by name; empty where the run recorded nothing, or nothing that can be read."""
+    def recordings(self) -> dict[Key, np.ndarray]:
+        """Arrays of recordings.npz; empty where the run recorded nothing, or nothing that can be read."""
         try:
             return read_recordings(self.folder)
         except UserError as fault:

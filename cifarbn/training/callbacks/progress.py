@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Timer, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.cli.sweep import duration
+from cifarbn.cli.outcomes import duration
 from cifarbn.fast.training_step import TrainingStep
 from cifarbn.training.callbacks.host_copy import HostCopy
 from cifarbn.training.callbacks.metrics_logger import StepHistory

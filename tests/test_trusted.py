@@ -17,13 +17,12 @@ from torch import nn
 
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import TrainedNet, build_net
 from cifarbn.predict import main as predict
 from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
 from cifarbn.report.inside import look_inside
 from cifarbn.report.structure import structures
-from cifarbn.runs.load import build, check_prefixes, checked
+from cifarbn.runs.load import TrainedNet, build, build_net, check_prefixes, checked
 
 CANARY = "canary"
 MODELS = [name for name in options("model") if not name.startswith("dln")]

@@ -49,8 +49,9 @@ def layers(
                 band_of_seeds(axes, one, colour)
                 axes.plot(one.steps, one.low, color=colour, label=name, lw=1.4)
             finish(axes, quantity, quantity in log)
-            axes.set_title(layer)
-            axes.set_ylabel(quantity)
+            axes.set_ylabel(quantity)  # each panel has a scale of its own
+            axes.tick_params(labelleft=True)
+        row[0].set_title(layer)
     figure.align_ylabels()
     legend_below(figure, list(panels.ravel()))
     return figure

@@ -11,12 +11,11 @@ from typing import Any
 
 from cifarbn.data.images import Images
 from cifarbn.errors import UserError, without_folders
-from cifarbn.predict import TrainedNet, load_run
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.section import Options
 from cifarbn.report.wording import how_many, slugs
 from cifarbn.runs.identity import Tag, keys_with
-from cifarbn.runs.load import build, target_class
+from cifarbn.runs.load import TrainedNet, build, load_run, target_class
 from cifarbn.runs.schema import CHECKPOINT
 from cifarbn.runs.untrusted import clean
 

@@ -49,7 +49,7 @@ def covariate_shift(families: list[Family]) -> list[Drawing]:
 def activation_moments(families: list[Family]) -> list[Drawing]:
     """Draw mean and standard deviation of some layers' outputs against the step, a figure for each learning rate."""
     keys = ActivationDriftKeys
-    columns = {"mean": keys.mean, "standard deviation": keys.std}
+    columns = {"mean": keys.mean, "std": keys.std}
     drawings = []
     for rate, probed in _by_rate(families, keys).items():
         first = dict.fromkeys(probed, 0)

@@ -44,7 +44,9 @@ def smoothness(sweep: Sweep, options: Options) -> Section | None:
     text = "Three definitions of smoothness, and controls, of the same runs. "
     text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in left_out.items()) + "." if left_out else ""
     files = {"smoothness.csv": _as_csv(families, found), "factors.csv": factors.as_csv(pairs)}
-    return Section("Smoothness", text.strip(), drawings, files)
+    measured = {name for own in found.values() for name in own}
+    points = [f"{m.name} ({m.origin.source}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in measured]
+    return Section("Smoothness", text.strip(), drawings, files, points=points)
 
 
 def _drawings(

@@ -223,13 +223,26 @@ TABLES: tuple[type[Table], ...] = (
 class Origin(str, Enum):
     """Who defines a measure; the value is what CSV files say."""
 
-    REPORT = "report"  # the course report that this project reproduces
-    COURSE = "course"  # the reference code of the course's handout
-    PAPER = "paper"  # Santurkar et al. 2018, arXiv 1805.11604
-    CONTROL = "control"  # this project's own
+    REPORT = "report"
+    COURSE = "course"
+    PAPER = "paper"
+    CONTROL = "control"
 
     __str__ = str.__str__
     __format__ = str.__format__  # type: ignore[assignment]
+
+    @property
+    def source(self) -> str:
+        """The publication; "control" for a measure that none of them has."""
+        return _SOURCES[self]
+
+
+_SOURCES = {
+    Origin.REPORT: "course report",
+    Origin.COURSE: "course handout",
+    Origin.PAPER: "Santurkar et al. 2018",
+    Origin.CONTROL: "control",
+}
 
 
 class Figure(Enum):
@@ -424,7 +437,7 @@ MEASURES: tuple[Measure, ...] = (
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.mean]),
         label="mean",
-        unit="activation",
+        unit="units of the activation",
         meaning="how far the mean of a layer's output moves from one measurement to the next: the median over layers",
         figure=Figure.LAYERS,
     ),
@@ -434,8 +447,8 @@ MEASURES: tuple[Measure, ...] = (
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.std]),
         label="standard deviation",
-        unit="activation",
-        meaning="the same of its standard deviation",
+        unit="units of the activation",
+        meaning="how far the standard deviation of a layer's output moves likewise: the median over layers",
         figure=Figure.LAYERS,
     ),
     Measure(
@@ -444,7 +457,7 @@ MEASURES: tuple[Measure, ...] = (
         ProbeKeys,
         _relative,
         label="‖∇L(θ − s g) − g‖ / ‖g‖",
-        unit="1",
+        unit="1 (a ratio)",
         meaning="the greatest ‖∇L(θ − s g) − g‖ / ‖g‖ over the points of the walk",
     ),
     Measure(
@@ -490,7 +503,7 @@ MEASURES: tuple[Measure, ...] = (
         lambda r: r[StepChangeKeys.head_noise],
         label="noise",
         unit="loss / parameter",
-        meaning=f"the part that the change of minibatch makes, at one point, {_G}",
+        meaning=f"the part of ‖G(t+1) − G(t)‖ that the change of minibatch makes, at one point, {_G}",
     ),
 )
 """In the order of tables and figures; those of one origin stand together."""

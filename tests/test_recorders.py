@@ -23,7 +23,6 @@ from cifarbn.recorders import (
     StepChange,
 )
 from cifarbn.report.read import read_recordings
-from cifarbn.runs.measures import TABLES
 from cifarbn.smoothness.weight_walks import SHARES
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
@@ -140,7 +139,7 @@ def recorded(tmp_path_factory):
 
 def test_recordings_are_those_of_the_tables(recorded):
     folder, arrays, _ = recorded
-    keys = {key: key.axes for table in TABLES for key in table.keys()}
+    keys = {key: key.axes for recorder in everything(folder) for key in recorder.table.keys()}
     assert arrays.keys() == keys.keys()
     assert {name for name, array in arrays.items() if keys[name] and array.ndim != len(keys[name])} == set()
     assert read_recordings(folder).keys() == arrays.keys()

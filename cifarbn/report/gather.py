@@ -17,7 +17,7 @@ from cifarbn.report.names import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, role_of
 from cifarbn.runs.measures import Key
-from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status
+from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
 
@@ -85,7 +85,7 @@ class RunRecord:
         return {name: column[measured] for name, column in self._metrics.items()}
 
     @property
-    def steps(self) -> dict[str, np.ndarray]:
+    def steps(self) -> dict[StepColumn, np.ndarray]:
         """Column of metrics.csv -> (T,) float64: `step` (from 0), `lr`, `step/loss`, `step/acc`, `step/grad_norm`."""
         return {name: self._metrics[name] for name in STEP_COLUMNS}
 

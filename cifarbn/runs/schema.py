@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 RESULT = "result.json"
 METRICS = "metrics.csv"
@@ -15,10 +15,11 @@ RECORDINGS = "recordings.npz"
 RAW_GRADIENTS = "last_layer_gradients.npy"
 CHECKPOINT = "last.ckpt"
 
-# Of metrics.csv: a row has the first for every step; the last row of an epoch has the epoch's as well.
-STEP_COLUMNS = ("step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm")
+# Of metrics.csv: each row has a step's columns; the last row of an epoch has the epoch's as well.
+StepColumn = Literal["step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"]
+STEP_COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
 EPOCH_COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc")
-COLUMNS = (*STEP_COLUMNS, *EPOCH_COLUMNS)
+COLUMNS: tuple[str, ...] = (*STEP_COLUMNS, *EPOCH_COLUMNS)
 
 DEEPEST = 64  # groups within groups, of what is read
 LARGEST = 3.4e38  # of what is measured in float32: a number beyond it is none

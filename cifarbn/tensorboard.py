@@ -18,7 +18,7 @@ from cifarbn.cli.command_line import plain_errors
 from cifarbn.errors import UserError
 from cifarbn.runs.folder import find_runs
 from cifarbn.runs.identity import folder_name
-from cifarbn.runs.schema import read_result
+from cifarbn.runs.result_file import read_result
 
 SECONDS_BETWEEN_LOOKS = 10
 

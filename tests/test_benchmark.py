@@ -10,6 +10,7 @@ from cifarbn.benchmark.sides import as_text, in_turn
 from cifarbn.benchmark.step import training_flops
 from cifarbn.benchmark.threads import busy_processes
 from cifarbn.models import ResNet
+from cifarbn.runs.measures import TABLES
 
 # Of few cores, and of forking beside threads; both are the usual way's.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*fork:DeprecationWarning")
@@ -59,7 +60,7 @@ def test_loop_measures_the_three_ways(tmp_path, capsys):
 
 def test_probe_measures_every_recorder(tmp_path, capsys):
     found = report(tmp_path, "probe --net resnet18_narrow --rounds 1 --steps 3 --batch-size 8")
-    assert len(found["seconds"]) == 8 and min(s[0] for s in found["seconds"].values()) > 0
+    assert len(found["seconds"]) == 1 + len(TABLES) and min(s[0] for s in found["seconds"].values()) > 0
     assert "last-layer gradients:" in capsys.readouterr().out
 
 

@@ -14,9 +14,9 @@ from disk import restore, watched
 from in_process import STEPS, assert_same_run, checkpoint, make_run, result
 
 from cifarbn.errors import UserError
-from cifarbn.predict import load_run
 from cifarbn.runs.checkpoints import CHECKSUMS, forget_previous, newest_whole, verify, write_checkpoint
 from cifarbn.runs.folder import remove_temporaries
+from cifarbn.runs.load import load_run
 
 RAW = "record.last_layer_gradients.raw=true"
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import AT_ONCE, TrainedNet, build_net, load_run, main, read_picture
+from cifarbn.predict import AT_ONCE, main, read_picture
+from cifarbn.runs.load import TrainedNet, build_net, load_run
 from cifarbn.training.classifier import Classifier
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]

@@ -21,6 +21,7 @@ from cifarbn.recorders import (
     ScaleInvariantBeta,
     StepChange,
 )
+from cifarbn.report.read import read_recordings
 from cifarbn.smoothness.weight_walks import SHARES
 from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
 from cifarbn.training.callbacks.standard import StandardCallbacks
@@ -133,6 +134,14 @@ def recorded(tmp_path_factory):
     with open(folder / "metrics.csv", newline="") as file:
         metrics = list(csv.DictReader(file))
     return folder, dict(np.load(folder / "recordings.npz")), metrics
+
+
+def test_recordings_are_those_of_the_tables(recorded):
+    folder, arrays, _ = recorded
+    keys = {key: key.axes for recorder in everything(folder) for key in recorder.table.keys()}
+    assert arrays.keys() == keys.keys()
+    assert {name for name, array in arrays.items() if keys[name] and array.ndim != len(keys[name])} == set()
+    assert read_recordings(folder).keys() == arrays.keys()
 
 
 def test_the_probe_starts_from_the_step_s_own_loss_and_gradient(recorded):

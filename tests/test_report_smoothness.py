@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from cifarbn.report.definitions import WHOSE, curves
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.smoothness import smoothness
-from cifarbn.training.callbacks.metrics_logger import COLUMNS
+from cifarbn.runs.measures import MEASURES, curves
+from cifarbn.runs.schema import COLUMNS
 
 NORMS = {"vgg_a": "torch.nn.Identity", "vgg_a_bn": "torch.nn.BatchNorm2d"}
 
@@ -93,7 +93,7 @@ def sweep(tmp_path):
 def test_definitions_of_one_run_by_hand(tmp_path):
     recordings = dict(np.load(write_run(tmp_path, "vgg_a", 0.001, scale=6.0) / "recordings.npz"))
     found = curves(recordings)
-    assert list(found) == [name for name in WHOSE if name in found]
+    assert list(found) == [measure.name for measure in MEASURES if measure.name in found]
     # The report's curve lies one step to the left of the stream's: defined at step 0, not at the last.
     lipschitz = found["report Lipschitz"][1]
     assert lipschitz[0] == 6 and np.isnan(lipschitz[-1])

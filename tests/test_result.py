@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cifarbn.errors import UserError
 from cifarbn.report import table
 from cifarbn.report.gather import gather
-from cifarbn.runs.schema import check_result, overwrite_result, read_result, throughout, write_result
-from cifarbn.training.callbacks.metrics_logger import COLUMNS
+from cifarbn.runs.result_file import overwrite_result, read_result, write_result
+from cifarbn.runs.schema import COLUMNS, check_result, throughout
 
 START = {"step": 0, "device": "a CPU", "devices": 1, "precision": "32-true", "compile": "", "versions": {"torch": "2"}}
 RESULT: dict[str, Any] = {

@@ -21,7 +21,7 @@ from test_longer import made
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
 from cifarbn.runs.folder import Run, find_runs
 from cifarbn.runs.identity import LONGEST_NAME, differences, folder_name
-from cifarbn.runs.schema import read_result
+from cifarbn.runs.result_file import read_result
 
 CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "resume": True, "data": {"root": "/here", "val_size": 5}}
 

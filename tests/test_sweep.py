@@ -19,9 +19,10 @@ from processes import Command, run
 from test_train import TINY
 
 from cifarbn import train
-from cifarbn.cli.sweep import Journal, Outcome, Sweep, table
+from cifarbn.cli.outcomes import Outcome, table
+from cifarbn.cli.sweep import Journal, Sweep
 from cifarbn.errors import UserError
-from cifarbn.runs.schema import read_result, write_result
+from cifarbn.runs.result_file import read_result, write_result
 
 SWEEP = ["-m", *TINY, "checkpoint_minutes=0", "optim.lr=1e-3,2e-3", "seed=0,1"]
 

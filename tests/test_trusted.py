@@ -17,13 +17,12 @@ from torch import nn
 
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import TrainedNet, build_net
 from cifarbn.predict import main as predict
 from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
 from cifarbn.report.inside import look_inside
 from cifarbn.report.structure import structures
-from cifarbn.runs.load import build, check_prefixes, checked
+from cifarbn.runs.load import TrainedNet, build, build_net, check_prefixes, checked
 
 CANARY = "canary"
 MODELS = [name for name in options("model") if not name.startswith("dln")]
@@ -55,7 +54,7 @@ ATTACKS = {
     "function of torch.nn.init": {"_target_": "torch.nn.init.zeros_", "tensor": 1},
     "function of ours": {"_target_": "cifarbn.data.draw_shapes", "n": 1, "seed": 0},
     "loader of ours": {"_target_": "cifarbn.data.InMemoryLoader"},
-    "another package of ours": {"_target_": "cifarbn.runs.schema.write_result", "folder": ".", "result": {}},
+    "another package of ours": {"_target_": "cifarbn.runs.result_file.write_result", "folder": ".", "result": {}},
     "longer name": {"_target_": "cifarbn.models_of_mine.Net"},
     "not imported": {"_target_": "evil_module.Net"},
     "no string": {"_target_": ["os", "mkdir"], "path": CANARY},

@@ -28,7 +28,7 @@ from cifarbn.errors import UserError
 from cifarbn.fast.hardware import COMPILE_MODES, Hardware
 from cifarbn.fast.training_step import WITHOUT_GRAPHS, TrainingStep
 from cifarbn.recorders import LastLayerGradients
-from cifarbn.runs.schema import Result
+from cifarbn.runs.schema import Result, Status
 from cifarbn.train import train
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.classifier import Classifier
@@ -62,7 +62,7 @@ def check_choice(choice: str, folder: Path) -> None:
         result = _run(folder, choice, *(() if choice == "model=speednet" else ("model.width=8",)))
     else:
         result = _run(folder, *MODEL, choice)
-    assert result["status"] == "done", result.get("error")
+    assert result["status"] == Status.DONE, result.get("error")
     assert result["cuda_graphs"], result["step_notes"]
     assert len(_losses(folder)) == 3
 

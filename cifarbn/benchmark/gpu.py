@@ -16,7 +16,7 @@ from cifarbn.benchmark.images import data_overrides
 from cifarbn.benchmark.sides import Report
 from cifarbn.errors import UserError
 from cifarbn.runs.provenance import surroundings
-from cifarbn.runs.schema import read_result
+from cifarbn.runs.result_file import read_result
 
 FOLDER = Path("multirun_outputs") / "benchmark_gpu"
 LEAST = 10.0  # seconds: a part that has less is not begun

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,29 +16,15 @@ from cifarbn.benchmark.sides import Report, wait_for
 from cifarbn.benchmark.step import NETS
 from cifarbn.data import Augmentation, Shapes
 from cifarbn.fast.hardware import Hardware
-from cifarbn.recorders import (
-    ActivationDrift,
-    CovariateShift,
-    GradientProbe,
-    HeldOutAccuracy,
-    LastLayerGradients,
-    Recorder,
-    ScaleInvariantBeta,
-    StepChange,
-)
+from cifarbn.recorders import Recorder
+from cifarbn.runs.measures import TABLES
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.callbacks.timing import Timing
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end")
 RECORDERS: dict[str, Callable[[Path], pl.Callback]] = {
-    "step history": lambda folder: StepHistory(folder),
-    "last-layer gradients": lambda folder: LastLayerGradients(folder),
-    "held-out accuracy": lambda folder: HeldOutAccuracy(folder),
-    "gradient probe": lambda folder: GradientProbe(folder),
-    "scale-invariant beta": lambda folder: ScaleInvariantBeta(folder),
-    "step change": lambda folder: StepChange(folder),
-    "covariate shift": lambda folder: CovariateShift(folder),
-    "activation drift": lambda folder: ActivationDrift(folder),
+    "step history": StepHistory,
+    **{table.title: resolve_name(table.recorder) for table in TABLES},
 }
 
 

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.command_line import plain_errors
-from cifarbn.errors import Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
-from cifarbn.formatting import duration, number, text_table
+from cifarbn.cli.outcomes import End, Outcome, is_failure, not_made, read_outcome, short, table
+from cifarbn.errors import Interrupted, Refused, UserError, machine_fault
+from cifarbn.formatting import duration
 from cifarbn.runs.locks import Held, Lock
-from cifarbn.runs.schema import RESULT, read_result
+from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import check_one_process
-
-STATUSES = ("done", "diverged", "failed", "refused", "elsewhere")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one run of a sweep ended.
-
-    Attributes:
-        run: its folder's name.
-        overrides: of its command line.
-        status: "done", "diverged", "failed", "refused" (its folder holds another run) or "elsewhere" (another process
-            is making it).
-        accuracy: on the test set, a fraction; None where it was not tested.
-        seconds: that the run took, over all its starts.
-        why: it failed, was refused or diverged.
-        found: whether it had ended before this sweep began.
-    """
-
-    run: str
-    overrides: list[str]
-    status: str
-    accuracy: float | None = None
-    seconds: float | None = None
-    why: str | None = None
-    found: bool = False
 
 
 class Journal:
@@ -94,7 +69,11 @@ class Journal:
     def read(self) -> tuple[int, list[Outcome]]:
         """How many runs are in progress, and how the others ended, in this order."""
         events = [json.loads(line) for line in self.file.read_text().splitlines()]
-        outcomes = [Outcome(**event["ended"]) for event in events if "ended" in event]
+        outcomes = [
+            Outcome(**event["ended"] | {"status": End(event["ended"]["status"])})
+            for event in events
+            if "ended" in event
+        ]
         return len({event["started"] for event in events if "started" in event}) - len(outcomes), outcomes
 
     def end(self) -> None:
@@ -183,7 +162,7 @@ class Sweep(Callback):
         outcomes = self.journal.read()[1]
         self.journal.end()
         print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
-        if any(outcome.status in ("failed", "refused") for outcome in outcomes):
+        if is_failure(outcomes):
             sys.exit(1)
 
     def _progress(self) -> str:
@@ -201,22 +180,10 @@ class Sweep(Callback):
         return said
 
     def _summary(self, outcomes: Sequence[Outcome]) -> str:
-        counts: dict[str, int] = {status: sum(outcome.status == status for outcome in outcomes) for status in STATUSES}
-        parts = [f"{count} {status}" for status, count in counts.items() if count or status == "done"]
+        counts = {status: sum(outcome.status == status for outcome in outcomes) for status in End}
+        parts = [f"{count} {status}" for status, count in counts.items() if count or status is End.DONE]
         total = "" if self.planned is None else f" of {self.planned}"
         return f"{', '.join(parts)}{total}"
-
-
-def table(outcomes: Sequence[Outcome]) -> str:
-    """One line a run, aligned: status, test accuracy, seconds, what sets it apart, and why it is not done."""
-    in_all = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if len(outcomes) > 1 else set()
-    lines = [("status", "test acc", "seconds", "run")]
-    for outcome in outcomes:
-        own = " ".join(override for override in outcome.overrides if override not in in_all) or outcome.run
-        status = outcome.status + (" before" if outcome.found else "")
-        own += f": {outcome.why}" if outcome.why else ""
-        lines.append((status, number(outcome.accuracy, 4), number(outcome.seconds, 0), own))
-    return text_table(lines, "<>><")
 
 
 def searches(hydra_config: Any) -> bool:
@@ -226,30 +193,10 @@ def searches(hydra_config: Any) -> bool:
 
 
 def _outcome(folder: Path, overrides: list[str], error: BaseException | None, said: str | None, found: bool) -> Outcome:
-    why = _short(said or f"{type(error).__name__}: {error}", folder) if error else None
     if isinstance(error, Refused):
-        status = "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
-        return Outcome(folder.name, overrides, status, why=why)
-    try:
-        result = read_result(folder)
-    except UserError as unreadable:
-        return Outcome(folder.name, overrides, "failed", why=why or _short(str(unreadable), folder))
-    if result is None:
-        return Outcome(folder.name, overrides, "failed", why=why or f"its {RESULT} is gone")
-    return Outcome(
-        folder.name,
-        overrides,
-        "failed" if error else result["status"],
-        accuracy=result.get("metrics", {}).get("test/acc"),
-        seconds=result.get("seconds", {}).get("total"),
-        why=why or (result.get("error") or "").split("\n")[0] or None,
-        found=found,
-    )
-
-
-def _short(said: str, folder: Path) -> str:
-    """The first line of a message, without the folders in it."""
-    return without_folders(said.split("\n")[0].replace(f"{folder} ", ""), folder)
+        return not_made(folder, overrides, error)
+    why = short(said or f"{type(error).__name__}: {error}", folder) if error else None
+    return read_outcome(folder, overrides, why=why, found=found)
 
 
 def _content(folder: Path) -> bytes | None:

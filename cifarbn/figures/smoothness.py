@@ -41,12 +41,12 @@ def bands(found: Mapping[str, SeedBand], what: str, title: str, *, log: bool = F
         title: of the figure.
         log: whether the vertical axis is logarithmic.
     """
-    figure = _figure(2.9, title)
+    figure = tall(2.9, title)
     axes = figure.subplots()
     for (name, band), colour in zip(found.items(), cycle(COLOURS), strict=False):
         _band(axes, band, colour, name)
-    _finish(axes, what, log)
-    _legend(figure, [axes])
+    finish(axes, what, log)
+    legend_below(figure, [axes])
     return figure
 
 
@@ -67,9 +67,9 @@ def lines(found: Mapping[str, Mapping[str, Sequence[Curve]]], what: str, title: 
             thin = len(runs) > 1 or max(len(steps) for steps, _ in runs) > DENSE
             for steps, values in runs:
                 axes.plot(steps, values, color=colours[rate], label=f"lr {rate}", lw=0.7 if thin else 1.6)
-        _finish(axes, what, log)
+        finish(axes, what, log)
     _label_above_a_gap(panels)
-    _legend(figure, panels, numbered=True)
+    legend_below(figure, panels, numbered=True)
     return figure
 
 
@@ -83,18 +83,18 @@ def walks(found: Mapping[str, Walks], title: str) -> Figure:
         found: family -> its three bands over seeds.
         title: of the figure.
     """
-    figure = _figure(5.4, title)
+    figure = tall(5.4, title)
     panels = figure.subplots(3, 1, sharex=True)
     for (name, seen), colour in zip(found.items(), cycle(COLOURS), strict=False):
         _band(panels[0], seen.loss, colour, name)
         _band(panels[1], seen.distance, colour, name)
-        _reach(panels[2], seen.beta, colour)
+        band_of_seeds(panels[2], seen.beta, colour)
         panels[2].plot(seen.beta.steps, seen.beta.low, color=colour, label=name, lw=1.4)
     for axes, what in zip(panels, ("loss", "gradient distance", "effective β"), strict=True):
-        _finish(axes, what, log=True)
+        finish(axes, what, log=True)
         axes.label_outer()
     figure.align_ylabels()
-    _legend(figure, panels[2:])
+    legend_below(figure, panels[2:])
     return figure
 
 
@@ -118,7 +118,7 @@ def distance_curves(found: Mapping[str, Mapping[int, Sequence[Curve]]], title: s
         logarithmic(axes, "y")
         axes.label_outer()
     _label_above_a_gap(panels)
-    _legend(figure, panels, numbered=True)
+    legend_below(figure, panels, numbered=True)
     return figure
 
 
@@ -138,7 +138,7 @@ def factors(
     """
     rates = sorted({rate for values in found.values() for rate in values}, key=float)
     colours = shades(rates)
-    figure = _figure((0.24 + 0.08 * len(rates)) * len(found) + 1.2, title)
+    figure = tall((0.24 + 0.08 * len(rates)) * len(found) + 1.2, title)
     axes = figure.subplots()
     # One below the other, or intervals would hide each other.
     places = dict(zip(rates, (np.arange(len(rates)) - (len(rates) - 1) / 2) * 0.7 / len(rates), strict=True))
@@ -157,11 +157,12 @@ def factors(
     axes.set_xlabel(wrapped(reference, WIDTH - 1.9))
     for rate in rates:
         axes.scatter([], [], color=colours[rate], s=20, label=f"lr {rate}")
-    _legend(figure, [axes], numbered=True)
+    legend_below(figure, [axes], numbered=True)
     return figure
 
 
-def _figure(height: float, title: str) -> Figure:
+def tall(height: float, title: str) -> Figure:
+    """Make an empty figure with room for its title and so many inches below it."""
     title = wrapped(title, WIDTH - 0.2)
     figure = Figure(figsize=(WIDTH, height + 0.17 * (title.count("\n") + 1)), layout="constrained")
     figure.suptitle(title, x=0.02, ha="left")
@@ -173,7 +174,7 @@ def _panels(names: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
     columns = 1 if len(names) <= ONE_COLUMN else 2
     titles = [wrapped(name, (WIDTH - 0.8) / columns) for name in names]
     lines = [max(t.count("\n") for t in titles[i : i + columns]) for i in range(0, len(titles), columns)]
-    figure = _figure(1.75 * len(lines) + 0.17 * sum(lines) + 0.6, title)
+    figure = tall(1.75 * len(lines) + 0.17 * sum(lines) + 0.6, title)
     grid = figure.subplots(len(lines), columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.ravel())
     for axes, text in zip(panels, titles, strict=False):
@@ -184,17 +185,19 @@ def _panels(names: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _band(axes: Axes, band: SeedBand, colour: str, name: str) -> None:
-    _reach(axes, band, colour)
+    band_of_seeds(axes, band, colour)
     # No edges: over thousands of steps they would fill the band and hide what lies behind it.
     axes.fill_between(band.steps, band.low, band.high, color=colour, alpha=0.45, lw=0, label=name)
 
 
-def _reach(axes: Axes, band: SeedBand, colour: str) -> None:
+def band_of_seeds(axes: Axes, band: SeedBand, colour: str) -> None:
+    """Shade how far any of several seeds reaches."""
     if band.seeds > 1:
         axes.fill_between(band.steps, band.lowest, band.highest, color=colour, alpha=0.18, lw=0)
 
 
-def _finish(axes: Axes, what: str, log: bool) -> None:
+def finish(axes: Axes, what: str, log: bool) -> None:
+    """Label the axes, once everything is drawn: steps below, `what` on the left."""
     axes.set(xlabel="step", ylabel=what)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if log:
@@ -211,7 +214,7 @@ def _label_above_a_gap(panels: Sequence[Axes]) -> None:
         panels[-2].set_xlabel(panels[-1].get_xlabel())
 
 
-def _legend(figure: Figure, panels: Sequence[Axes], *, numbered: bool = False) -> None:
+def legend_below(figure: Figure, panels: Sequence[Axes], *, numbered: bool = False) -> None:
     """One entry for each label of any panel; numbered ones, such as `lr 0.001`, in the order of their colours.
 
     The figure grows by what the legend needs beyond one line.

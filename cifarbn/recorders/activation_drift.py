@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, net_of
+from cifarbn.runs.measures import ActivationDriftKeys, Key
 
 
 class ActivationDrift(Recorder):
@@ -30,7 +31,7 @@ class ActivationDrift(Recorder):
         reach: half its width, in the activations' own units.
     """
 
-    prefix = "activation_drift"
+    table = ActivationDriftKeys
 
     def __init__(self, folder: Path, every: int = 200, bins: int = 64, reach: float = 5.0) -> None:
         super().__init__()
@@ -59,7 +60,8 @@ class ActivationDrift(Recorder):
             for hook in hooks:
                 hook.remove()
         rows = torch.stack([seen[name] for name in self._names])
-        self.note(step=trainer.global_step, mean=rows[:, 0], std=rows[:, 1], histogram=rows[:, 2:])
+        moments = {self.table.mean: rows[:, 0], self.table.std: rows[:, 1]}
+        self.note({self.table.step: trainer.global_step, **moments, self.table.histogram: rows[:, 2:]})
 
     def _look(self, seen: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         # Reduced here: an in-place activation will overwrite the output.
@@ -68,9 +70,10 @@ class ActivationDrift(Recorder):
         counts = torch.histc(inside, self.bins, -self.reach, self.reach)
         seen[name] = torch.cat([values.mean()[None], values.std()[None], counts / len(values)])
 
-    def constants(self) -> dict[str, NDArray]:
-        """The layers' names and the histogram's edges."""
-        return {"layers": np.array(self._names), "edges": np.linspace(-self.reach, self.reach, self.bins + 1)}
+    def constants(self) -> dict[Key, NDArray]:
+        """Return the layers' names and the histogram's edges."""
+        edges = np.linspace(-self.reach, self.reach, self.bins + 1)
+        return {self.table.layers: np.array(self._names), self.table.edges: edges}
 
 
 def outputs(net: nn.Module) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, net_of
+from cifarbn.runs.measures import CovariateShiftKeys, Key
 from cifarbn.smoothness.covariate_shift import covariate_shift
 from cifarbn.smoothness.evaluation import standing_at
 
@@ -27,7 +28,7 @@ class CovariateShift(Recorder):
         every: steps between measurements.
     """
 
-    prefix = "covariate_shift"
+    table = CovariateShiftKeys
 
     def __init__(self, folder: Path, every: int = 200) -> None:
         super().__init__()
@@ -59,12 +60,19 @@ class CovariateShift(Recorder):
         with measuring(pl_module, batch) as loss_fn, standing_at(everything, self._before) as after:
             remaining = iter(after)
             shift = covariate_shift(loss_fn, groups, [[next(remaining) for _ in layer] for layer in groups])
-        self.note(step=trainer.global_step - 1, **shift._asdict())
+        self.note(
+            {
+                self.table.step: trainer.global_step - 1,
+                self.table.distance: shift.distance,
+                self.table.cosine: shift.cosine,
+                self.table.gradient_norm: shift.gradient_norm,
+            }
+        )
         self._before = []
 
-    def constants(self) -> dict[str, NDArray]:
-        """The layers' names, in the order of the forward pass."""
-        return {"layers": np.array(self._names)}
+    def constants(self) -> dict[Key, NDArray]:
+        """Return the layers' names, in the order of the forward pass."""
+        return {self.table.layers: np.array(self._names)}
 
 
 def layers(net: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, trained
+from cifarbn.runs.measures import Key, ProbeKeys, WalkKeys
 from cifarbn.smoothness.evaluation import LossAndGradient, loss_and_gradient, standing_at
 from cifarbn.smoothness.vectors import norm, random_direction
 from cifarbn.smoothness.walk import Walk, dln_steps, vgg_steps, walk
@@ -51,7 +52,7 @@ class GradientProbe(Recorder):
         UserError: for an unknown preset or direction, or a number out of range.
     """
 
-    prefix = "probe"
+    table = ProbeKeys
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class GradientProbe(Recorder):
         self._names: list[str] = []
         self._before: list[Tensor] = []  # theta_t, until the step is taken
         self._start: LossAndGradient | None = None
-        self._entry: dict[str, Any] = {}
+        self._entry: dict[Key, Any] = {}
         self._dimensions: list[int] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -106,7 +107,7 @@ class GradientProbe(Recorder):
         parameters = list(trained(pl_module).values())
         with measuring(pl_module, batch) as loss_fn:
             start = loss_and_gradient(loss_fn, parameters)
-            self._entry = {"step": trainer.global_step}
+            self._entry = {self.table.step: trainer.global_step}
             for kind in self.directions:
                 if kind == "update":
                     continue  # known only after the step
@@ -115,11 +116,11 @@ class GradientProbe(Recorder):
                     generator = torch.Generator().manual_seed(torch.initial_seed() + trainer.global_step)
                     direction = random_direction(start.gradient, generator)
                 seen = walk(loss_fn, parameters, self.s, start=start, direction=direction)
-                self._enter(kind, seen)
+                self._enter(self.table.random if kind == "random" else self.table.gradient, seen)
         if "update" in self.directions:
             self._before, self._start = [p.detach().clone() for p in parameters], start
         else:
-            self.note(**self._entry)
+            self.note(self._entry)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -130,23 +131,35 @@ class GradientProbe(Recorder):
         parameters = list(trained(pl_module).values())
         with measuring(pl_module, batch) as loss_fn, standing_at(parameters, self._before) as after:
             update = [old - new for old, new in zip(self._before, after, strict=True)]
-            self._enter("update", walk(loss_fn, parameters, [1.0], start=self._start, direction=update))
+            self._enter(self.table.update, walk(loss_fn, parameters, [1.0], start=self._start, direction=update))
             if self.shares:
                 scale = norm(update) / norm(self._start.gradient)
                 as_long = [g * scale.to(g.dtype) for g in self._start.gradient]
-                self._enter("matched", walk(loss_fn, parameters, self.shares, start=self._start, direction=as_long))
-        self.note(**self._entry)
+                self._enter(
+                    self.table.matched, walk(loss_fn, parameters, self.shares, start=self._start, direction=as_long)
+                )
+        self.note(self._entry)
         self._before, self._start = [], None
 
-    def _enter(self, kind: str, seen: Walk) -> None:
-        self._entry |= {f"{kind}.{name}": value for name, value in vars(seen).items() if name != "s"}
+    def _enter(self, keys: WalkKeys, seen: Walk) -> None:
+        self._entry |= {
+            keys.distance_moved: seen.distance_moved,
+            keys.loss_at_start: seen.loss_at_start,
+            keys.gradient_norm: seen.gradient_norm,
+            keys.loss: seen.loss,
+            keys.gradient_distance: seen.gradient_distance,
+            keys.cosine: seen.cosine,
+            keys.parameter_distance: seen.parameter_distance,
+            keys.parameter_moved: seen.parameter_moved,
+            keys.parameter_norm: seen.parameter_norm,
+        }
 
-    def constants(self) -> dict[str, NDArray]:
-        """The step sizes and shares, and the names and dimensions of the parameter tensors."""
+    def constants(self) -> dict[Key, NDArray]:
+        """Return the step sizes and shares, and the names and dimensions of the parameter tensors."""
         return {
-            "s": np.array(self.s),
-            "shares": np.array(self.shares),
-            "every": np.array(self.every),
-            "parameters": np.array(self._names),
-            "dimensions": np.array(self._dimensions),
+            self.table.s: np.array(self.s),
+            self.table.shares: np.array(self.shares),
+            self.table.every: np.array(self.every),
+            self.table.parameters: np.array(self._names),
+            self.table.dimensions: np.array(self._dimensions),
         }

@@ -13,6 +13,7 @@ from cifarbn.data.interface import inputs_and_labels, val_names
 from cifarbn.errors import UserError
 from cifarbn.losses import accuracy
 from cifarbn.recorders.recorder import Recorder, due, loss_of, net_of
+from cifarbn.runs.measures import HeldOutKeys, Key
 from cifarbn.smoothness.preserving import preserved
 
 
@@ -32,7 +33,7 @@ class HeldOutAccuracy(Recorder):
         UserError: when training starts, if there are neither.
     """
 
-    prefix = "held_out"
+    table = HeldOutKeys
 
     def __init__(self, folder: Path, every: int = 40, pictures: int = 1000) -> None:
         super().__init__()
@@ -77,8 +78,9 @@ class HeldOutAccuracy(Recorder):
                 total = total + loss(logits, labels) * len(labels)
                 right = right + accuracy(logits, labels) * len(labels)
                 count += len(labels)
-        self.note(step=trainer.global_step, loss=total / count, acc=right / count)
+        means = {self.table.loss: total / count, self.table.acc: right / count}
+        self.note({self.table.step: trainer.global_step, **means})
 
-    def constants(self) -> dict[str, NDArray]:
-        """Which pictures they are: "val" or "test_curve"."""
-        return {"source": np.array(self._source)}
+    def constants(self) -> dict[Key, NDArray]:
+        """Return which images they are: "val" or "test_curve"."""
+        return {self.table.source: np.array(self._source)}

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, last_layer_of, trained
 from cifarbn.runs.durable import sync_file, temporary_path
-from cifarbn.runs.folder import RAW_GRADIENTS
+from cifarbn.runs.measures import Key, LastLayerKeys
+from cifarbn.runs.schema import RAW_GRADIENTS
 from cifarbn.smoothness.differences import GradientDifferences
 
 POINTS_PER_EPOCH = 50  # in TensorBoard
@@ -36,7 +37,7 @@ class LastLayerGradients(Recorder):
             its size is announced before the run.
     """
 
-    prefix = "last_layer"
+    table = LastLayerKeys
 
     def __init__(self, folder: Path, raw: bool = False) -> None:
         super().__init__()
@@ -71,7 +72,8 @@ class LastLayerGradients(Recorder):
                 "call the one that gives the logits `head`, or set record=none"
             )
         norm, first, second = self._stream.push(gradient)
-        self.note(step=trainer.global_step, norm=norm, first_difference=first, second_difference=second)
+        differences = {self.table.first_difference: first, self.table.second_difference: second}
+        self.note({self.table.step: trainer.global_step, self.table.norm: norm, **differences})
         if self.raw_file is not None:
             self._waiting.append(gradient.detach().float().clone())
 
@@ -80,19 +82,19 @@ class LastLayerGradients(Recorder):
         self._flush_raw()
         arrays = self.arrays()
         epoch = slice(self._drawn, None)
-        self._drawn = len(arrays["step"])
+        self._drawn = len(arrays[self.table.step])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                steps = arrays["step"][epoch]
-                for name in ("norm", "first_difference", "second_difference"):
-                    values = arrays[name][epoch]
+                steps = arrays[self.table.step][epoch]
+                for key in (self.table.norm, self.table.first_difference, self.table.second_difference):
+                    values = arrays[key][epoch]
                     for i in range(0, len(steps), -(-len(steps) // POINTS_PER_EPOCH)):
                         if np.isfinite(values[i]):
-                            logger.experiment.add_scalar(f"last_layer/{name}", values[i], int(steps[i]))
+                            logger.experiment.add_scalar(f"last_layer/{key.short}", values[i], int(steps[i]))
 
-    def constants(self) -> dict[str, NDArray]:
-        """The layer's name."""
-        return {"layer": np.array(self._layer)}
+    def constants(self) -> dict[Key, NDArray]:
+        """Return the layer's name."""
+        return {self.table.layer: np.array(self._layer)}
 
     def _flush_raw(self) -> None:
         if self._raw is not None and self.raw_file is not None and self._waiting:

@@ -1,7 +1,7 @@
 """What all recorders share: arrays that grow on the device, and the one file that holds them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from cifarbn.data.interface import Batch
 from cifarbn.losses import HALF, Loss, at_least_float32
 from cifarbn.runs.durable import replace_file
-from cifarbn.runs.folder import RECORDINGS
+from cifarbn.runs.measures import Key, Table
+from cifarbn.runs.schema import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.preserving import preserved
 from cifarbn.smoothness.randomness import replayed
@@ -26,48 +27,57 @@ class Recorder(pl.Callback):
 
     Trap: on a GPU the next step overwrites `.grad` in place, so clone a gradient that you keep.
 
-    `note` appends one entry to each named array and leaves it on its device: reading it would make the host wait.
-    `arrays` brings them over. The names get the recorder's own `prefix`, and every recorder notes `step`, counted
-    from 0 as in metrics.csv: entry t belongs to theta_t, the parameters before step t.
+    `note` appends one entry to each array and leaves it on its device: reading it would make the host wait. `arrays`
+    brings them over. The keys are those of the recorder's `table`, and every recorder notes `table.step`, counted from
+    0 as in metrics.csv: entry t belongs to theta_t, the parameters before step t.
     """
 
-    prefix = ""
+    table: type[Table]
 
     def __init__(self) -> None:
-        self._pending: dict[str, list[Tensor]] = defaultdict(list)
-        self._kept: dict[str, NDArray] = {}
+        self._pending: dict[Key, list[Tensor]] = defaultdict(list)
+        self._kept: dict[Key, NDArray] = {}
 
-    def note(self, **entries: Tensor | float | Sequence[float] | NDArray) -> None:
-        """Append an entry, of the same shape every time, to each named array; half precision as float32."""
-        for name, entry in entries.items():
-            self._pending[name].append(at_least_float32(torch.as_tensor(entry).detach()))
+    def note(self, entries: Mapping[Key, Tensor | float | Sequence[float] | NDArray]) -> None:
+        """Append an entry, of the same shape every time, to each array; half precision as float32."""
+        for key, entry in entries.items():
+            self._pending[key].append(at_least_float32(torch.as_tensor(entry).detach()))
 
-    def arrays(self) -> dict[str, NDArray]:
-        """Everything noted so far, by name; first axis = entries. Waits for the device."""
-        for name, entries in self._pending.items():
+    def arrays(self) -> dict[Key, NDArray]:
+        """Return everything noted so far; first axis = entries. Waits for the device."""
+        for key, entries in self._pending.items():
             new = torch.stack([e.to(entries[-1].device) for e in entries]).cpu().numpy()
-            self._kept[name] = np.concatenate([self._kept[name], new]) if name in self._kept else new
+            self._kept[key] = np.concatenate([self._kept[key], new]) if key in self._kept else new
         self._pending.clear()
         return self._kept
 
-    def constants(self) -> dict[str, NDArray]:
-        """What a reader needs to know beside the arrays: settings and names."""
+    def constants(self) -> dict[Key, NDArray]:
+        """Return what a reader needs to know beside the arrays: settings and names."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The arrays as tensors, so that a checkpoint can be loaded with `weights_only`."""
-        return {"arrays": {name: torch.from_numpy(array) for name, array in self.arrays().items()}}
+        """Return the arrays as tensors, so that a checkpoint can be loaded with `weights_only`."""
+        return {"arrays": by_name({key: torch.from_numpy(array) for key, array in self.arrays().items()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the checkpoint."""
         self._pending.clear()
-        self._kept = {name: tensor.numpy() for name, tensor in state_dict["arrays"].items()}
+        self._kept = {key: tensor.numpy() for key, tensor in self.by_key(state_dict["arrays"]).items()}
+
+    def by_key(self, entries: Mapping[str, Any]) -> dict[Key, Any]:
+        """Return what `by_name` was given."""
+        return {Key(f"{self.table.step.prefix}.{name}"): entry for name, entry in entries.items()}
+
+
+def by_name(entries: Mapping[Key, Any]) -> dict[str, Any]:
+    """Return the same under plain names, for a checkpoint: "norm" for the key "last_layer.norm"."""
+    return {key.short: entry for key, entry in entries.items()}
 
 
 class RecordingsFile(pl.Callback):
     """Writes every recorder's arrays into `recordings.npz` at the end of each epoch and of the run.
 
-    Keys are `prefix.name`, such as `last_layer.norm`. The file is replaced whole and forced to the disk, so that no
+    Its keys are in `cifarbn.runs.measures`. The file is replaced whole and forced to the disk, so that no
     reader meets half of one, and a power cut after the run's last checkpoint loses none of it.
     """
 
@@ -93,9 +103,9 @@ class RecordingsFile(pl.Callback):
     def write(self, trainer: pl.Trainer) -> None:
         """Write what there is, from the first process."""
         found = {
-            f"{recorder.prefix}.{name}": array
+            str(key): array
             for recorder in self.recorders
-            for name, array in {**recorder.constants(), **recorder.arrays()}.items()
+            for key, array in {**recorder.constants(), **recorder.arrays()}.items()
         }
         if not found or not trainer.is_global_zero:
             return

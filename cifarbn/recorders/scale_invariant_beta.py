@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, trained
+from cifarbn.runs.measures import Key, ScaleInvariantBetaKeys
 from cifarbn.smoothness.weight_walks import SHARES, walk_each_weight
 
 
@@ -34,7 +35,7 @@ class ScaleInvariantBeta(Recorder):
         UserError: for a number out of range.
     """
 
-    prefix = "scale_invariant_beta"
+    table = ScaleInvariantBetaKeys
 
     def __init__(self, folder: Path, every: int = 200, shares: Sequence[float] = SHARES) -> None:
         super().__init__()
@@ -63,11 +64,24 @@ class ScaleInvariantBeta(Recorder):
                 "cannot be compared between steps; leave this recorder out"
             )
         with measuring(pl_module, batch) as loss_fn:
-            self.note(step=trainer.global_step, **vars(walk_each_weight(loss_fn, walked.values(), self.shares)))
+            seen = walk_each_weight(loss_fn, walked.values(), self.shares)
+        self.note(
+            {
+                self.table.step: trainer.global_step,
+                self.table.loss: seen.loss,
+                self.table.gradient_distance: seen.gradient_distance,
+                self.table.distance_moved: seen.distance_moved,
+                self.table.weight_norm: seen.weight_norm,
+            }
+        )
 
-    def constants(self) -> dict[str, NDArray]:
-        """The shares, and the names of the weights."""
-        return {"every": np.array(self.every), "shares": np.array(self.shares), "weights": np.array(self._names)}
+    def constants(self) -> dict[Key, NDArray]:
+        """Return how often it measures, the shares, and the names of the weights."""
+        return {
+            self.table.every: np.array(self.every),
+            self.table.shares: np.array(self.shares),
+            self.table.weights: np.array(self._names),
+        }
 
 
 def weights(pl_module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:

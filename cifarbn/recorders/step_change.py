@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
-from cifarbn.recorders.recorder import Recorder, due, last_layer_of, measuring, trained
+from cifarbn.recorders.recorder import Recorder, by_name, due, last_layer_of, measuring, trained
+from cifarbn.runs.measures import Key, StepChangeKeys
 from cifarbn.smoothness.evaluation import loss_and_gradient, standing_at
 from cifarbn.smoothness.step_change import consecutive_split, step_change
 
@@ -35,7 +36,7 @@ class StepChange(Recorder):
         every: steps between measurements, at least 2.
     """
 
-    prefix = "step_change"
+    table = StepChangeKeys
 
     def __init__(self, folder: Path, every: int = 50) -> None:
         super().__init__()
@@ -44,16 +45,16 @@ class StepChange(Recorder):
         self.every = every
         self._before: tuple[Tensor, ...] = ()  # theta_t
         self._gradient: tuple[Tensor, ...] = ()  # grad L_t(theta_t)
-        self._entry: dict[str, Any] = {}
+        self._entry: dict[Key, Any] = {}
         self._layer = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the last layer."""
         self._layer = last_layer_of(pl_module)
 
-    def constants(self) -> dict[str, NDArray]:
-        """The name of the last layer, which `head_...` belongs to."""
-        return {"layer": np.array(self._layer)}
+    def constants(self) -> dict[Key, NDArray]:
+        """Return the name of the last layer, which `head_...` belongs to."""
+        return {self.table.layer: np.array(self._layer)}
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -66,7 +67,7 @@ class StepChange(Recorder):
             with measuring(pl_module, batch) as loss_fn:
                 loss, self._gradient = loss_and_gradient(loss_fn, parameters)
             self._before = tuple(p.detach().clone() for p in parameters)
-            self._entry = {"step": trainer.global_step, "loss_before": loss}
+            self._entry = {self.table.step: trainer.global_step, self.table.loss_before: loss}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -78,7 +79,12 @@ class StepChange(Recorder):
         with measuring(pl_module, batch) as loss_fn:
             loss, gradient = loss_and_gradient(loss_fn, parameters)
         change = step_change(self._gradient, gradient, self._before, parameters)
-        self._entry |= {"loss_after": loss, **change._asdict()}
+        self._entry |= {
+            self.table.loss_after: loss,
+            self.table.change: change.change,
+            self.table.moved: change.moved,
+            self.table.ratio: change.ratio,
+        }
 
     def _split(self, pl_module: pl.LightningModule, batch: Batch) -> None:
         parameters = list(trained(pl_module).values())
@@ -89,14 +95,28 @@ class StepChange(Recorder):
         split = consecutive_split(self._gradient, crossed, following)
         head = list(trained(pl_module)).index(f"{self._layer}.weight".lstrip("."))
         of_head = consecutive_split(*([g[head]] for g in (self._gradient, crossed, following)))
-        self.note(**self._entry, **split._asdict(), **{f"head_{k}": v for k, v in of_head._asdict().items()})
+        self.note(
+            {
+                **self._entry,
+                self.table.total: split.total,
+                self.table.drift: split.drift,
+                self.table.noise: split.noise,
+                self.table.inner: split.inner,
+                self.table.head_total: of_head.total,
+                self.table.head_drift: of_head.drift,
+                self.table.head_noise: of_head.noise,
+                self.table.head_inner: of_head.inner,
+            }
+        )
         self._entry, self._before, self._gradient = {}, (), ()
 
     def state_dict(self) -> dict[str, Any]:
         """With a measurement that is half done, as a checkpoint within an epoch may find it."""
-        return super().state_dict() | {"before": self._before, "gradient": self._gradient, "entry": self._entry}
+        half_done = {"before": self._before, "gradient": self._gradient, "entry": by_name(self._entry)}
+        return super().state_dict() | half_done
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the checkpoint."""
         super().load_state_dict(state_dict)
-        self._before, self._gradient, self._entry = (state_dict[k] for k in ("before", "gradient", "entry"))
+        self._before, self._gradient = state_dict["before"], state_dict["gradient"]
+        self._entry = self.by_key(state_dict["entry"])

@@ -6,9 +6,10 @@ import io
 import numpy as np
 
 from cifarbn import figures
-from cifarbn.report.gather import EPOCH_COLUMNS, Group, Sweep
+from cifarbn.report.gather import Group, Sweep
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.wording import accuracy, data_and_n, heading, names_and_n, slugs
+from cifarbn.runs.schema import EPOCH_COLUMNS
 
 MOST_FIGURES = 16  # of single groups; the comparison and curves.csv have all of them
 

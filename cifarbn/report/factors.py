@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from cifarbn import figures
-from cifarbn.figures.smoothness import Curve
-from cifarbn.report.definitions import AT_ONE_DISTANCE, SHARES, WHOSE, at_true_steps, of_probes
 from cifarbn.report.families import Family
 from cifarbn.report.gather import RunRecord
 from cifarbn.report.section import Drawing
+from cifarbn.report.walks import AT_ONE_DISTANCE, SHARES, at_true_steps
+from cifarbn.runs.measures import MEASURES, Curve, Origin
 from cifarbn.smoothness.factors import FEWEST, Factor, factor, factor_at_matched_loss
 
+ORIGIN = {measure.name: measure.origin for measure in MEASURES}
+OF_PROBES = [measure.name for measure in MEASURES if measure.table.one_minibatch]  # these have a loss at their start
 WARM_UP = 10  # first steps left out of the factors: there the nets have not learnt anything yet
 LOSS_TOLERANCE = 0.1
 COLUMNS = (
@@ -55,13 +57,13 @@ def compare(reference: Family, other: Family, found: Mapping[str, Mapping[str, C
     rates = [rate for rate in reference.runs if rate in other.runs]
     walked = {run.name: at_true_steps(run.recordings) for family in (reference, other) for _, run in family.each()}
     matched: list[tuple[str, str, float | None, Mapping[str, Curve | None]]] = [
-        ("step", name, None, {run: curves.get(name) for run, curves in found.items()}) for name in WHOSE
+        ("step", name, None, {run: curves.get(name) for run, curves in found.items()}) for name in ORIGIN
     ]
     matched += [
         ("distance", *key, {run: curves.get(key) for run, curves in walked.items()})
         for key in itertools.product(AT_ONE_DISTANCE, SHARES)
     ]
-    matched += [("loss", name, None, {run: curves.get(name) for run, curves in found.items()}) for name in of_probes()]
+    matched += [("loss", name, None, {run: curves.get(name) for run, curves in found.items()}) for name in OF_PROBES]
     results = []
     for how, name, share, curves in matched:
         for rate in rates:
@@ -92,7 +94,12 @@ def as_csv(pairs: Iterable[tuple[Family, Family, list[Comparison]]]) -> str:
             interval = [f"{end:.4g}" for end in one.interval] if one.interval else ["", ""]
             writer.writerow(
                 (
-                    *(matched, definition, WHOSE.get(definition, "control"), "" if share is None else f"{share:g}"),
+                    *(
+                        matched,
+                        definition,
+                        ORIGIN.get(definition, Origin.CONTROL),
+                        "" if share is None else f"{share:g}",
+                    ),
                     *(rate, reference.label, other.label, *(f"{median:.6g}" for median in one.medians)),
                     *(f"{one.factor:.4g}", *interval, _over(one) if one.interval else "", *one.runs, *one.probes),
                 )
@@ -115,7 +122,7 @@ def drawings(reference: Family, other: Family, comparisons: list[Comparison], su
     steps = [c for c in comparisons if c.matched == "step"]
     if steps:
         blocks = [
-            sum(WHOSE[name] == who for name in _rows(steps)) for who in dict.fromkeys(WHOSE[n] for n in _rows(steps))
+            sum(ORIGIN[name] is who for name in _rows(steps)) for who in dict.fromkeys(ORIGIN[n] for n in _rows(steps))
         ]
         caption = (
             f"For each definition and learning rate the median of {reference.label} over its steps or probes (the "

@@ -5,14 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cifarbn.report.gather import RunRecord, Sweep, without_seed
+from cifarbn.report.gather import RunRecord, Sweep
 from cifarbn.report.names import name_groups, short
-from cifarbn.runs.identity import without
+from cifarbn.runs.identity import Tag, keys_with, without, without_seed
 from cifarbn.runs.schema import Result
-
-RATES = ("optim.lr", "schedule.max_lr", "record.gradient_probe.eta")
-"""The learning rate and what goes with it: a schedule's peak and a probe's range."""
-NORMS = ("norm", "model.norm")
 
 
 @dataclass
@@ -71,7 +67,7 @@ def find_families(sweep: Sweep) -> list[Family]:
         config = runs[0].config
         norm = config.get("model", {}).get("norm")
         norm = str(norm.get("_target_", "") if isinstance(norm, dict) else norm or "").rpartition(".")[2]
-        besides = json.dumps(without(_without_rate(config), NORMS), sort_keys=True)
+        besides = json.dumps(without(_without_rate(config), keys_with(Tag.NORM)), sort_keys=True)
         family = Family(label, norm, besides, data=runs[0].data)
         for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
             if run.trouble:
@@ -96,4 +92,4 @@ def find_pairs(families: list[Family]) -> list[tuple[Family, Family]]:
 
 def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without seed, learning rate and what goes with it, and target."""
-    return without(without_seed(config), ("source", "target", *RATES))
+    return without(without_seed(config), keys_with(Tag.NOTE | Tag.RATE))

@@ -15,14 +15,12 @@ import numpy as np
 from cifarbn.errors import UserError, without_folders
 from cifarbn.report.names import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT, role_of
-from cifarbn.runs.schema import RESULT, Result
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, role_of
+from cifarbn.runs.measures import Key
+from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
-from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
-STEP_COLUMNS = [name for name in COLUMNS if name in ("step", "epoch", "lr") or name.startswith("step/")]
-EPOCH_COLUMNS = COLUMNS[len(STEP_COLUMNS) :]
 DEAD_STEPS = 100  # at the end of a run without a sign of life, for it to be dead
 
 
@@ -48,11 +46,11 @@ class RunRecord:
     def trouble(self) -> str | None:
         """Why this run counts in no mean, or None: only a run that was finished and did not die counts."""
         status = self.result["status"]
-        if status == "running":
+        if status == Status.RUNNING:
             return "unfinished: still running, or killed; the same command continues it"
-        if status == "interrupted":
+        if status == Status.INTERRUPTED:
             return "interrupted; the same command continues it"
-        if status != "done":
+        if status != Status.DONE:
             # An old result's error may have several lines, or say where things were.
             return f"{status}: {without_folders(self.result.get('error') or 'without a message')}"
         if bad := [name for name, value in self.result.get("metrics", {}).items() if not math.isfinite(value)]:
@@ -71,7 +69,7 @@ class RunRecord:
     @property
     def seed(self) -> int | None:
         """The run's seed, if its config has one."""
-        return self.config.get("seed")
+        return self.config.get(SEED)
 
     @property
     def data(self) -> str:
@@ -87,13 +85,13 @@ class RunRecord:
         return {name: column[measured] for name, column in self._metrics.items()}
 
     @property
-    def steps(self) -> dict[str, np.ndarray]:
+    def steps(self) -> dict[StepColumn, np.ndarray]:
         """Column of metrics.csv -> (T,) float64: `step` (from 0), `lr`, `step/loss`, `step/acc`, `step/grad_norm`."""
         return {name: self._metrics[name] for name in STEP_COLUMNS}
 
     @cached_property
-    def recordings(self) -> dict[str, np.ndarray]:
-        """Array of recordings.npz by name; empty where the run recorded nothing, or nothing that can be read."""
+    def recordings(self) -> dict[Key, np.ndarray]:
+        """Arrays of recordings.npz; empty where the run recorded nothing, or nothing that can be read."""
         try:
             return read_recordings(self.folder)
         except UserError as fault:
@@ -228,12 +226,6 @@ def gather(*roots: Path) -> Sweep:
     return Sweep(roots, sorted(groups, key=_rank), same, unreadable)
 
 
-def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without `seed`, wherever in it that is repeated."""
-    nested = {key: without_seed(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    return {key: value for key, value in nested.items() if key != "seed"}
-
-
 def constant_loss(result: Result) -> float | None:
     """What a constant prediction would cost under the run's own loss, or None where that is not known.
 
@@ -294,7 +286,7 @@ def _identity(node: Any, prefix: str = "") -> Any:
         return {
             key: _identity(value, f"{prefix}{key}.")
             for key, value in node.items()
-            if key != "seed" and f"{prefix}{key}" not in NOT_THE_EXPERIMENT
+            if key != SEED and f"{prefix}{key}" not in NOT_THE_EXPERIMENT
         }
     if isinstance(node, list):
         return [_identity(item) for item in node]

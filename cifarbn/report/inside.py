@@ -11,16 +11,16 @@ from typing import Any
 
 from cifarbn.data.images import Images
 from cifarbn.errors import UserError, without_folders
-from cifarbn.predict import TrainedNet, load_run
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.section import Options
 from cifarbn.report.wording import how_many, slugs
-from cifarbn.runs.checkpoints import CHECKPOINT
-from cifarbn.runs.load import build, target_class
+from cifarbn.runs.identity import Tag, keys_with
+from cifarbn.runs.load import TrainedNet, build, load_run, target_class
+from cifarbn.runs.schema import CHECKPOINT
 from cifarbn.runs.untrusted import clean
 
 # Options of the data that do not change which pictures there are.
-OF_TRAINING = ("augmentation", "seed", "batch_size", "eval_batch_size", "drop_last", "test_curve")
+OF_TRAINING = tuple(key.removeprefix("data.") for key in keys_with(Tag.TRAINING))
 
 
 @dataclass(frozen=True, eq=False)

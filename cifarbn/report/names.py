@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cifarbn.errors import without_folders
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, Tag, keys_with
 from cifarbn.runs.schema import Result
 
-UNNAMED = (*NOT_THE_EXPERIMENT, "seed", "target", "source")
-# Their values say what they are: `vgg_a` does, the `none` of `augment=none` does not.
-CHOICES_THAT_NAME_THEMSELVES = ("experiment", "data", "model", "activation", "loss", "optim")
+UNNAMED = (*NOT_THE_EXPERIMENT, SEED, *keys_with(Tag.NOTE))
+# The `none` of `augment=none` does not say what it is.
+CHOICES_THAT_NAME_THEMSELVES = keys_with(Tag.CHOICE)
 
 LONGEST_VALUE = 100  # characters
 
@@ -107,5 +107,5 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
-        elif key != "seed":
+        elif key != SEED:
             yield f"{prefix}{key}", short(value)

@@ -3,48 +3,34 @@
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifarbn.errors import UserError
-from cifarbn.report.definitions import curves, walk_of
-from cifarbn.runs.checkpoints import METRICS
+from cifarbn.report.walks import walk_of
 from cifarbn.runs.durable import check_ordinary
-from cifarbn.runs.folder import RECORDINGS
-from cifarbn.runs.schema import LARGEST
+from cifarbn.runs.measures import (
+    AXES,
+    TABLES,
+    ActivationDriftKeys,
+    HeldOutKeys,
+    Key,
+    ProbeKeys,
+    Recordings,
+    curves,
+)
+from cifarbn.runs.schema import COLUMNS, LARGEST, METRICS, RECORDINGS
 from cifarbn.runs.untrusted import clean
-from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 COUNTS = ("step", "epoch")
 
-# The axes of the arrays that the report reads. An axis is as long as another array of the same recorder.
-SIZES = {"T": "step", "S": "s", "M": "shares", "W": "weights"}
-NEEDED = "TS"
-SHAPES = {
-    **{f"{prefix}.step": "T" for prefix in ("last_layer", "held_out", "probe", "scale_invariant_beta", "step_change")},
-    "last_layer.first_difference": "T",
-    "last_layer.second_difference": "T",
-    "held_out.acc": "T",
-    "probe.s": "S",
-    "probe.shares": "M",
-    "probe.gradient.loss": "TS",
-    "probe.gradient.gradient_distance": "TS",
-    "probe.gradient.distance_moved": "TS",
-    "probe.gradient.gradient_norm": "T",
-    "probe.gradient.loss_at_start": "T",
-    "probe.matched.loss": "TM",
-    "probe.matched.gradient_distance": "TM",
-    "scale_invariant_beta.gradient_distance": "TMW",
-    "scale_invariant_beta.distance_moved": "TMW",
-    "scale_invariant_beta.weight_norm": "TW",
-    "step_change.change": "T",
-    "step_change.ratio": "T",
-    "step_change.head_drift": "T",
-    "step_change.head_noise": "T",
-}
+# Every array of numbers that a recorder writes. Without these axes an array has no meaning; what only names the places
+# along another one may be missing.
+KEYS = {str(key): key for table in TABLES for key in table.keys()}
+NEEDED = "TSL"
 
 
 def read_metrics(folder: Path) -> dict[str, NDArray]:
@@ -77,8 +63,8 @@ def read_metrics(folder: Path) -> dict[str, NDArray]:
     return {name: table.get(name, np.full(len(values), np.nan)) for name in COLUMNS}
 
 
-def read_recordings(folder: Path) -> dict[str, NDArray]:
-    """Return the arrays of recordings.npz by name; none where there is no such file.
+def read_recordings(folder: Path) -> dict[Key, NDArray]:
+    """Return the arrays of recordings.npz; none where there is no such file.
 
     Raises:
         UserError: in one line that names the file, if it is damaged, or an array is not of the shape that is drawn.
@@ -86,15 +72,15 @@ def read_recordings(folder: Path) -> dict[str, NDArray]:
     try:
         check_ordinary(folder / RECORDINGS)
         with (folder / RECORDINGS).open("rb") as file, np.load(file) as archive:
-            found = dict(archive)
+            found = {KEYS.get(name, Key(name)): array for name, array in archive.items()}
     except FileNotFoundError:
         return {}
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive may lead to
         raise UserError(f"{RECORDINGS} cannot be read ({_reason(error)})") from error
-    nothing = [name.partition(".")[0] for name, array in found.items() if name.endswith(".step") and not array.size]
-    found = {name: array for name, array in found.items() if name.partition(".")[0] not in nothing}
+    nothing = [key.prefix for key, array in found.items() if key.short == "step" and not array.size]
+    found = {key: array for key, array in found.items() if key.prefix not in nothing}
     _check_shapes(found)
     try:
         for name, (steps, values) in curves(found).items():
@@ -143,31 +129,38 @@ def _check_column(name: str, column: NDArray) -> None:
             raise _bad(f"has its column {name} out of order")
 
 
-def _check_shapes(found: Mapping[str, NDArray]) -> None:
+def _check_shapes(found: Recordings) -> None:
     lengths: dict[str, int] = {}
-    for name, axes in SHAPES.items():
-        if name not in found:
+    for key, array in found.items():
+        if key.axes is None:
             continue
-        array, prefix = found[name], name.partition(".")[0]
-        for axis, length in zip(axes, array.shape, strict=False):
-            measure = f"{prefix}.{SIZES[axis]}"
-            if measure in found:
-                length = int(found[measure].shape[0]) if found[measure].ndim == 1 else -1
+        measures = [
+            f"{key.prefix}.{AXES.get(axis, axis)}" for axis in key.axes
+        ]  # of which array an axis has the length
+        for axis, measure, length in zip(key.axes, measures, array.shape, strict=False):
+            if (measuring := found.get(Key(measure))) is not None:
+                length = int(measuring.shape[0]) if measuring.ndim == 1 else -1
             elif axis in NEEDED:
-                raise UserError(f"{RECORDINGS} has no {measure}, which {name} needs")
-            lengths.setdefault(measure, length)  # what only names the places along an axis may be missing
-        shape = tuple(lengths.get(f"{prefix}.{SIZES[axis]}", -1) for axis in axes)
+                raise UserError(f"{RECORDINGS} has no {measure}, which {key} needs")
+            elif axis.isdigit():
+                length = int(axis)
+            lengths.setdefault(measure, length)
+        shape = tuple(lengths.get(measure, -1) for measure in measures)
         if array.shape != shape or array.dtype.kind not in "fiu":
-            raise UserError(f"{RECORDINGS}: {name} is {array.dtype} {array.shape}, not numbers {shape}")
-        if (np.abs(found[name][np.isfinite(found[name])].astype(float)) > LARGEST).any():
-            raise UserError(f"{RECORDINGS} has a {name} beyond {LARGEST:.1g}, which no run measures")
-        if name.endswith(".step") and (np.diff(found[name]) <= 0).any():
-            raise UserError(f"{RECORDINGS} has a {name} out of order")
-    if "held_out.acc" in found and str(found.get("held_out.source")) not in ("val", "test_curve"):
-        raise UserError(f"{RECORDINGS} does not say what held_out.acc was measured on")
-    every = found.get("probe.every")
-    if "probe.step" in found and (every is None or every.ndim or every.dtype.kind not in "iu" or every < 1):
+            raise UserError(f"{RECORDINGS}: {key} is {array.dtype} {array.shape}, not numbers {shape}")
+        if (np.abs(array[np.isfinite(array)].astype(float)) > LARGEST).any():
+            raise UserError(f"{RECORDINGS} has a {key} beyond {LARGEST:.1g}, which no run measures")
+        if key.short == "step" and (np.diff(array) <= 0).any():
+            raise UserError(f"{RECORDINGS} has a {key} out of order")
+    if HeldOutKeys.acc in found and str(found.get(HeldOutKeys.source)) not in HeldOutKeys.SOURCES:
+        raise UserError(f"{RECORDINGS} does not say what {HeldOutKeys.acc} was measured on")
+    every = found.get(ProbeKeys.every)
+    if ProbeKeys.step in found and (every is None or every.ndim or every.dtype.kind not in "iu" or every < 1):
         raise UserError(f"{RECORDINGS} does not say how often it probed")
+    if (histogram := found.get(ActivationDriftKeys.histogram)) is not None:
+        edges = found.get(ActivationDriftKeys.edges)
+        if edges is None or edges.dtype.kind not in "fiu" or edges.shape != (histogram.shape[2] + 1,):
+            raise UserError(f"{RECORDINGS} does not say the edges of {ActivationDriftKeys.histogram}")
 
 
 def _bad(fault: str) -> UserError:

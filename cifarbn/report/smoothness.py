@@ -1,36 +1,29 @@
-"""The smoothness figures: the report's 11 to 14, the course's band, the paper's figure 4, and where they disagree."""
+"""The smoothness section: the report's figures 11 to 14, the course's band, the paper's figures, and their factors."""
 
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from cifarbn import figures
-from cifarbn.figures.smoothness import Curve, Walks
+from cifarbn.figures.smoothness import Walks
 from cifarbn.report import factors
-from cifarbn.report.definitions import WHOSE, curves, walk_of
 from cifarbn.report.families import Family, find_families, find_pairs
-from cifarbn.report.gather import RunRecord, Sweep
+from cifarbn.report.family_captions import SCALE, SEEDS, data_of, ending, runs_of, span
+from cifarbn.report.gather import Sweep
+from cifarbn.report.layers import activation_distributions, activation_moments, covariate_shift
 from cifarbn.report.section import Drawing, Options, Section
+from cifarbn.report.walks import walk_of
 from cifarbn.report.wording import count
+from cifarbn.runs.measures import MEASURES, Curve, Figure, HeldOutKeys, ProbeKeys, curves
 from cifarbn.smoothness.bands import SeedBand, band, over_seeds
 
 DISTANCE_CURVES = 4  # steps in the figure of distance curves
 
-NOISE = (
-    "Consecutive steps see different minibatches, so this mixes curvature with minibatch noise: for independent "
-    "batches its square is about drift² + 2 tr(Σ) / |B|."
-)
 RATES = "The band runs over learning rates, that is over different trajectories: it measures sensitivity to the rate."
-SCALE = (
-    "A weight before batch normalisation times c leaves the loss alone and divides the curvature by c²: raw beta is "
-    "not invariant to reparametrisation, so compare it between nets together with the scale-invariant beta (each "
-    "weight walked alone by shares of its own norm; the median over weights)."
-)
-SEEDS = "Filled: between the median edges over the seeds; paler: what any seed reaches."
 
 
 def smoothness(sweep: Sweep, options: Options) -> Section | None:
@@ -51,7 +44,9 @@ def smoothness(sweep: Sweep, options: Options) -> Section | None:
     text = "Three definitions of smoothness, and controls, of the same runs. "
     text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in left_out.items()) + "." if left_out else ""
     files = {"smoothness.csv": _as_csv(families, found), "factors.csv": factors.as_csv(pairs)}
-    return Section("Smoothness", text.strip(), drawings, files)
+    measured = {name for own in found.values() for name in own}
+    points = [f"{m.name} ({m.origin.source}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in measured]
+    return Section("Smoothness", text.strip(), drawings, files, points=points)
 
 
 def _drawings(
@@ -66,46 +61,15 @@ def _drawings(
         *_per_rate(families, found),
         *_walks(families),
         *_distances(families),
+        *covariate_shift(families),
+        *activation_moments(families),
+        *activation_distributions(families),
     ]
     for number, (plain, other, comparisons) in enumerate(pairs, 1):
         suffix = f"-{number}" if len(pairs) > 1 else ""
-        words = f"{SCALE} {_data([plain, other])}"
+        words = f"{SCALE} {data_of([plain, other])}"
         drawings += factors.drawings(plain, other, comparisons, suffix, words)
     return drawings
-
-
-def _data(families: list[Family]) -> str:
-    """Which data, which batch."""
-    run = families[0].each()[0][1]
-    data = run.result.get("data", {})
-    batches = dict.fromkeys(
-        str(run.config.get("data", {}).get("batch_size", "full")) for family in families for _, run in family.each()
-    )
-    size = f", {data['train_size']:,} training pictures" if "train_size" in data else ""
-    return f"Data: {run.data}{size}, batch {' or '.join(batches)}. Nothing is smoothed."
-
-
-def _words(families: list[Family], drawn: Mapping[str, str]) -> str:
-    """The end of every caption: the data, and how many runs of each family are drawn."""
-    shown = [family for family in families if family.label in drawn]
-    counts = "; ".join(f"{label}: {number}" for label, number in drawn.items())
-    return _data(shown).replace(" Nothing", f" {counts}. Nothing")
-
-
-def _runs(by_rate: Mapping[str, int]) -> str:
-    """Such as: n = 1 run at each of lr 0.001, 0.002 and n = 3 runs at lr 0.004."""
-    parts = []
-    for n in dict.fromkeys(by_rate.values()):
-        rates = [rate for rate, runs in by_rate.items() if runs == n]
-        each = "each of " if len(rates) > 1 else ""
-        parts.append(f"n = {count(n, 'run')} at {each}lr {', '.join(rates)}")
-    return " and ".join(parts)
-
-
-def _range(numbers: Iterable[int], noun: str) -> str:
-    """15 probes; 14 to 15 probes."""
-    ordered = sorted(set(numbers))
-    return count(ordered[0], noun) if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]} {noun}s"
 
 
 def _accuracy(families: list[Family]) -> list[Drawing]:
@@ -113,7 +77,7 @@ def _accuracy(families: list[Family]) -> list[Drawing]:
         family.label: {
             rate: with_it
             for rate, runs in family.runs.items()
-            if (with_it := [run.recordings for run in runs if "held_out.acc" in run.recordings])
+            if (with_it := [run.recordings for run in runs if HeldOutKeys.acc in run.recordings])
         }
         for family in families
     }
@@ -121,23 +85,19 @@ def _accuracy(families: list[Family]) -> list[Drawing]:
     if not recorded:
         return []
     found = {
-        label: {rate: [(r["held_out.step"], r["held_out.acc"]) for r in runs] for rate, runs in by_rate.items()}
+        label: {rate: [(r[HeldOutKeys.step], r[HeldOutKeys.acc]) for r in runs] for rate, runs in by_rate.items()}
         for label, by_rate in recorded.items()
     }
     one, *_ = (r for by_rate in recorded.values() for runs in by_rate.values() for r in runs)
-    every = int(np.diff(one["held_out.step"][:2])[0]) if len(one["held_out.step"]) > 1 else 0
-    source = {"val": "held-out", "test_curve": "test"}[str(one["held_out.source"])]
+    every = int(np.diff(one[HeldOutKeys.step][:2])[0]) if len(one[HeldOutKeys.step]) > 1 else 0
+    source = HeldOutKeys.SOURCES[str(one[HeldOutKeys.source])]
     ends = _readings(found, lambda values: float(values[-1]), "{:.1%}")
-    words = _words(families, {label: _runs_of(by_rate) for label, by_rate in found.items()})
+    words = ending(families, {label: runs_of(by_rate) for label, by_rate in found.items()})
     caption = (
         f"Accuracy on {source} pictures every {every} steps (the report's figure 11), a line for each run. {words}"
     )
     figure = figures.lines(found, "accuracy", "Accuracy during training")
     return [Drawing("accuracy-every-few-steps", figure, caption, f"Accuracy against step. At the end: {ends}.")]
-
-
-def _runs_of(by_rate: Mapping[str, Sequence[Curve]]) -> str:
-    return _runs({rate: len(runs) for rate, runs in by_rate.items()})
 
 
 def _readings(
@@ -159,39 +119,36 @@ def _readings(
 
 def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
     """The bands over learning rates, the report's figure 12 and the course's: one for each seed, then their median."""
-    losses = _bands_over_rates(families, lambda run: (run.steps["step"], run.steps["step/loss"]))
-    course = _bands_over_rates(families, lambda run: found[run.name].get("course gradient distance"))
     drawings = []
-    if losses:
-        drawings.append(
-            Drawing(
-                "loss-landscape-over-rates",
-                figures.bands(
-                    {label: one for label, (one, _) in losses.items()},
-                    "training loss",
-                    "Loss landscape as the report draws it: min and max over rates",
-                ),
-                "At every step the least and the greatest training loss over the learning rates (the report's figure "
-                f"12). {RATES} {_seeds(losses)}{_words(families, _bands_drawn(losses))}",
-                _band_words(losses, "Training loss"),
-            )
+    everyone = [run for family in families for _, run in family.each()]
+    if losses := _bands_over_rates(families, {r.name: (r.steps["step"], r.steps["step/loss"]) for r in everyone}):
+        figure = figures.bands(
+            {label: one for label, (one, _) in losses.items()},
+            "training loss",
+            "Loss landscape as the report draws it: min and max over rates",
         )
-    if course:
-        drawings.append(
-            Drawing(
-                "course-gradient-distance",
-                figures.bands(
-                    {label: one for label, (one, _) in course.items()},
-                    "‖Gₜ − Gₜ₋₁‖",
-                    "The course's gradient distance: min and max over rates",
-                    log=True,
-                ),
-                "‖G(t) − G(t−1)‖, G the gradient of the last linear layer's weight: band over the learning rates. Its "
-                "upper edge is what the course calls beta; it is divided by no distance. "
-                f"{RATES} {NOISE} {_seeds(course)}{_words(families, _bands_drawn(course))}",
-                _band_words(course, "Gradient distance"),
-            )
+        caption = (
+            "At every step the least and the greatest training loss over the learning rates (the report's figure 12). "
+            f"{RATES} {_seeds(losses)}{ending(families, _bands_drawn(losses))}"
         )
+        drawings.append(Drawing("loss-landscape-over-rates", figure, caption, _band_words(losses, "Training loss")))
+    for measure in (m for m in MEASURES if m.figure is Figure.BAND):
+        of_runs = {run: own[measure.name] for run, own in found.items() if measure.name in own}
+        shown = _bands_over_rates(families, of_runs)
+        if not shown:
+            continue
+        figure = figures.bands(
+            {label: one for label, (one, _) in shown.items()},
+            measure.label,
+            f"{measure.title}: min and max over rates",
+            log=True,
+        )
+        caption = (
+            f"{measure.meaning}: band over the learning rates. {measure.caveat} {RATES} "
+            f"{_seeds(shown)}{ending(families, _bands_drawn(shown))}"
+        )
+        alt = _band_words(shown, measure.name.capitalize())
+        drawings.append(Drawing(_file_name(measure.name), figure, caption, alt))
     return drawings
 
 
@@ -199,13 +156,18 @@ OverRates = Mapping[str, tuple[SeedBand, list[str]]]
 """Family -> the median of its seeds' bands, and the learning rates of each."""
 
 
-def _bands_over_rates(families: list[Family], curve_of: Callable[[RunRecord], Curve | None]) -> OverRates:
-    """For each family the band over rates of every seed that has them all; without families that have no such seed."""
+def _bands_over_rates(families: list[Family], curves: Mapping[str, Curve]) -> OverRates:
+    """For each family the band over rates of every seed that has them all; without families that have no such seed.
+
+    Args:
+        families: with runs.
+        curves: by the names of the runs that have one.
+    """
     bands: dict[str, tuple[SeedBand, list[str]]] = {}
     for family in families:
         edges, rates = [], []
         for by_rate in family.across_rates():
-            measured = {rate: curve for rate, run in by_rate.items() if (curve := curve_of(run))}
+            measured = {rate: curves[run.name] for rate, run in by_rate.items() if run.name in curves}
             if len(measured) == len(by_rate) and not (one := band(measured)).omitted:
                 edges.append((one.steps, one.low, one.high))
                 rates = list(by_rate)
@@ -233,32 +195,34 @@ def _band_words(bands: OverRates, what: str) -> str:
 def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
     """A line for each run: the report's figures 13 and 14."""
     drawings = []
-    for name, what, number, caption in (
-        ("report Lipschitz", "‖Gₜ₊₁ − Gₜ‖", 13, "‖G(t+1) − G(t)‖"),
-        ("report beta", "‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖", 14, "‖2 G(t) − G(t+1) − G(t−1)‖"),
-    ):
+    for measure in (m for m in MEASURES if m.figure is Figure.LINES):
         shown = {
             family.label: {
                 rate: measured
                 for rate, runs in family.runs.items()
-                if (measured := [found[run.name][name] for run in runs if name in found[run.name]])
+                if (measured := [found[run.name][measure.name] for run in runs if measure.name in found[run.name]])
             }
             for family in families
         }
         shown = {label: by_rate for label, by_rate in shown.items() if by_rate}
         if not shown:
             continue
-        words = _words(families, {label: _runs_of(by_rate) for label, by_rate in shown.items()})
+        words = ending(families, {label: runs_of(by_rate) for label, by_rate in shown.items()})
+        where = f" ({measure.where})" if measure.where else ""
+        text = (f"{measure.meaning}, a line for each run{where}.", measure.caveat, words)
         drawings.append(
             Drawing(
-                name.replace(" ", "-").lower(),
-                figures.lines(shown, what, f"The {name.replace('report', 'report’s')}, per learning rate", log=True),
-                f"{caption}, G the gradient of the last linear layer's weight, a line for each run (the report's "
-                f"figure {number}). {NOISE} {words}",
-                f"{name} against step, medians: {_readings(shown, _middle, '{:.3g}')}.",
+                _file_name(measure.name),
+                figures.lines(shown, measure.label, f"{measure.title or measure.name}, per learning rate", log=True),
+                " ".join(part for part in text if part),
+                f"{measure.name} against step, medians: {_readings(shown, _middle, '{:.3g}')}.",
             )
         )
     return drawings
+
+
+def _file_name(measure: str) -> str:
+    return measure.replace(" ", "-").lower()
 
 
 def _walks(families: list[Family]) -> list[Drawing]:
@@ -274,18 +238,18 @@ def _walks(families: list[Family]) -> list[Drawing]:
             continue
         shown = {label: _walks_over_seeds(seen) for label, seen in probed.items()}
         drawn = {
-            label: f"n = {count(len(seen), 'run')} of {_range((len(walk['step']) for walk in seen), 'probe')}"
+            label: f"n = {count(len(seen), 'run')} of {span((len(walk['step']) for walk in seen), 'probe')}"
             for label, seen in probed.items()
         }
         one = next(
             run.recordings
             for family in families
             for run in family.runs.get(rate, [])
-            if "probe.gradient.loss" in run.recordings
+            if ProbeKeys.gradient.loss in run.recordings
         )
-        s = one["probe.s"]
+        s = one[ProbeKeys.s]
         settings = (
-            f"At every {int(one['probe.every'])}th step the loss and the gradient at {len(s)} points along the "
+            f"At every {int(one[ProbeKeys.every])}th step the loss and the gradient at {len(s)} points along the "
             f"gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in fp32, "
             "batch normalisation in train mode; training goes on from where it was."
         )
@@ -297,7 +261,7 @@ def _walks(families: list[Family]) -> list[Drawing]:
                 figures.walks(shown, f"Along the gradient, as the paper measures it, lr\N{NO-BREAK SPACE}{rate}"),
                 "Santurkar et al. 2018, figure 4: band of the loss, band of the gradient distance "
                 f"‖∇L(θ − s g) − g‖, and effective beta, the greatest of that distance over s‖g‖. {settings} {SCALE} "
-                f"{seeds}{_words(families, drawn)}",
+                f"{seeds}{ending(families, drawn)}",
                 f"Three panels against the step at lr {rate}. {medians}.",
             )
         )
@@ -319,7 +283,7 @@ def _distances(families: list[Family]) -> list[Drawing]:
         rate: {
             family.label: runs
             for family in families
-            if (runs := [r for run in family.runs.get(rate, []) if "probe.gradient.loss" in (r := run.recordings)])
+            if (runs := [r for run in family.runs.get(rate, []) if ProbeKeys.gradient.loss in (r := run.recordings)])
         }
         for rate in dict.fromkeys(rate for family in families for rate in family.runs)
     }
@@ -328,24 +292,24 @@ def _distances(families: list[Family]) -> list[Drawing]:
         return []
     shown: dict[str, dict[int, list[Curve]]] = {}
     for label, runs in probed[rate].items():
-        steps = runs[0]["probe.step"]
+        steps = runs[0][ProbeKeys.step]
         chosen = steps[np.unique(np.linspace(0, len(steps) - 1, DISTANCE_CURVES).round().astype(int))]
         shown[label] = {
             int(step): [
-                (r["probe.gradient.distance_moved"][i], r["probe.gradient.gradient_distance"][i])
+                (r[ProbeKeys.gradient.distance_moved][i], r[ProbeKeys.gradient.gradient_distance][i])
                 for r in runs
-                for i in np.flatnonzero(r["probe.step"] == step)
+                for i in np.flatnonzero(r[ProbeKeys.step] == step)
             ]
             for step in chosen
         }
     drawn = {
-        label: f"n = {_range(map(len, by_step.values()), 'run')} at each of {count(len(by_step), 'step')}"
+        label: f"n = {span(map(len, by_step.values()), 'run')} at each of {count(len(by_step), 'step')}"
         for label, by_step in shown.items()
     }
     title = f"How far the gradient changes along its own direction, lr\N{NO-BREAK SPACE}{rate}"
     caption = (
         "Santurkar et al. 2018, figure 11: gradient distance against distance moved, a line for each run at some of "
-        f"its probes. {_words(families, drawn)}"
+        f"its probes. {ending(families, drawn)}"
     )
     alt = "Gradient distance against distance moved along the gradient, a line for each of some steps."
     return [Drawing("distance-curves", figures.distance_curves(shown, title), caption, alt)]
@@ -361,11 +325,12 @@ def _as_csv(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) ->
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("step", "lr", "norm", "family", "seed", "definition", "source", "value"))
+    origin = {measure.name: measure.origin for measure in MEASURES}
     for family in families:
         for rate, run in family.each():
             for name, (steps, values) in found[run.name].items():
                 for step, value in zip(steps.tolist(), values.tolist(), strict=True):
                     if np.isfinite(value):
-                        row = (step, rate, family.norm, family.label, run.seed, name, WHOSE[name], f"{value:.6g}")
+                        row = (step, rate, family.norm, family.label, run.seed, name, origin[name], f"{value:.6g}")
                         writer.writerow(row)
     return text.getvalue()

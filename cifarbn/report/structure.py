@@ -11,10 +11,10 @@ from cifarbn import figures
 from cifarbn.data.images import SIDE
 from cifarbn.errors import UserError
 from cifarbn.figures import Layer
-from cifarbn.predict import build_net
 from cifarbn.report.gather import Group, Sweep
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.wording import count, slugs
+from cifarbn.runs.load import build_net
 from cifarbn.runs.untrusted import clean
 
 LONG = 24  # boxes; in a longer net equal neighbours share one

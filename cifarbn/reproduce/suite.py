@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifarbn.cli.command_line import CONF, data_root, plain_errors
-from cifarbn.cli.sweep import Outcome, table
-from cifarbn.errors import MadeElsewhere, UserError, without_folders
+from cifarbn.cli.outcomes import End, Outcome, is_failure, not_made, read_outcome, table
+from cifarbn.errors import UserError
 from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions
 from cifarbn.report.comparison import Row, comparison
@@ -25,13 +25,13 @@ from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_
 from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run, is_being_made
-from cifarbn.runs.identity import ROLES, Role, folder_name, key_of, role_of
-from cifarbn.runs.schema import RESULT, read_result
+from cifarbn.runs.identity import Role, Tag, folder_name, key_of, keys_of_role, keys_with, role_of
+from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
 
 # What may be said of every run: whatever does not define the experiment, but what is chosen here already.
 HOW = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)
-CHOSEN_HERE = ("name", "resume_from")
+CHOSEN_HERE = keys_with(Tag.SUITE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="runs at a time, on one GPU, spread over several, or with the CPU cores divided; auto: as many as the "
         "machine has room for (default: 1)",
     )
-    keys = [key for key, role in ROLES.items() if role in HOW and key not in CHOSEN_HERE]
+    # `record` stands for all that is below it.
+    keys = [key for key in keys_of_role(*HOW) if key not in CHOSEN_HERE and not key.startswith("record.")]
     parser.add_argument("how", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
     chosen = parser.parse_intermixed_args(arguments)
     with plain_errors():
@@ -102,10 +103,10 @@ def reproduce(
     print(f"\n{table(outcomes)}")
     if left := len(runs) - len(outcomes):
         print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
-    refused = {outcome.run: str(outcome.why) for outcome in outcomes if outcome.status == "refused"}
-    if any(outcome.status not in ("refused", "elsewhere") for outcome in outcomes):
+    refused = {outcome.run: str(outcome.why) for outcome in outcomes if outcome.status is End.REFUSED}
+    if any(outcome.status not in (End.REFUSED, End.ELSEWHERE) for outcome in outcomes):
         print(f"\n{_write_page(source, planned, root, scale, seeds, refused, how)}")
-    return 1 if any(outcome.status in ("failed", "refused") for outcome in outcomes) else 0
+    return 1 if is_failure(outcomes) else 0
 
 
 def _make(
@@ -129,8 +130,7 @@ def _make(
                 there = _finished(run, folder)
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
-                why = without_folders(str(error).replace(f"{folder} ", ""), folder)
-                outcomes[index] = Outcome(folder.name, overrides, _refused(error), why=why)
+                outcomes[index] = not_made(folder, overrides, error)
                 continue
             if there:
                 outcomes[index] = _outcome(folder, overrides, found=True, stopped=False)
@@ -199,25 +199,11 @@ def _carried_out(plan: Planned, how: Sequence[str]) -> list[str]:
     return [o for o in said if not key_of(o).startswith("data.") or key_of(o).removeprefix("data.") in group]
 
 
-def _refused(error: Exception) -> str:
-    return "elsewhere" if isinstance(error, MadeElsewhere) else "refused"
-
-
 def _outcome(folder: Path, overrides: list[str], found: bool, stopped: bool) -> Outcome:
     if not found and is_being_made(folder):
-        return Outcome(folder.name, overrides, "elsewhere", why="another process is making it")
-    try:
-        result = read_result(folder)
-    except UserError as error:
-        return Outcome(folder.name, overrides, "failed", why=without_folders(str(error), folder))
-    if result is None:
-        return Outcome(folder.name, overrides, "failed", why="it ended before it began; see above")
-    status: str = result["status"]
-    why = result.get("error")
-    if status == "running":
-        status, why = ("interrupted", None) if stopped else ("failed", "its process was killed")
-    accuracy, took = result.get("metrics", {}).get("test/acc"), result.get("seconds", {}).get("total")
-    return Outcome(folder.name, overrides, status, accuracy=accuracy, seconds=took, why=why, found=found)
+        return Outcome(folder.name, overrides, End.ELSEWHERE, why="another process is making it")
+    missing = "it ended before it began; see above"
+    return read_outcome(folder, overrides, missing=missing, found=found, stopped=stopped)
 
 
 def _folder(plan: Planned, seed: int) -> str:

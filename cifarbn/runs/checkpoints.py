@@ -17,11 +17,10 @@ import torch
 
 from cifarbn.errors import UserError
 from cifarbn.runs.durable import check_ordinary, naming, replace_file, sync_folder, temporary_path
+from cifarbn.runs.schema import CHECKPOINT, METRICS
 
-CHECKPOINT = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 CHECKSUMS = "checkpoints.sha256"
-METRICS = "metrics.csv"
 
 
 @dataclass(frozen=True)

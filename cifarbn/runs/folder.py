@@ -18,7 +18,7 @@ from typing import Any
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
-from cifarbn.runs.checkpoints import CHECKPOINT, CHECKSUMS, METRICS, PREVIOUS, newest_whole
+from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_whole
 from cifarbn.runs.durable import replace_file, temporary_path
 from cifarbn.runs.identity import (
     LONGEST_NAME,
@@ -33,17 +33,18 @@ from cifarbn.runs.identity import (
 from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
 from cifarbn.runs.longer import check_longer
 from cifarbn.runs.provenance import surroundings
+from cifarbn.runs.result_file import Damaged, overwrite_result, read_result, read_result_file, write_result
 from cifarbn.runs.schema import (
+    CHECKPOINT,
+    METRICS,
+    RAW_GRADIENTS,
+    RECORDINGS,
     RESULT,
-    Damaged,
     Result,
     Start,
+    Status,
     check_config,
-    overwrite_result,
-    read_result,
-    read_result_file,
     throughout,
-    write_result,
 )
 
 __all__ = [
@@ -65,8 +66,6 @@ __all__ = [
     "write_result",
 ]
 
-RECORDINGS = "recordings.npz"
-RAW_GRADIENTS = "last_layer_gradients.npy"
 EVENTS = "events.out.tfevents.*"
 # What result.json held when the latest start began: it marks the folder as this program's, and stands in for a
 # result.json that is damaged.
@@ -153,7 +152,7 @@ class Run:
             old = None
         if old is None:
             said = [override for override in overrides if role_of(override) is not Role.PLACE]
-            new: Result = {"status": "new", "overrides": said, "config": config, "code": code}
+            new: Result = {"status": Status.NEW, "overrides": said, "config": config, "code": code}
             run = cls(folder, new, retry=retry, lock=lock)
         else:
             run = cls(folder, old, retry=retry, lock=lock)
@@ -173,7 +172,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do; a diverged run is a result too."""
-        return self.result["status"] in ("done", "diverged") or (self.result["status"] == "failed" and not self.retry)
+        status = self.result["status"]
+        return status in (Status.DONE, Status.DIVERGED) or (status == Status.FAILED and not self.retry)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -185,25 +185,25 @@ class Run:
                 was removed or replaced before the end.
         """
         began, earlier = time.monotonic(), 0.0
-        end: Result = {"status": "done"}
+        end: Result = {"status": Status.DONE}
         try:
             self._begin()
             earlier = self.result.get("seconds", {}).get("total", 0.0)
             yield
         except Diverged as divergence:
-            end = {"status": "diverged", "error": str(divergence), "divergence": vars(divergence)}  # type: ignore[typeddict-item]
+            end = {"status": Status.DIVERGED, "error": str(divergence), "divergence": vars(divergence)}  # type: ignore[typeddict-item]
         except (Interrupted, KeyboardInterrupt) as stop:
-            end = {"status": "interrupted"}
+            end = {"status": Status.INTERRUPTED}
             raise Interrupted from stop
         except SystemExit as stop:
-            end = {"status": "interrupted"}
+            end = {"status": Status.INTERRUPTED}
             if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit
                 raise Interrupted from stop
             raise
         except BaseException as error:
             said = machine_fault(error, self.folder)
             kind = "" if said or isinstance(error, UserError) else f"{type(error).__name__}: "
-            end = {"status": "failed", "error": without_folders(f"{kind}{said or error}", self.folder)}
+            end = {"status": Status.FAILED, "error": without_folders(f"{kind}{said or error}", self.folder)}
             if said:
                 raise UserError(said) from error
             raise
@@ -307,7 +307,7 @@ class Run:
             self.result.pop("resumed_from", None)
         # A start of which no step is left has made nothing.
         self.result["starts"] = [start for start in _starts(self.result) if start.get("step", 0) < self.steps]
-        self.result |= {"status": "running", "error": None}
+        self.result |= {"status": Status.RUNNING, "error": None}
         self.result |= surroundings()
         if not _first_process():
             return
@@ -330,7 +330,7 @@ class Run:
         try:
             self.update(**end)
         except UserError as gone:
-            self.result |= {"status": "failed", "error": without_folders(str(gone), self.folder)}
+            self.result |= {"status": Status.FAILED, "error": without_folders(str(gone), self.folder)}
             raise
         except OSError as full:
             remove_temporaries(self.folder)
@@ -340,8 +340,8 @@ class Run:
                 if overwrite_result(self.folder / RESULT, self.result):
                     return None
             said = machine_fault(full, self.folder) or str(full)
-            if end["status"] == "done":
-                self.result |= {"status": "failed", "error": without_folders(said, self.folder)}
+            if end["status"] == Status.DONE:
+                self.result |= {"status": Status.FAILED, "error": without_folders(said, self.folder)}
             short = ("status", "error", "overrides", "config", "code")
             with suppress(OSError):
                 least: Any = {key: self.result.get(key) for key in short}

@@ -1,13 +1,14 @@
-"""What makes two runs the same run: which keys of the config count, and the name of the run's folder."""
+"""What each key of the config counts for: what makes two runs the same, and how their folder and labels are named."""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
-from typing import Any
+from enum import Enum, Flag, auto
+from typing import Any, NamedTuple
 
 LONGEST_NAME = 120
+SEED = "seed"  # also further down, as data.seed
 
 
 class Role(Enum):
@@ -28,38 +29,99 @@ class Role(Enum):
     MEMBER = "member"
 
 
-# Every key that does not define the experiment. A group or a key stands for all that is below it, but `trainer`, which
-# holds much that does, only for the choice `trainer=...`.
-ROLES: dict[str, Role] = {
-    "resume": Role.EXECUTION,
-    "retry": Role.EXECUTION,
-    "changed_code": Role.EXECUTION,
-    "checkpoint_minutes": Role.EXECUTION,
-    "name": Role.EXECUTION,
-    "trainer.enable_progress_bar": Role.EXECUTION,
-    "trainer.threads": Role.EXECUTION,  # like OMP_NUM_THREADS
-    "trainer.eval_batch_size": Role.EXECUTION,  # data.eval_batch_size has its value
-    "data.download": Role.EXECUTION,
-    "data.root": Role.PLACE,
-    "resume_from": Role.PLACE,
-    "trainer": Role.DEVICE,
-    "trainer.accelerator": Role.DEVICE,
-    "trainer.devices": Role.DEVICE,
-    "trainer.precision": Role.DEVICE,
-    "trainer.channels_last": Role.DEVICE,
-    "trainer.compile": Role.DEVICE,
-    "trainer.cuda_graphs": Role.DEVICE,
-    "trainer.kernels": Role.DEVICE,
-    "data.eval_batch_size": Role.DEVICE,
-    "data.test_curve": Role.WATCHING,
-    "record": Role.WATCHING,
-    "experiment": Role.MEMBER,
-    "seed": Role.MEMBER,
+class Tag(Flag):
+    """What else a key counts for, whatever its role.
+
+    Attributes:
+        SUITE: `cifarbn.reproduce` sets it, so its user cannot.
+        RATE: the learning rate, or what must follow it. Runs of one family differ in nothing else but the seed.
+        NORM: the normalisation, the only difference between two families that are compared.
+        LENGTH: how long a run trains. Another value may continue a run that has ended.
+        NOTE: says where the experiment comes from and what it should reach; no label shows it.
+        CHOICE: its value says what it is: a label has "vgg_a", and not "model vgg_a".
+        TRAINING: of the data's keys, one that does not change which test images there are.
+    """
+
+    NONE = 0
+    SUITE = auto()
+    RATE = auto()
+    NORM = auto()
+    LENGTH = auto()
+    NOTE = auto()
+    CHOICE = auto()
+    TRAINING = auto()
+
+
+class Use(NamedTuple):
+    """What one key counts for; `role` is None where it defines the experiment."""
+
+    role: Role | None
+    tags: Tag = Tag.NONE
+
+
+# Every key that does not define the experiment, or that has a tag; any other key defines it and has none. A group or a
+# key stands for all that is below it, but `trainer`, which holds much that defines the experiment, only for the choice
+# `trainer=...`.
+KEYS: dict[str, Use] = {
+    "resume": Use(Role.EXECUTION),
+    "retry": Use(Role.EXECUTION),
+    "changed_code": Use(Role.EXECUTION),
+    "checkpoint_minutes": Use(Role.EXECUTION),
+    "name": Use(Role.EXECUTION, Tag.SUITE),
+    "trainer.enable_progress_bar": Use(Role.EXECUTION),
+    "trainer.threads": Use(Role.EXECUTION),  # like OMP_NUM_THREADS
+    "trainer.eval_batch_size": Use(Role.EXECUTION),  # data.eval_batch_size has its value
+    "data.download": Use(Role.EXECUTION),
+    "data.root": Use(Role.PLACE),
+    "resume_from": Use(Role.PLACE, Tag.SUITE),
+    "trainer": Use(Role.DEVICE),
+    "trainer.accelerator": Use(Role.DEVICE),
+    "trainer.devices": Use(Role.DEVICE),
+    "trainer.precision": Use(Role.DEVICE),
+    "trainer.channels_last": Use(Role.DEVICE),
+    "trainer.compile": Use(Role.DEVICE),
+    "trainer.cuda_graphs": Use(Role.DEVICE),
+    "trainer.kernels": Use(Role.DEVICE),
+    "data.eval_batch_size": Use(Role.DEVICE, Tag.TRAINING),
+    "data.test_curve": Use(Role.WATCHING, Tag.TRAINING),
+    "record": Use(Role.WATCHING),
+    "record.gradient_probe.eta": Use(Role.WATCHING, Tag.RATE),
+    "experiment": Use(Role.MEMBER, Tag.CHOICE),
+    SEED: Use(Role.MEMBER),
+    "data": Use(None, Tag.CHOICE),
+    "data.augmentation": Use(None, Tag.TRAINING),
+    "data.batch_size": Use(None, Tag.TRAINING),
+    "data.drop_last": Use(None, Tag.TRAINING),
+    "data.seed": Use(None, Tag.TRAINING),
+    "model": Use(None, Tag.CHOICE),
+    "model.norm": Use(None, Tag.NORM),
+    "norm": Use(None, Tag.NORM),
+    "activation": Use(None, Tag.CHOICE),
+    "loss": Use(None, Tag.CHOICE),
+    "optim": Use(None, Tag.CHOICE),
+    "optim.lr": Use(None, Tag.RATE),
+    "schedule.max_lr": Use(None, Tag.RATE),
+    "epochs": Use(None, Tag.LENGTH),
+    "trainer.max_epochs": Use(None, Tag.LENGTH),  # follows epochs
+    "target": Use(None, Tag.NOTE),
+    "source": Use(None, Tag.NOTE),
 }
+
+
+def keys_of_role(*roles: Role) -> tuple[str, ...]:
+    """Return the keys that have one of these roles, in the order of the table."""
+    return tuple(key for key, use in KEYS.items() if use.role in roles)
+
+
+def keys_with(tags: Tag) -> tuple[str, ...]:
+    """Return the keys that have any of some tags, such as `Tag.NOTE | Tag.RATE`, in the order of the table."""
+    return tuple(key for key, use in KEYS.items() if use.tags & tags)
+
+
 # Keys that older versions did not have, and the value that stands for what they did.
 ADDED = {"trainer.cuda_graphs": "auto"}
 # Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
-NOT_THE_EXPERIMENT = tuple(key for key, role in ROLES.items() if role in (Role.EXECUTION, Role.PLACE))
+NOT_THE_EXPERIMENT = keys_of_role(Role.EXECUTION, Role.PLACE)
 
 
 def role_of(override: str) -> Role | None:
@@ -67,7 +129,7 @@ def role_of(override: str) -> Role | None:
     key = key_of(override)
     if override.partition("=")[::2] == ("trainer", "smoke"):  # which trains on four batches
         return None
-    return ROLES.get(key) or (ROLES["record"] if key.startswith("record.") else None)
+    return KEYS["record"].role if key.startswith("record.") else KEYS.get(key, Use(None)).role
 
 
 def key_of(override: str) -> str:
@@ -119,6 +181,12 @@ def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         if isinstance(node, dict):
             node.pop(last, None)
     return kept
+
+
+def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config without `seed`, wherever in it that is repeated."""
+    nested = {key: without_seed(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    return {key: value for key, value in nested.items() if key != SEED}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

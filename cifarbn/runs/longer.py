@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cifarbn.errors import Refused
-from cifarbn.runs.identity import completed, differences
-from cifarbn.runs.schema import Result
+from cifarbn.runs.identity import Tag, completed, differences, keys_with
+from cifarbn.runs.schema import Result, Status
 
-LENGTH = ("epochs", "trainer.max_epochs")  # the second follows the first
+LENGTH = tuple(f"{key}: " for key in keys_with(Tag.LENGTH))
 
 
 def check_longer(source: Path, result: Result, config: Mapping[str, Any]) -> None:
@@ -25,10 +25,10 @@ def check_longer(source: Path, result: Result, config: Mapping[str, Any]) -> Non
         Refused: naming the keys of the config that differ, or the reason.
     """
     before = f"the run in resume_from={source}"
-    if result["status"] == "diverged":
+    if result["status"] == Status.DIVERGED:
         raise Refused(f"{before} diverged: there is nothing to continue")
     changed = differences(completed(result["config"]), config)
-    others = [change for change in changed if not change.startswith(tuple(f"{key}: " for key in LENGTH))]
+    others = [change for change in changed if not change.startswith(LENGTH)]
     of_schedule = [change for change in others if change.startswith("schedule.")]
     schedule = config.get("schedule")
     target = str(schedule.get("_target_")) if isinstance(schedule, Mapping) else ""

@@ -1,23 +1,44 @@
-"""`result.json`: what it holds, reading it from a folder that may come from elsewhere, and writing it."""
+"""What a run folder holds: its files, the fields of `result.json` and the columns of `metrics.csv`.
 
-import json
+The arrays of `recordings.npz` are in `cifarbn.runs.measures`, beside what is computed from them.
+"""
+
 import math
-import os
-import stat
 from collections.abc import Mapping
-from pathlib import Path
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from cifarbn.errors import UserError
-from cifarbn.runs.durable import replace_file
-
 RESULT = "result.json"
+METRICS = "metrics.csv"
+RECORDINGS = "recordings.npz"
+RAW_GRADIENTS = "last_layer_gradients.npy"
+CHECKPOINT = "last.ckpt"
+
+# Of metrics.csv: each row has a step's columns; the last row of an epoch has the epoch's as well.
+StepColumn = Literal["step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"]
+STEP_COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
+EPOCH_COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc")
+COLUMNS: tuple[str, ...] = (*STEP_COLUMNS, *EPOCH_COLUMNS)
+
 DEEPEST = 64  # groups within groups, of what is read
 LARGEST = 3.4e38  # of what is measured in float32: a number beyond it is none
 # A number that a run measured, which may be NaN or infinite; every other number is finite.
 Measured = Annotated[float, "measured"]
-Status = Literal["new", "running", "done", "interrupted", "diverged", "failed"]
+
+
+class Status(str, Enum):
+    """How far a run is, as `result.json` says it. JSON and f-strings show the value."""
+
+    NEW = "new"
+    RUNNING = "running"  # or killed while running
+    DONE = "done"
+    INTERRUPTED = "interrupted"
+    DIVERGED = "diverged"  # a result: the loss left the finite numbers
+    FAILED = "failed"  # `error` says why
+
+    __str__ = str.__str__
+    __format__ = str.__format__  # type: ignore[assignment]
 
 
 class Start(TypedDict, total=False):
@@ -102,9 +123,8 @@ class Config(TypedDict, total=False):
 class Result(TypedDict, total=False):
     """`result.json`; nothing in it depends on the host's name or paths.
 
-    `status` is "running" (or killed while running), "done", "interrupted", "diverged" (a result: the loss left the
-    finite numbers) or "failed" (`error` says why). `device` to `git_commit` are the latest start's; `starts` has one
-    entry for each start that made some of the run's steps, since a continued run may compute on another device.
+    `device` to `git_commit` are the latest start's; `starts` has one entry for each start that made some of the run's
+    steps, since a continued run may compute on another device.
     """
 
     status: Status
@@ -140,71 +160,8 @@ class Result(TypedDict, total=False):
     recovery: list[str]  # damaged checkpoints that were found, and what was done
 
 
-class Damaged(UserError):
-    """A result.json is no result, as a power cut or a full disk may leave it."""
-
-
-def read_result(folder: Path) -> Result | None:
-    """The folder's `result.json`, or None where there is none.
-
-    Whatever a file from elsewhere holds, every field that is there has the type that `Result` gives it.
-
-    Raises:
-        Damaged: if it is not JSON, or a field has another type; the message names the field.
-        UserError: if it cannot be read, or is no file.
-    """
-    return read_result_file(Path(folder) / RESULT)
-
-
-def read_result_file(file: Path) -> Result | None:
-    """`read_result` of a file of another name."""
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would be waited for
-            raise UserError(f"{file} is not a file; delete it, or name another folder")
-        content = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; delete it, or name another folder") from error
-    try:
-        value = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        reason = str(error).split("\n")[0] if content.strip(b"\0 \n") else "it is empty"
-        raise Damaged(f"{file} is not a result this program wrote ({reason}); delete the folder") from error
-    try:
-        return check_result(value)
-    except ValueError as error:
-        raise Damaged(f"{file} is not a result this program wrote: {error}; delete the folder") from error
-
-
-def write_result(file: Path, result: Result) -> None:
-    """Write a `result.json` at once or not at all, so that it survives a power cut."""
-    replace_file(file, lambda opened: opened.write(_as_json(result)))
-
-
-def overwrite_result(file: Path, result: Result) -> bool:
-    """Write a `result.json` into the space that the old one has on the disk: the last resort where the disk is full.
-
-    Returns:
-        Whether it fitted; otherwise the file is unchanged.
-    """
-    content = _as_json(result)
-    with file.open("r+b") as opened:
-        if len(content) > 512 * os.fstat(opened.fileno()).st_blocks:
-            return False
-        opened.write(content)
-        opened.truncate()
-        opened.flush()
-        os.fsync(opened.fileno())
-    return True
-
-
-def _as_json(result: Result) -> bytes:
-    return (json.dumps(result, indent=1, default=str) + "\n").encode()
-
-
 def check_result(value: Any) -> Result:
-    """Return the value, which is a `Result`.
+    """Return the value, which is a `Result`, with its `status` as a `Status`.
 
     Raises:
         ValueError: naming the first field that is of another type than `Result` or `Config` says.
@@ -226,7 +183,7 @@ def check_result(value: Any) -> Result:
         classes = data.get("classes") or rows
         if not rows or {len(rows), len(classes)} != {*map(len, rows)}:
             raise ValueError("'confusion' is not a square with a row and a column for each class")
-    return value  # type: ignore[return-value]
+    return value | {"status": Status(value["status"])}  # type: ignore[return-value]
 
 
 def check_config(config: Any, name: str = "") -> None:
@@ -261,9 +218,10 @@ def _check(value: Any, hint: Any, name: str) -> None:
     elif origin in (Union, UnionType):
         if not any(_fits(value, inner) for inner in arguments):
             _refuse(value, " or ".join(_WORDS[_plain(inner)] for inner in arguments), name)
-    elif origin is Literal:
-        if not isinstance(value, str) or value not in arguments:
-            _refuse(value, f"one of {', '.join(arguments)}", name)
+    elif isinstance(hint, type) and issubclass(hint, Enum):
+        values = [member.value for member in hint]
+        if value not in values:
+            _refuse(value, f"one of {', '.join(values)}", name)
     elif not _fits(value, hint):
         _refuse(value, _WORDS[_plain(hint)], name)
 

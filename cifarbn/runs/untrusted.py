@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cifarbn.errors import UserError
-from cifarbn.runs.schema import RESULT, Result, read_result
+from cifarbn.runs.result_file import read_result
+from cifarbn.runs.schema import RESULT, Result
 
 LONGEST = 2000  # characters of a text
 

@@ -18,14 +18,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cifarbn.errors import Diverged, UserError
-from cifarbn.runs.checkpoints import METRICS
 from cifarbn.runs.durable import naming, replace_file, sync_file
+from cifarbn.runs.schema import COLUMNS, METRICS
 from cifarbn.training.callbacks.host_copy import HostCopy
 
-COLUMNS = (
-    *("step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"),
-    *("train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc"),
-)
 POINTS_PER_EPOCH = 50  # of each step curve in TensorBoard, which is slow with every step of a long run
 FLUSH_SECONDS = 10  # at the most between writing rows, as long as steps are taken
 DDP_ASK_EVERY = 10  # steps between the ranks' agreeing whether it is time

@@ -17,7 +17,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.errors import Diverged, Interrupted, UserError
 from cifarbn.fast.training_step import TrainingStep
-from cifarbn.runs.checkpoints import CHECKPOINT, forget_previous, write_checkpoint
+from cifarbn.runs.checkpoints import forget_previous, write_checkpoint
+from cifarbn.runs.schema import CHECKPOINT
 from cifarbn.training.callbacks.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # at the least, between checkpoints at the ends of epochs

@@ -1,0 +1,45 @@
+"""What each key of the config counts for."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from cifarbn.cli.composition import CONF
+from cifarbn.runs.identity import KEYS, Role, Tag, keys_of_role, keys_with, role_of, without_seed
+
+
+def test_every_key_of_the_table_is_a_key_of_the_config():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=["record=all", "schedule=onecycle", "data=cifar10"])
+    strange = [key for key in KEYS if OmegaConf.select(config, key, default="none") == "none"]
+    assert strange == ["experiment"], "a group of which nothing is chosen by default"
+
+
+@pytest.mark.parametrize(
+    ("override", "role"),
+    [
+        ("resume=false", Role.EXECUTION),
+        ("data.root=/x", Role.PLACE),
+        ("trainer=cpu", Role.DEVICE),
+        ("trainer=smoke", None),  # trains on four batches
+        ("record.step_change.every=3", Role.WATCHING),
+        ("record.gradient_probe.eta=1", Role.WATCHING),
+        ("seed=3", Role.MEMBER),
+        ("+optim.lr=1", None),
+        ("data=shapes", None),
+        ("not.a.key=1", None),
+    ],
+)
+def test_role_of_an_override(override, role):
+    assert role_of(override) is role
+
+
+def test_keys_by_role_and_by_tag():
+    assert keys_of_role(Role.PLACE) == ("data.root", "resume_from")
+    assert keys_with(Tag.SUITE) == ("name", "resume_from")
+    assert set(keys_with(Tag.NOTE | Tag.RATE)) == {*keys_with(Tag.NOTE), *keys_with(Tag.RATE)}
+    assert {"optim.lr", "schedule.max_lr", "record.gradient_probe.eta"} == set(keys_with(Tag.RATE))
+
+
+def test_the_seed_is_left_out_wherever_it_is_repeated():
+    assert without_seed({"seed": 1, "data": {"seed": 1, "seeds": 2}}) == {"data": {"seeds": 2}}

@@ -1,0 +1,93 @@
+"""The table of measures and the keys of recordings.npz: one table for recorders, report and benchmark."""
+
+import copy
+import json
+import pickle
+from itertools import groupby
+from pkgutil import resolve_name
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from cifarbn.cli.composition import CONF
+from cifarbn.recorders import Recorder
+from cifarbn.runs.measures import (
+    AXES,
+    MEASURES,
+    TABLES,
+    ActivationDriftKeys,
+    CovariateShiftKeys,
+    Key,
+    ProbeKeys,
+    curves,
+)
+
+
+def test_a_key_is_its_name_in_the_file():
+    key = ProbeKeys.gradient.loss
+    assert key == "probe.gradient.loss" and {"probe.gradient.loss": 1}[key] == 1
+    assert (key.prefix, key.short, key.axes) == ("probe", "gradient.loss", "TS")
+    assert json.dumps({key: 1}) == '{"probe.gradient.loss": 1}'
+    for copied in (copy.deepcopy(key), pickle.loads(pickle.dumps(key))):
+        assert copied == key and copied.axes == key.axes
+
+
+def test_every_key_is_listed_once_with_axes_that_are_measured():
+    keys = [key for table in TABLES for key in table.keys()]
+    assert len(set(keys)) == len(keys) > 60
+    for table in TABLES:
+        names = {key.short for key in table.keys()}
+        assert {key.prefix for key in table.keys()} == {table.step.prefix} and "step" in names
+        axes = {axis for key in table.keys() for axis in key.axes or "" if not axis.isdigit()}
+        assert {AXES[axis] for axis in axes} - names <= {"bins"}
+
+
+def test_every_recorder_of_the_config_has_a_table_and_writes_by_it():
+    files = [OmegaConf.load(file) for file in sorted((CONF / "record").glob("*.yaml"))]
+    configured = {node._target_ for file in files for node in file.values() if "_target_" in (node or {})}
+    assert configured == {table.recorder for table in TABLES}
+    for table in TABLES:
+        recorder = resolve_name(table.recorder)
+        assert issubclass(recorder, Recorder) and recorder.table is table
+
+
+def test_measures_have_one_name_each_and_those_of_one_origin_stand_together():
+    names = [measure.name for measure in MEASURES]
+    assert len(set(names)) == len(names)
+    origins = [origin for origin, _ in groupby(measure.origin for measure in MEASURES)]
+    assert len(set(origins)) == len(origins)
+    assert all(measure.table in TABLES and measure.unit and measure.label for measure in MEASURES)
+
+
+def test_covariate_shift_is_the_median_over_all_layers_but_the_first():
+    keys = CovariateShiftKeys
+    recordings = {
+        keys.step: np.array([0, 5]),
+        keys.distance: np.array([[0, 1, 2, 9], [0, 3, 4, 5]]),
+        keys.cosine: np.array([[1, 1, 0.5, 0], [1, 0, np.nan, 1 + 1e-7]]),
+    }
+    found = curves(recordings)
+    np.testing.assert_array_equal(found["covariate shift"][0], [0, 5])
+    np.testing.assert_allclose(found["covariate shift"][1], [2, 4])
+    np.testing.assert_allclose(found["covariate shift angle"][1], [60, 45], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_net_of_one_layer_has_no_covariate_shift():
+    keys = CovariateShiftKeys
+    found = curves({keys.step: np.arange(2), keys.distance: np.zeros((2, 1)), keys.cosine: np.ones((2, 1))})
+    assert np.isnan(found["covariate shift"][1]).all()
+
+
+def test_activations_change_from_one_measurement_to_the_next():
+    keys = ActivationDriftKeys
+    means = np.array([[0, 0, 0], [1, -2, 5], [1, -2, 5]], np.float32)
+    found = curves({keys.step: np.arange(3), keys.mean: means, keys.std: 2 * means})
+    np.testing.assert_array_equal(found["activation mean change"][1], [np.nan, 2, 0])
+    np.testing.assert_array_equal(found["activation std change"][1], [np.nan, 4, 0])
+
+
+def test_recordings_of_another_program_give_nothing():
+    assert curves({Key("mine.step"): np.arange(3)}) == {}
+    assert curves({CovariateShiftKeys.step: np.arange(0)}) == {}

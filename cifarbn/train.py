@@ -17,6 +17,7 @@ from cifarbn import figures
 from cifarbn.cli.command_line import CONF, building, plain_errors, run_plainly, settle_data_root
 from cifarbn.cli.composition import resolved
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import threads_kept
 from cifarbn.recorders import RecordingsFile
@@ -66,7 +67,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         with building("data"):
             data = check_data(instantiate(cfg.data))
         with building("model"):
-            net = hardware.prepare(instantiate(cfg.model))
+            net = accelerate(instantiate(cfg.model), hardware)
         with building("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
             fast = hardware.compile, hardware.cuda_graphs

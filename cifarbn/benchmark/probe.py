@@ -15,6 +15,7 @@ from torch import nn
 from cifarbn.benchmark.sides import Report, wait_for
 from cifarbn.benchmark.step import NETS
 from cifarbn.data import Augmentation, Shapes
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.recorders import (
     ActivationDrift,
@@ -101,7 +102,7 @@ def _seconds_inside(recorder: pl.Callback, hardware: Hardware, chosen: argparse.
 
     for name in HOOKS:
         setattr(recorder, name, timed(getattr(recorder, name)))
-    net = hardware.prepare(NETS[chosen.net]())
+    net = accelerate(NETS[chosen.net](), hardware)
     classifier = Classifier(net, nn.CrossEntropyLoss(), lambda p: torch.optim.Adam(p, lr=1e-3))
     size = chosen.steps * chosen.batch_size
     data = Shapes(

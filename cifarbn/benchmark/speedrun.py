@@ -17,6 +17,7 @@ from cifarbn.data.cifar10 import CLASSES, MEAN, STD, find_cifar10
 from cifarbn.data.module import DataModule
 from cifarbn.data.shapes import TEST_SEED, TRAIN_SEED
 from cifarbn.errors import UserError
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.recorders import LastLayerGradients, RecordingsFile
 from cifarbn.training.callbacks.metrics_logger import StepHistory
@@ -91,7 +92,7 @@ class FullSpeedrun:
 
     def __init__(self, recipe: Recipe, train: Images, test: Images, hardware: Hardware) -> None:
         self.recipe, self.hardware = recipe, hardware
-        self.model = hardware.prepare(recipe.make_model())
+        self.model = accelerate(recipe.make_model(), hardware)
         self.data = _Given(train, test, recipe)
         self.classifier = Classifier(
             *(self.model, recipe.loss, recipe.make_optimizer, recipe.make_schedule, len(CLASSES), recipe.views),

@@ -16,7 +16,7 @@ WEIGHTS = 2**20  # in bf16 they fill a core's second cache; from here on all thr
 
 
 class GemmConv2d(nn.Conv2d):
-    """torch's convolution; under bf16 autocast on a CPU, small maps are convolved by matrix products.
+    """Convolution, under bf16 autocast on a CPU by matrix products where maps are small; elsewhere torch's.
 
     oneDNN's kernels are made for large maps. For 3x3 weights, batch 128, two cores with AMX and torch 2.14.1, in
     milliseconds by oneDNN and, in brackets, by a matrix product of patches, their copying included::
@@ -55,6 +55,7 @@ class GemmConv2d(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
+            and not torch.compiler.is_compiling()
         )
 
     def _positions(self, x: Tensor) -> int:
@@ -77,7 +78,7 @@ class _Convolution(torch.autograd.Function):
         everything: bool,
     ) -> Tensor:
         ctx.stride, ctx.padding = stride, padding
-        patches = patches_of(x, weight.shape[2:], stride, padding, kernels=True) if everything else None
+        patches = patches_of(x, weight.shape[2:], stride, padding, True) if everything else None
         ctx.save_for_backward(x, weight, patches)
         if patches is None:
             return functional.conv2d(x, weight, bias, stride, padding)
@@ -91,12 +92,12 @@ class _Convolution(torch.autograd.Function):
         again = torch.is_grad_enabled()  # this gradient is to be differentiated, so that it must come from x itself
         if ctx.needs_input_grad[0]:
             if patches is not None and ctx.stride == (1, 1) and not again:
-                of_x = input_gradient(weight, gradient, ctx.padding, kernels=True)
+                of_x = input_gradient(weight, gradient, ctx.padding, True)
             else:
                 of_x = nn.grad.conv2d_input(list(x.shape), weight, gradient, ctx.stride, ctx.padding)  # type: ignore[attr-defined]
         if ctx.needs_input_grad[1]:
             if patches is None or again:
-                patches = patches_of(x, weight.shape[2:], ctx.stride, ctx.padding, kernels=not again)
+                patches = patches_of(x, weight.shape[2:], ctx.stride, ctx.padding, not again)
             of_weight = weight_gradient(patches, gradient, weight.shape)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))

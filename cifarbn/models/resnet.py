@@ -80,6 +80,8 @@ class ResNet(nn.Module):
         pooled: list[Tensor] = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x, pooled) if self.pool_blocks else stage(x)
+            if self.pool_blocks:
+                pooled.append(x.mean((2, 3)))
         features = torch.cat(pooled, 1) if self.pool_blocks else x.mean((2, 3))
         return self.head(self.dropout(features))
 
@@ -92,11 +94,14 @@ class Stage(nn.Sequential):
     """Residual blocks, one after another: (N, inputs, H, W) -> the last one's output."""
 
     def forward(self, x: Tensor, pooled: list[Tensor] | None = None) -> Tensor:
-        """The last block's output; the mean over positions of every block's, (N, outputs), is appended to `pooled`."""
-        for block in self:
-            x = block(x)
-            if pooled is not None:
+        """Return the last block's output; append the mean over positions of the others', (N, outputs), to `pooled`.
+
+        The last thing computed here is the stage's output, which is what tools that trace a model take it to be.
+        """
+        for position, block in enumerate(self):
+            if pooled is not None and position > 0:
                 pooled.append(x.mean((2, 3)))
+            x = block(x)
         return x
 
 
@@ -149,9 +154,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
-        residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.bn2(self.conv2(residual))
-        return self.act2(residual + self.downsample(x))
+        residual = self.conv2(self.act1(self.bn1(self.conv1(x))))
+        shortcut = self.downsample(x)  # before bn2: the order counts for norms that draw random numbers
+        return self.act2(self.bn2(residual) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -179,9 +184,9 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
         residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.act2(self.bn2(self.conv2(residual)))
-        residual = self.bn3(self.conv3(residual))
-        return self.act3(residual + self.downsample(x))
+        residual = self.conv3(self.act2(self.bn2(self.conv2(residual))))
+        shortcut = self.downsample(x)  # before bn3: the order counts for norms that draw random numbers
+        return self.act3(self.bn3(residual) + shortcut)
 
 
 Block: TypeAlias = type[BasicBlock] | type[Bottleneck]

@@ -212,8 +212,8 @@ def patches(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequ
         ValueError: if x has another shape, dtype or layout, or there is no such position.
     """
     _check_maps(x, x=x)
-    out = _positions(x, size, stride, padding)
-    if min(*size, *stride, *out) < 1:
+    out = _positions(x, size, stride, padding) if min(*size, *stride) > 0 else [0]
+    if min(out) < 1:
         raise ValueError(f"patches of {list(size)}, stride {list(stride)}: none in {list(x.shape)} padded by {padding}")
     found = torch.empty(x.shape[0], *out, *size, x.shape[1], dtype=x.dtype, device="cpu")
     library.call("patches", x.shape[0], *x.shape[2:], x.shape[1], *out, *size, *stride, *padding, x, found)

@@ -18,6 +18,7 @@ from cifarbn.cli.command_line import CONF, plain_errors, run_plainly, settle_dat
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.errors import building
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import threads_kept
 from cifarbn.runs.checkpoints import forget_previous
@@ -64,7 +65,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         with building("data"):
             data = check_data(instantiate(cfg.data))
         with building("model"):
-            net = hardware.prepare(instantiate(config["model"]))
+            net = accelerate(instantiate(config["model"]), hardware)
         with building("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
             fast = hardware.compile, hardware.cuda_graphs

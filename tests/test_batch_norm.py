@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cifarbn.fast.batch_norm import BatchNorm2d, normalize_and_activate
+from cifarbn.fast.batch_norm import FusedBatchNorm2d, normalize_and_activate
 from cifarbn.fast.kernels import library
 
 pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
@@ -19,7 +19,7 @@ def maps(*shape, seed=0, dtype=torch.bfloat16):
     return values.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
-def layer(channels, kind=BatchNorm2d, **options):
+def layer(channels, kind=FusedBatchNorm2d, **options):
     norm = kind(channels, **options)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(0.5, -2, channels))
@@ -192,7 +192,6 @@ def test_running_statistics_are_torch_s(momentum):
 def not_ours(**changes):
     """A layer and an input that differ from what the kernel takes in one thing."""
     norm, x = layer(4, **changes.get("options", {})), maps(2, 4, 3, 3)
-    norm.kernels = changes.get("kernels", True)
     norm.train(changes.get("training", True))
     return norm, changes.get("x", lambda x: x)(x)
 
@@ -200,7 +199,6 @@ def not_ours(**changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"kernels": False},
         {"training": False},
         {"options": {"track_running_stats": False}},
         {"x": lambda x: x.float()},

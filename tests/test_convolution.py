@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from cifarbn.fast import convolution
-from cifarbn.fast.convolution import Conv2d, _Convolution, convolve, input_gradient, patches_of, weight_gradient
+from cifarbn.fast.convolution import GemmConv2d, _Convolution, convolve, input_gradient, patches_of, weight_gradient
 
 # (kernel, stride, padding, height, width)
 SHAPES = [(3, 1, 1, 4, 4), (3, 2, 1, 8, 8), (3, 2, 1, 7, 5), (1, 2, 0, 8, 7), (3, 1, 0, 6, 5), (2, 1, (0, 1), 3, 4)]
@@ -45,7 +45,7 @@ def test_patches_copied_by_the_kernel_are_torch_s(shape, size, stride, padding):
 
 
 def test_a_map_smaller_than_the_weights_is_refused_as_by_torch():
-    conv = Conv2d(512, 512, 3)
+    conv = GemmConv2d(512, 512, 3)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
         conv(torch.randn(1, 512, 2, 4))
 
@@ -66,7 +66,7 @@ def test_first_and_second_derivatives(stride, everything):
     ]
 
     def call(x, weight, bias):
-        return _Convolution.apply(x, weight, bias, stride, (1, 1), everything, True)
+        return _Convolution.apply(x, weight, bias, stride, (1, 1), everything)
 
     torch.testing.assert_close(call(*tensors), functional.conv2d(*tensors, stride, (1, 1)))
     assert torch.autograd.gradcheck(call, tensors)
@@ -76,7 +76,7 @@ def test_first_and_second_derivatives(stride, everything):
 def both(side, channels=64, outputs=64, **options):
     """Output and gradients of our layer and of torch's, with the same weights and input, under bf16 autocast."""
     torch.manual_seed(0)
-    ours, theirs = (kind(channels, outputs, 3, padding=1, **options) for kind in (Conv2d, nn.Conv2d))
+    ours, theirs = (kind(channels, outputs, 3, padding=1, **options) for kind in (GemmConv2d, nn.Conv2d))
     theirs.load_state_dict(ours.state_dict())
     pictures = torch.randn(8, channels, side, side)
     found = []
@@ -133,7 +133,7 @@ def test_everything_else_is_torch_s_to_the_bit(used, options):
 
 def test_fp32_is_torch_s_to_the_bit(used):
     torch.manual_seed(0)
-    conv, x = Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 4, 4)
+    conv, x = GemmConv2d(64, 64, 3, padding=1), torch.randn(2, 64, 4, 4)
     conv(x).sum().backward()
     ours = conv.weight.grad.clone()
     conv.weight.grad = None

@@ -10,6 +10,7 @@ from torch import nn
 from cifarbn.cli.command_line import CONF
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware, multiplies_bf16
 from cifarbn.models import ResNet
 from cifarbn.train import train
@@ -51,7 +52,7 @@ def test_unknown_choices_are_refused(options):
 
 
 def test_channels_last_reaches_the_weights():
-    net = choose(channels_last=True).prepare(ResNet(18, width=4))
+    net = accelerate(ResNet(18, width=4), choose(channels_last=True))
     assert net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 

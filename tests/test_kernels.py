@@ -1,4 +1,4 @@
-"""The C library: compiled where that is possible, done without elsewhere, always said."""
+"""The C library: compiled where that is possible, done without elsewhere, always said; and its operators."""
 
 import os
 import subprocess
@@ -6,20 +6,23 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from cifarbn.errors import UserError
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
-from cifarbn.fast.kernels import library
-from cifarbn.models import VGG, BatchNorm2d, ResNet, SpeedNet
+from cifarbn.fast.kernels import library, ops
+from cifarbn.models import VGG, ResNet, SpeedNet
 
 CODE = """
 import torch
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
-from cifarbn.kernels.library import why_unavailable
-from cifarbn.models import VGG, BatchNorm2d
+from cifarbn.fast.kernels.library import why_unavailable
+from cifarbn.models import VGG
 
 hardware = Hardware.choose("cpu", "bf16-mixed")
-net = hardware.prepare(VGG("A", norm=BatchNorm2d, width=4))
+net = accelerate(VGG("A", norm=torch.nn.BatchNorm2d, width=4), hardware)
 with torch.autocast("cpu", torch.bfloat16):
     net(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
 print(hardware.kernels, why_unavailable())
@@ -76,15 +79,7 @@ def test_asked_for_without_a_compiler_they_are_refused(monkeypatch):
         Hardware.choose("cpu", "bf16-mixed", kernels=True)
 
 
-@pytest.mark.parametrize("kernels", [True, False])
-def test_prepare_tells_every_layer(kernels):
-    hardware = Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels)
-    net = hardware.prepare(VGG("A", norm=BatchNorm2d, width=4))
-    told = [module.kernels for module in net.modules() if hasattr(module, "kernels")]
-    assert told == 21 * [kernels]  # eight convolutions and norms, five pools
-
-
-NETS = [lambda: ResNet(18, width=8), lambda: VGG("A", norm=BatchNorm2d, width=8), SpeedNet]
+NETS = [lambda: ResNet(18, width=8), lambda: VGG("A", norm=nn.BatchNorm2d, width=8), SpeedNet]
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -94,7 +89,7 @@ def test_a_net_compiles_into_one_graph_without_them(make):
     parameters = [p for p in net.parameters() if p.requires_grad]
     found = []
     for kernels, call in ((False, net), (True, torch.compile(net, backend="eager", fullgraph=True))):
-        Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels).prepare(net)
+        accelerate(net, Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels))
         with torch.autocast("cpu", torch.bfloat16):
             loss = call(pictures).float().square().sum()
         found.append([loss, *torch.autograd.grad(loss, parameters)])
@@ -110,7 +105,7 @@ def test_a_net_s_gradient_is_as_near_to_the_exact_one_as_without(make):
     pictures = pictures.contiguous(memory_format=torch.channels_last)
 
     def gradient(kernels, bf16=True):
-        Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels).prepare(net)
+        accelerate(net, Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = torch.nn.functional.cross_entropy(net(pictures).float(), labels)
         parameters = [p for p in net.parameters() if p.requires_grad]
@@ -132,3 +127,105 @@ def test_maps_are_taken_whose_channels_fill_whole_registers():
     assert not library.takes(channels_last(2, 16, 3, 3, dtype=torch.float32))
     assert not library.takes(torch.zeros(2, 16, 3, 3, dtype=torch.bfloat16))
     assert not library.takes(torch.zeros(16, 3, 3, dtype=torch.bfloat16))
+
+
+# The operators
+
+
+def maps(*shape, seed=0):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def batch_norm_arguments(residual=True, relu=True):
+    return (maps(2, 6, 3, 5), torch.rand(6), torch.rand(6), maps(2, 6, 3, 5, seed=1) if residual else None, relu, 1e-5)
+
+
+def calls():
+    """Operator -> arguments that it takes, several times where it has several cases."""
+    for residual, relu in [(True, True), (False, True), (False, False)]:
+        forward = batch_norm_arguments(residual, relu)
+        y, mean, _, inverse, scale, shift = ops.batch_norm(*forward)
+        yield ops.batch_norm, forward
+        kept = y if residual else None
+        yield ops.batch_norm_backward, (maps(2, 6, 3, 5, seed=2), forward[0], kept, mean, inverse, scale, shift, relu)
+    for height, width in [(4, 6), (5, 3)]:
+        x = maps(2, 6, height, width)
+        y, which = ops.max_pool(x)
+        yield ops.max_pool, (x,)
+        yield ops.max_pool_backward, (maps(*y.shape, seed=1), which, height, width)
+    yield ops.patches, (maps(2, 6, 4, 5), [3, 2], [2, 1], [1, 0])
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_operators_are_what_torch_asks_of_an_operator():
+    """Schema, fake shapes and layouts, and tracing with shapes that are not known."""
+    for operator, arguments in calls():
+        torch.library.opcheck(operator, arguments)
+
+
+WRONG = {
+    "dtype": lambda x: x.float(),
+    "layout": lambda x: x.contiguous(),
+    "dimensions": lambda x: x[0],
+    "fewer images": lambda x: x[:1],
+    "fewer channels": lambda x: x[:, :5].contiguous(memory_format=torch.channels_last),
+    "fewer rows": lambda x: x[:, :, 1:].contiguous(memory_format=torch.channels_last),
+    "a part of larger maps": lambda x: x.repeat(1, 2, 1, 1)[:, : x.shape[1]],
+}
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_map_of_another_shape_dtype_or_layout_raises(monkeypatch, wrong):
+    found = list(calls())
+    monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
+    for operator, arguments in found:
+        tensors = [i for i, each in enumerate(arguments) if isinstance(each, torch.Tensor) and each.dim() == 4]
+        if "fewer" in wrong and len(tensors) == 1:
+            continue  # a smaller map is a map as well
+        for i in tensors:
+            with pytest.raises(ValueError):
+                operator(*arguments[:i], WRONG[wrong](arguments[i]), *arguments[i + 1 :])
+
+
+@pytest.mark.usefixtures("kernels")
+def test_values_per_channel_of_another_shape_or_dtype_raise(monkeypatch):
+    found = list(calls())
+    monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
+    for operator, arguments in found:
+        for i, each in enumerate(arguments):
+            if not isinstance(each, torch.Tensor) or each.dim() != 1:
+                continue
+            wrong = [each[:5], each.repeat(2), each[:, None]]
+            if operator is ops.batch_norm_backward:
+                wrong += [each.bfloat16(), each.repeat_interleave(2)[::2]]
+            for other in wrong:
+                with pytest.raises(ValueError):
+                    operator(*arguments[:i], other, *arguments[i + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "message"),
+    [
+        (ops.max_pool, (maps(1, 2, 1, 4),), "at least 2x2, not 1x4"),
+        (ops.max_pool_backward, (maps(1, 2, 2, 2), maps(1, 2, 2, 2).short(), 6, 4), "not that of 6x4"),
+        (ops.patches, (maps(1, 2, 4, 4), [5, 5], [1, 1], [0, 0]), "none in"),
+        (ops.patches, (maps(1, 2, 4, 4), [3, 3], [0, 1], [1, 1]), "stride"),
+        (ops.batch_norm, batch_norm_arguments(relu=False), "only before a ReLU"),
+    ],
+)
+def test_sizes_that_do_not_fit_raise(monkeypatch, operator, arguments, message):
+    monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
+    with pytest.raises(ValueError, match=message):
+        operator(*arguments)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_torch_compile_sees_the_operators():
+    def largest(x):
+        return ops.max_pool(x * 2)[0] + 1
+
+    x = maps(2, 6, 4, 4)
+    assert torch.equal(torch.compile(largest, fullgraph=True, backend="aot_eager")(x), largest(x))
+    torch.compiler.reset()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from cifarbn.fast.kernels import library
-from cifarbn.fast.max_pool import MaxPool2d
+from cifarbn.fast.max_pool import FastMaxPool2d
 
 pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 
@@ -23,7 +23,7 @@ def maps(*shape, seed=0):
 def both(x, **options):
     """Output and input's gradient of ours and of torch's."""
     found = []
-    for out in (MaxPool2d(2)(x), functional.max_pool2d(x, 2)):
+    for out in (FastMaxPool2d(2)(x), functional.max_pool2d(x, 2)):
         torch.manual_seed(1)
         upstream = torch.randn(out.shape).to(out.dtype)
         found.append((out, *torch.autograd.grad(out, x, upstream, **options)))
@@ -65,7 +65,7 @@ def test_a_gradient_can_be_differentiated_again(side):
     x = maps(2, 3, side, side)
     ours, theirs = both(x, create_graph=True)
     assert torch.equal(ours[1], theirs[1])
-    out = MaxPool2d(2)(x)
+    out = FastMaxPool2d(2)(x)
     upstream = torch.randn_like(out, requires_grad=True)
     of_x = torch.autograd.grad(out, x, upstream, create_graph=True)[0]
     weights = torch.randn_like(of_x)
@@ -76,7 +76,7 @@ def test_a_gradient_can_be_differentiated_again(side):
 
 def test_an_infinite_gradient_reaches_the_largest_only():
     x = maps(1, 3, 4, 4)
-    out = MaxPool2d(2)(x)
+    out = FastMaxPool2d(2)(x)
     once, again = (
         torch.autograd.grad(out, x, torch.full_like(out, float("inf")), **options)[0]
         for options in ({"retain_graph": True}, {"create_graph": True})
@@ -87,12 +87,12 @@ def test_an_infinite_gradient_reaches_the_largest_only():
 @pytest.mark.parametrize(
     ("pool", "x"),
     [
-        (MaxPool2d(3), maps(1, 2, 6, 6)),
-        (MaxPool2d(2, stride=1), maps(1, 2, 6, 6)),
-        (MaxPool2d(2, ceil_mode=True), maps(1, 2, 5, 5)),
-        (MaxPool2d(2, padding=1), maps(1, 2, 6, 6)),
-        (MaxPool2d(2), maps(1, 2, 6, 6).float()),
-        (MaxPool2d(2), maps(2, 2, 6, 6).contiguous()),
+        (FastMaxPool2d(3), maps(1, 2, 6, 6)),
+        (FastMaxPool2d(2, stride=1), maps(1, 2, 6, 6)),
+        (FastMaxPool2d(2, ceil_mode=True), maps(1, 2, 5, 5)),
+        (FastMaxPool2d(2, padding=1), maps(1, 2, 6, 6)),
+        (FastMaxPool2d(2), maps(1, 2, 6, 6).float()),
+        (FastMaxPool2d(2), maps(2, 2, 6, 6).contiguous()),
     ],
 )
 def test_everything_else_is_left_to_torch(monkeypatch, pool, x):
@@ -102,4 +102,4 @@ def test_everything_else_is_left_to_torch(monkeypatch, pool, x):
 
 def test_maps_too_small_are_refused_as_by_torch():
     with pytest.raises(RuntimeError, match="too small"):
-        MaxPool2d(2)(maps(1, 2, 1, 4))
+        FastMaxPool2d(2)(maps(1, 2, 1, 4))

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from cifarbn.cli.command_line import CONF
-from cifarbn.models import VGG, BatchNorm2d, DeepLinear, ResNet, SpeedNet
+from cifarbn.models import VGG, DeepLinear, ResNet, SpeedNet
 from cifarbn.models.normalization import GroupNorm2d, LayerNorm2d, LpNorm2d, NoisyBatchNorm2d
 
 ROOT = f"""
@@ -75,7 +75,7 @@ def test_a_models_yaml_builds_it_and_states_its_parameter_count(build, name):
 @pytest.mark.parametrize(
     ("name", "kind"),
     {
-        "batch": BatchNorm2d,
+        "batch": nn.BatchNorm2d,
         "none": nn.Identity,
         "noisy_batch": NoisyBatchNorm2d,
         "l1": LpNorm2d,
@@ -105,7 +105,7 @@ def test_a_plain_vgg_chooses_no_norm_and_a_bn_one_batch_norm_but_the_command_lin
         others = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
         return {type(layer) for layer in net.features if not isinstance(layer, others)}
 
-    for name, default in ((f"vgg_{letter}", set()), (f"vgg_{letter}_bn", {BatchNorm2d})):
+    for name, default in ((f"vgg_{letter}", set()), (f"vgg_{letter}_bn", {nn.BatchNorm2d})):
         assert norms(f"model={name}") == default
         assert norms(f"model={name}", "norm=l1") == norms("norm=l1", f"model={name}") == {LpNorm2d}
         assert norms(f"model={name}", "norm=none") == set()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.vgg import cfgs, make_layers
 
-from cifarbn.models import VGG, BatchNorm2d
+from cifarbn.models import VGG
 
 
 def parameters(net):
@@ -97,7 +97,7 @@ def test_every_place_has_its_own_activation():
     assert sum(isinstance(layer, nn.PReLU) for layer in net.modules()) == 8 + 2
 
 
-@pytest.mark.parametrize("norm", [BatchNorm2d, nn.Identity])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.Identity])
 def test_an_inplace_activation_changes_no_gradient(norm):
     gradients = []
     for inplace in (True, False):
@@ -123,7 +123,7 @@ def test_a_larger_picture_goes_through():
 
 def test_compiles_into_one_graph_and_takes_channels_last():
     torch.manual_seed(0)
-    net = VGG("A", width=4, norm=BatchNorm2d).eval()
+    net = VGG("A", width=4, norm=nn.BatchNorm2d).eval()
     pictures = torch.randn(2, 3, 32, 32)
     expected = net(pictures)
     torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(pictures), expected)

@@ -25,6 +25,7 @@ from cifarbn.benchmark.sides import Report
 from cifarbn.cli.command_line import CONF
 from cifarbn.data import Images
 from cifarbn.errors import UserError
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import COMPILE_MODES, Hardware
 from cifarbn.fast.training_step import WITHOUT_GRAPHS, TrainingStep
 from cifarbn.recorders import LastLayerGradients
@@ -101,7 +102,7 @@ def check_no_waiting(folder: Path) -> None:
     """No step of an epoch, with the default recorders, lets the host wait for the device."""
     pixels = torch.randint(256, (2080, 3, 32, 32), dtype=torch.uint8, device="cuda")
     images = Images(pixels, torch.arange(2080, device="cuda") % 10)
-    model = Hardware.choose().prepare(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
+    model = accelerate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), Hardware.choose())
     classifier = Classifier(model, nn.CrossEntropyLoss(), torch.optim.Adam, cuda_graphs=True)
     callbacks = [_Watch(), StepHistory(folder), LastLayerGradients(folder)]
     trainer = plain_trainer(Hardware.choose(), callbacks, default_root_dir=folder, max_epochs=2)

@@ -18,6 +18,7 @@ from cifarbn.benchmark.passes import DRAWN, our_loader, usual_loader
 from cifarbn.benchmark.sides import Report, in_turn, median_ratio, wait_for
 from cifarbn.benchmark.step import NETS, training_step
 from cifarbn.data import Images, InMemoryLoader
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import set_threads
 from cifarbn.fast.training_step import TrainingStep
@@ -35,7 +36,7 @@ def measure_loop(chosen: argparse.Namespace) -> Report:
     """Train one model for some steps in three ways; the first step of each stretch is left out everywhere.
 
     The usual way: torchvision's transforms image by image, DataLoader with 2 workers, fp32, contiguous; in a process of
-    its own, where nothing is set as `Hardware.prepare` would. A bare loop: our loader, precision, layout and
+    its own, where nothing is set as `accelerate` would. A bare loop: our loader, precision, layout and
     `TrainingStep`, no Lightning, nothing recorded. Ours: Lightning with progress bar, TensorBoard, step history,
     last-layer recorder and checkpoint.
     """
@@ -48,11 +49,11 @@ def measure_loop(chosen: argparse.Namespace) -> Report:
         elsewhere = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_usual, told)
         sides[USUAL] = lambda: elsewhere.submit(_run_usual, steps).result()
     images = images.to(device)
-    bare_model = hardware.prepare(NETS[chosen.net]().to(device))
+    bare_model = accelerate(NETS[chosen.net]().to(device), hardware)
     step = TrainingStep(bare_model, nn.functional.cross_entropy, accuracy, hardware.compile, hardware.cuda_graphs)
     step.begin((steps + 1) * (chosen.rounds + 1))
     bare = _Loop(bare_model, our_loader(images, chosen.batch_size), device, hardware.precision, step)
-    ours = _Lightning(hardware, hardware.prepare(NETS[chosen.net]()), images, chosen.batch_size)
+    ours = _Lightning(hardware, accelerate(NETS[chosen.net](), hardware), images, chosen.batch_size)
     sides |= {BARE: lambda: bare(steps), OURS: lambda: ours(steps)}
     # Every stretch leaves out its first step, so on a GPU, where it is long, nothing is left to warm up.
     seconds = in_turn(chosen.rounds, sides, warm_up=device.type == "cpu")

@@ -15,6 +15,7 @@ from cifarbn.benchmark.lightning import adam_classifier, plain_trainer
 from cifarbn.benchmark.sides import Report, wait_for
 from cifarbn.benchmark.step import NETS
 from cifarbn.data import Augmentation, Shapes
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.recorders import Recorder
 from cifarbn.runs.measures import TABLES
@@ -85,7 +86,7 @@ def _seconds_inside(recorder: pl.Callback, hardware: Hardware, chosen: argparse.
 
     for name in HOOKS:
         setattr(recorder, name, timed(getattr(recorder, name)))
-    classifier = adam_classifier(hardware.prepare(NETS[chosen.net]()), hardware)
+    classifier = adam_classifier(accelerate(NETS[chosen.net](), hardware), hardware)
     size = chosen.steps * chosen.batch_size
     data = Shapes(
         train_size=size + 100, test_size=10, val_size=100, batch_size=chosen.batch_size, augmentation=Augmentation()

@@ -16,6 +16,7 @@ from cifarbn.data import Images
 from cifarbn.data.cifar10 import CLASSES, MEAN, STD
 from cifarbn.data.module import DataModule
 from cifarbn.errors import UserError
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.training.classifier import Classifier
 
@@ -82,7 +83,7 @@ class FullSpeedrun:
 
     def __init__(self, recipe: Recipe, train: Images, test: Images, hardware: Hardware) -> None:
         self.recipe, self.hardware = recipe, hardware
-        self.model = hardware.prepare(recipe.make_model())
+        self.model = accelerate(recipe.make_model(), hardware)
         self.data = _Given(train, test, recipe)
         self.classifier = Classifier(
             *(self.model, recipe.loss, recipe.make_optimizer, recipe.make_schedule, len(CLASSES), recipe.views),

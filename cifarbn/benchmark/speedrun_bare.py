@@ -14,6 +14,7 @@ from cifarbn.data import Images
 from cifarbn.data.augmentation import Canvas, Draws
 from cifarbn.data.cifar10 import MEAN, STD
 from cifarbn.data.loader import EpochOrder
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.losses import in_full_precision
 from cifarbn.training.tta import mean_over_views
@@ -46,7 +47,7 @@ class BareSpeedrun:
         self.device = device = train.pixels.device
         self.bf16 = hardware.precision == "bf16-mixed"
         self.model = recipe.make_model().to(device)
-        hardware.prepare(self.model)
+        accelerate(self.model, hardware)
         self.optimizer = recipe.make_optimizer(self.model.parameters())
         self.lr = torch.tensor(recipe.lr, device=device)
         for group in self.optimizer.param_groups:

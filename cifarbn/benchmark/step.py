@@ -12,13 +12,14 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifarbn.benchmark.sides import Report, in_turn, wait_for
-from cifarbn.models import VGG, BatchNorm2d, ResNet
+from cifarbn.fast.accelerate import use_fast_layers
+from cifarbn.models import VGG, ResNet
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: ResNet(18),
     "resnet18_narrow": lambda: ResNet(18, width=16),
     "vgg_a": lambda: VGG("A"),
-    "vgg_a_bn": lambda: VGG("A", norm=BatchNorm2d),
+    "vgg_a_bn": lambda: VGG("A", norm=nn.BatchNorm2d),
 }
 PEAK_SIZES = (512, 1024, 2048, 4096, 8192)  # of the square matrix products that stand for the device's peak
 
@@ -36,7 +37,10 @@ def measure_step(chosen: argparse.Namespace) -> Report:
         modes["bf16, channels_last, compiled"] = (torch.bfloat16, torch.channels_last, True)
     notes, sides = [], {}
     for name, (dtype, layout, compiled) in modes.items():
-        step = TrainingStep(NETS[chosen.net](), chosen.batch_size, device, dtype, layout, compiled)
+        net = NETS[chosen.net]()
+        if device.type == "cpu" and not compiled:
+            use_fast_layers(net)
+        step = TrainingStep(net, chosen.batch_size, device, dtype, layout, compiled)
         if compiled:
             start = time.perf_counter()
             step()

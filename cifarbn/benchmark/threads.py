@@ -15,6 +15,7 @@ import torch
 
 from cifarbn.benchmark.sides import Report, in_turn, median_ratio
 from cifarbn.benchmark.step import NETS, TrainingStep
+from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.cores import OtherProcesses, usable_cpus
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import FREE, Threads, choose_threads, counted, set_threads
@@ -133,7 +134,7 @@ def _prepare(net: str, batch_size: int) -> None:
     _most = torch.get_num_threads()
     hardware = Hardware.choose("cpu", compile=False)
     dtype = torch.bfloat16 if hardware.precision == "bf16-mixed" else torch.float32
-    module = hardware.prepare(NETS[net]())
+    module = accelerate(NETS[net](), hardware)
     _step = TrainingStep(module, batch_size, torch.device("cpu"), dtype, torch.channels_last)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.fast.kernels import library
+from cifarbn.fast.kernels import library, ops
 
 CHANNELS = 64  # in and out, at the least
 POSITIONS = 16  # of the output, at the most
@@ -15,8 +15,8 @@ MANY_OUTPUTS, POSITIONS_OF_MANY = 256, 64  # from so many channels out on, so ma
 WEIGHTS = 2**20  # in bf16 they fill a core's second cache; from here on all three products are worth it
 
 
-class Conv2d(nn.Conv2d):
-    """torch's convolution; under bf16 autocast on a CPU, small maps are convolved by matrix products.
+class GemmConv2d(nn.Conv2d):
+    """Convolution, under bf16 autocast on a CPU by matrix products where maps are small; elsewhere torch's.
 
     oneDNN's kernels are made for large maps. For 3x3 weights, batch 128, two cores with AMX and torch 2.14.1, in
     milliseconds by oneDNN and, in brackets, by a matrix product of patches, their copying included::
@@ -32,12 +32,7 @@ class Conv2d(nn.Conv2d):
     So the weights' gradient is a product for up to 16 positions, and up to 64 where there are many outputs; the other
     two are where, with up to 16, there are many weights. The same sums of products, in another order. A 1x1 convolution
     gains less, between nothing and half of the weights' gradient.
-
-    Attributes:
-        kernels: whether patches may be copied by this package's C; `Hardware.prepare` says so for a whole net.
     """
-
-    kernels = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W'), as in torch."""
@@ -47,7 +42,7 @@ class Conv2d(nn.Conv2d):
         everything = self.weight.numel() >= WEIGHTS and positions <= POSITIONS
         bias = None if self.bias is None else self.bias.bfloat16()
         x, weight = x.bfloat16(), self.weight.bfloat16()
-        return _Convolution.apply(x, weight, bias, self.stride, self.padding, everything, self.kernels)
+        return _Convolution.apply(x, weight, bias, self.stride, self.padding, everything)
 
     def _may_be_products(self, x: Tensor) -> bool:
         return (
@@ -60,6 +55,7 @@ class Conv2d(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
+            and not torch.compiler.is_compiling()
         )
 
     def _positions(self, x: Tensor) -> int:
@@ -80,10 +76,9 @@ class _Convolution(torch.autograd.Function):
         stride: tuple[int, int],
         padding: tuple[int, int],
         everything: bool,
-        kernels: bool,
     ) -> Tensor:
-        ctx.stride, ctx.padding, ctx.kernels = stride, padding, kernels
-        patches = patches_of(x, weight.shape[2:], stride, padding, kernels) if everything else None
+        ctx.stride, ctx.padding = stride, padding
+        patches = patches_of(x, weight.shape[2:], stride, padding, True) if everything else None
         ctx.save_for_backward(x, weight, patches)
         if patches is None:
             return functional.conv2d(x, weight, bias, stride, padding)
@@ -97,16 +92,16 @@ class _Convolution(torch.autograd.Function):
         again = torch.is_grad_enabled()  # this gradient is to be differentiated, so that it must come from x itself
         if ctx.needs_input_grad[0]:
             if patches is not None and ctx.stride == (1, 1) and not again:
-                of_x = input_gradient(weight, gradient, ctx.padding, ctx.kernels)
+                of_x = input_gradient(weight, gradient, ctx.padding, True)
             else:
                 of_x = nn.grad.conv2d_input(list(x.shape), weight, gradient, ctx.stride, ctx.padding)  # type: ignore[attr-defined]
         if ctx.needs_input_grad[1]:
             if patches is None or again:
-                patches = patches_of(x, weight.shape[2:], ctx.stride, ctx.padding, ctx.kernels and not again)
+                patches = patches_of(x, weight.shape[2:], ctx.stride, ctx.padding, not again)
             of_weight = weight_gradient(patches, gradient, weight.shape)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, None, None, None, None
+        return of_x, of_weight, of_bias, None, None, None
 
 
 def patches_of(
@@ -122,19 +117,11 @@ def patches_of(
         kernels: in one pass over memory, by this package's C, where x is fit for it; no gradient finds its way back.
     """
     if kernels and library.takes(x):
-        return _copied_patches(x, size, stride, padding)
+        return ops.patches(x, size, stride, padding)
     above, left = padding
     padded = functional.pad(x, (left, left, above, above)).permute(0, 2, 3, 1)
     patches = padded.unfold(1, size[0], stride[0]).unfold(2, size[1], stride[1])
     return patches.permute(0, 1, 2, 4, 5, 3).contiguous()
-
-
-def _copied_patches(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    pictures, channels, *sides = x.shape
-    out = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(sides, padding, size, stride, strict=True)]
-    patches = torch.empty(pictures, *out, *size, channels, dtype=x.dtype, device=x.device)
-    library.call("patches", pictures, *sides, channels, *out, *size, *stride, *padding, x, patches)
-    return patches
 
 
 def convolve(patches: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

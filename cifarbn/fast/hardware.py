@@ -7,15 +7,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from cifarbn.errors import UserError
-from cifarbn.fast.batch_norm import BatchNorm2d
-from cifarbn.fast.convolution import Conv2d
 from cifarbn.fast.kernels.library import why_unavailable
-from cifarbn.fast.max_pool import MaxPool2d
 from cifarbn.fast.threads import Threads, choose_threads, counted, set_threads
-from cifarbn.fast.training_step import contiguous_inputs
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
@@ -34,7 +29,8 @@ class Hardware:
         compile: torch.compile's mode, such as "default"; "auto", on a GPU, for compiling where it saves time; "" for
             none. See `cifarbn.fast.training_step`.
         cuda_graphs: whether training steps are captured in CUDA graphs.
-        kernels: whether nets use this package's own C for bf16 on a CPU (`cifarbn.fast.kernels`).
+        kernels: whether models get this package's faster layers for bf16 on a CPU (`cifarbn.fast.accelerate`); if
+            not, they keep torch's own.
         threads: the number of the CPU's threads, which torch is set to, and where it comes from.
     """
 
@@ -124,23 +120,14 @@ class Hardware:
         threads = {"threads": self.threads.count, "threads_reason": self.threads.reason}
         return {field.name: getattr(self, field.name) for field in fields(self)} | threads
 
-    def prepare(self, net: nn.Module) -> nn.Module:
-        """Lay the model out in memory, in place, and choose its kernels."""
+    def set_up_process(self) -> None:
+        """Set what holds for this whole process: TF32 and cuDNN on a GPU, memory allocation on a CPU."""
         if self.accelerator == "gpu":
             # TF32 for what autocast leaves in fp32, and the convolution algorithm measured, not guessed.
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True
         else:
             _keep_freed_memory()
-        if self.channels_last:
-            net.to(memory_format=torch.channels_last)
-        else:
-            # A convolution goes by the layout of its weights or of its pictures, and pictures come channels_last.
-            net.register_forward_pre_hook(contiguous_inputs)
-        for module in net.modules():
-            if isinstance(module, (BatchNorm2d, Conv2d, MaxPool2d)):
-                module.kernels = self.kernels
-        return net
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"

@@ -1,9 +1,8 @@
 """The nets: pictures in, logits out; an ablation is a constructor switch, and the last linear layer is `head`."""
 
-from cifarbn.fast.batch_norm import BatchNorm2d
 from cifarbn.models.linear import DeepLinear
 from cifarbn.models.resnet import ResNet
 from cifarbn.models.speednet import SpeedNet
 from cifarbn.models.vgg import VGG
 
-__all__ = ["VGG", "BatchNorm2d", "DeepLinear", "ResNet", "SpeedNet"]
+__all__ = ["VGG", "DeepLinear", "ResNet", "SpeedNet"]

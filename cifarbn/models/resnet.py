@@ -5,8 +5,6 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cifarbn.fast.batch_norm import BatchNorm2d, normalize_and_activate
-from cifarbn.fast.convolution import Conv2d
 from cifarbn.models.initialization import initialize
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
@@ -40,7 +38,7 @@ class ResNet(nn.Module):
         *,
         stem: str = "cifar",
         pool_blocks: bool = False,
-        norm: Norm = BatchNorm2d,
+        norm: Norm = nn.BatchNorm2d,
         activation: Activation = nn.ReLU,
         dropout: float = 0.0,
         width: int = 64,
@@ -78,23 +76,32 @@ class ResNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits (N, C) of float pictures (N, 3, H, W)."""
-        x = self.maxpool(normalize_and_activate(self.bn1, self.act1, self.conv1(pictures)))
+        x = self.stem(pictures)
         pooled: list[Tensor] = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x, pooled) if self.pool_blocks else stage(x)
+            if self.pool_blocks:
+                pooled.append(x.mean((2, 3)))
         features = torch.cat(pooled, 1) if self.pool_blocks else x.mean((2, 3))
         return self.head(self.dropout(features))
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the first stage's input (N, width, H', W')."""
+        return self.maxpool(self.act1(self.bn1(self.conv1(images))))
 
 
 class Stage(nn.Sequential):
     """Residual blocks, one after another: (N, inputs, H, W) -> the last one's output."""
 
     def forward(self, x: Tensor, pooled: list[Tensor] | None = None) -> Tensor:
-        """The last block's output; the mean over positions of every block's, (N, outputs), is appended to `pooled`."""
-        for block in self:
-            x = block(x)
-            if pooled is not None:
+        """Return the last block's output; append the mean over positions of the others', (N, outputs), to `pooled`.
+
+        The last thing computed here is the stage's output, which is what tools that trace a model take it to be.
+        """
+        for position, block in enumerate(self):
+            if pooled is not None and position > 0:
                 pooled.append(x.mean((2, 3)))
+            x = block(x)
         return x
 
 
@@ -106,7 +113,7 @@ class _Layers(NamedTuple):
     bias: bool
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-        kind = StridedPointwise if kernel == 1 and stride > 1 and inputs < 16 else Conv2d
+        kind = StridedPointwise if kernel == 1 and stride > 1 and inputs < 16 else nn.Conv2d
         return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=self.bias)
 
     def downsample(self, inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -147,8 +154,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
-        residual = normalize_and_activate(self.bn1, self.act1, self.conv1(x))
-        return normalize_and_activate(self.bn2, self.act2, self.conv2(residual), self.downsample(x))
+        residual = self.conv2(self.act1(self.bn1(self.conv1(x))))
+        shortcut = self.downsample(x)  # before bn2: the order counts for norms that draw random numbers
+        return self.act2(self.bn2(residual) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -175,9 +183,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
-        residual = normalize_and_activate(self.bn1, self.act1, self.conv1(x))
-        residual = normalize_and_activate(self.bn2, self.act2, self.conv2(residual))
-        return normalize_and_activate(self.bn3, self.act3, self.conv3(residual), self.downsample(x))
+        residual = self.act1(self.bn1(self.conv1(x)))
+        residual = self.conv3(self.act2(self.bn2(self.conv2(residual))))
+        shortcut = self.downsample(x)  # before bn3: the order counts for norms that draw random numbers
+        return self.act3(self.bn3(residual) + shortcut)
 
 
 Block: TypeAlias = type[BasicBlock] | type[Bottleneck]

@@ -7,9 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.fast.batch_norm import BatchNorm2d
-from cifarbn.fast.convolution import Conv2d
-from cifarbn.fast.max_pool import MaxPool2d
 from cifarbn.models.switches import Activation, Norm, check_at_least_one
 
 
@@ -41,7 +38,7 @@ class SpeedNet(nn.Module):
         self,
         widths: Sequence[int] = (64, 256, 256),
         *,
-        norm: Norm = BatchNorm2d,
+        norm: Norm = nn.BatchNorm2d,
         norm_scale: bool = False,
         activation: Activation = nn.GELU,
         identity: bool = True,
@@ -142,11 +139,11 @@ class Group(nn.Module):
     ) -> None:
         super().__init__()
         bias = isinstance(norm(outputs), nn.Identity)
-        self.conv1 = Conv2d(inputs, outputs, 3, bias=bias)  # padded in `forward`
-        self.pool = MaxPool2d(2)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, bias=bias)  # padded in `forward`
+        self.pool = nn.MaxPool2d(2)
         self.norm1 = norm(outputs)
         self.act1 = activation()
-        self.conv2 = Conv2d(outputs, outputs, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=bias)
         self.norm2 = norm(outputs)
         self.act2 = activation()
         if identity:
@@ -158,7 +155,6 @@ class Group(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The group's output."""
-        height, width = x.shape[2:]
-        x = functional.pad(x, (1, 1 - width % 2, 1, 1 - height % 2))
+        x = functional.pad(x, (1, 1 - x.shape[3] % 2, 1, 1 - x.shape[2] % 2))
         x = self.act1(self.norm1(self.pool(self.conv1(x))))
         return self.act2(self.norm2(self.conv2(x)))

@@ -2,9 +2,6 @@
 
 from torch import Tensor, nn
 
-from cifarbn.fast.batch_norm import BatchNorm2d, normalize_and_activate
-from cifarbn.fast.convolution import Conv2d
-from cifarbn.fast.max_pool import MaxPool2d
 from cifarbn.models.initialization import initialize
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
@@ -54,7 +51,7 @@ class VGG(nn.Module):
         check_at_least_one("width", width)
         check_dropout(dropout)
         hidden = 8 * width
-        self.features = Features(*_features(CONVOLUTIONS[letter], width, norm, activation))
+        self.features = nn.Sequential(*_features(CONVOLUTIONS[letter], width, norm, activation))
         self.classifier = nn.Sequential()
         for _ in range(2):
             self.classifier.append(nn.Dropout(dropout))
@@ -73,29 +70,18 @@ class VGG(nn.Module):
         return self.head(self.classifier(self.features(pictures).mean((2, 3))))
 
 
-class Features(nn.Sequential):
-    """The convolutional layers, one after another, with each batch norm and the activation behind it together."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C, H / 32, W / 32)."""
-        layers = iter(self)
-        for layer in layers:
-            x = normalize_and_activate(layer, next(layers), x) if isinstance(layer, BatchNorm2d) else layer(x)
-        return x
-
-
 def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation: Activation) -> list[nn.Module]:
     layers: list[nn.Module] = []
     inputs = 3
     for count, multiple in zip(convolutions, (1, 2, 4, 8, 8), strict=True):
         outputs = multiple * width
         for _ in range(count):
-            layers.append(Conv2d(inputs, outputs, 3, padding=1))
+            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
             normalization = norm(outputs)
             # An Identity would shift the indices behind it, and the plain net's weights would no longer fit.
             if not isinstance(normalization, nn.Identity):
                 layers.append(normalization)
             layers.append(activation())
             inputs = outputs
-        layers.append(MaxPool2d(2))
+        layers.append(nn.MaxPool2d(2))
     return layers

@@ -1,0 +1,282 @@
+"""Fast layers in the place of torch's: same numbers, names and hooks, in the package's models and in others."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from cifarbn.fast import batch_norm
+from cifarbn.fast.accelerate import accelerate, use_fast_layers, use_torch_layers
+from cifarbn.fast.batch_norm import FusedBatchNorm2d, normalize_and_activate
+from cifarbn.fast.blocks import FusedSequential
+from cifarbn.fast.convolution import GemmConv2d
+from cifarbn.fast.hardware import Hardware
+from cifarbn.fast.max_pool import FastMaxPool2d
+from cifarbn.models import VGG, ResNet, SpeedNet
+from cifarbn.models.normalization import NoisyBatchNorm2d
+
+MODELS = {
+    "resnet18": lambda: ResNet(18, width=16),
+    "resnet18_imagenet": lambda: ResNet(18, width=16, stem="imagenet", pool_blocks=True),
+    "resnet50": lambda: ResNet(50, width=16),
+    "vgg_a_bn": lambda: VGG("A", norm=nn.BatchNorm2d, width=16),
+    "speednet": lambda: SpeedNet((64, 64, 64), activation=nn.ReLU),
+    "torchvision resnet18": lambda: torchvision.models.resnet18(num_classes=10),
+    "torchvision vgg_bn": lambda: nn.Sequential(torchvision.models.vgg.make_layers([64, "M", 128, "M"], True)),
+    "user's": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(14400, 10)
+    ),
+}
+FAST = (FusedBatchNorm2d, GemmConv2d, FastMaxPool2d, FusedSequential)
+
+
+def hardware(**options):
+    return Hardware.choose(**{"accelerator": "cpu", "precision": "bf16-mixed", "threads": 1, **options})
+
+
+def kinds(model):
+    return [type(module).__name__ for module in model.modules()]
+
+
+def count(model, kind):
+    return sum(type(module) is kind for module in model.modules())
+
+
+def step(model, bf16=True):
+    """Logits, gradients and buffers after a forward and backward pass in train mode."""
+    torch.manual_seed(1)
+    images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = model(images)
+    model.zero_grad()
+    logits.float().square().sum().backward()
+    return [logits.detach(), *(p.grad for p in model.parameters() if p.requires_grad), *model.buffers()]
+
+
+@pytest.fixture
+def make(request):
+    torch.manual_seed(0)
+    return MODELS[request.param]
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Counts the calls by which a norm, a ReLU and perhaps a residual were computed together."""
+    calls = []
+    fused = FusedBatchNorm2d._fused
+
+    def counted(self, x, residual=None, relu=False):
+        calls.append("residual" if residual is not None else "relu" if relu else "norm")
+        return fused(self, x, residual, relu)
+
+    monkeypatch.setattr(FusedBatchNorm2d, "_fused", counted)
+    return calls
+
+
+@pytest.mark.parametrize("make", MODELS, indirect=True)
+def test_state_and_objects_stay_and_without_kernels_all_layers_are_torch_s(make):
+    model = make()
+    before = kinds(model)
+    modules, state = list(model.modules()), {k: v.clone() for k, v in model.state_dict().items()}
+    parameters = list(model.parameters())
+    assert accelerate(model, hardware(kernels=False)) is model and kinds(model) == before
+    use_fast_layers(model)
+    assert kinds(model) != before
+    assert all(isinstance(module, plain) for module, plain in zip(modules, map(type, make().modules()), strict=True))
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
+    make().load_state_dict(model.state_dict())
+    accelerate(model, hardware(kernels=False))
+    assert kinds(model) == before
+
+
+@pytest.mark.parametrize("make", MODELS, indirect=True)
+def test_fp32_is_torch_s_to_the_bit(make):
+    model = make().to(memory_format=torch.channels_last)
+    other = copy.deepcopy(model)
+    use_fast_layers(other)
+    torch.manual_seed(0)
+    for found, expected in zip(step(other, bf16=False), step(model, bf16=False), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("make", MODELS, indirect=True)
+def test_together_or_one_by_one_a_model_is_the_same_to_the_bit(make, fused, monkeypatch):
+    model = accelerate(make(), hardware())
+    other = copy.deepcopy(model)
+    found = step(model)
+    assert fused
+    monkeypatch.setattr(batch_norm, "_is_watched", lambda module: True)
+    fused.clear()
+    expected = step(other)
+    assert set(fused) == {"norm"}
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("make", "calls"),
+    {
+        "resnet18": {"relu": 9, "residual": 8, "norm": 3},
+        "resnet50": {"relu": 33, "residual": 16, "norm": 4},
+        "vgg_a_bn": {"relu": 8},
+        "speednet": {"norm": 6},
+        "torchvision resnet18": {"norm": 20},
+        "torchvision vgg_bn": {"relu": 2},
+        "user's": {"relu": 1},
+    }.items(),
+    indirect=["make"],
+)
+def test_what_is_computed_together(make, calls, fused):
+    step(accelerate(make(), hardware()))
+    assert {kind: fused.count(kind) for kind in set(fused)} == calls
+
+
+def test_torchvision_s_models_get_convolutions_pools_norms_and_pairs():
+    resnet, vgg = torchvision.models.resnet18(), torchvision.models.vgg11_bn()
+    for model in (resnet, vgg):
+        use_fast_layers(model)
+    assert count(resnet, GemmConv2d) == 20 and count(resnet, FusedBatchNorm2d) == 20
+    assert count(resnet, nn.MaxPool2d) == 1 and count(resnet, FastMaxPool2d) == 0  # 3x3
+    assert count(vgg, GemmConv2d) == count(vgg, FusedBatchNorm2d) == 8 and count(vgg, FastMaxPool2d) == 5
+    assert type(vgg.features) is FusedSequential
+
+
+def test_layers_of_other_classes_are_left_alone():
+    class Convolution(nn.Conv2d):
+        pass
+
+    class Layers(nn.Sequential):
+        pass
+
+    layers = Layers(Convolution(3, 4, 3), NoisyBatchNorm2d(4), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(3), nn.ReLU())
+    model = nn.ModuleList([layers, nn.BatchNorm1d(4), nn.SyncBatchNorm(4), nn.Conv1d(3, 4, 3), nn.LazyConv2d(4, 3)])
+    before = kinds(model)
+    use_fast_layers(model)
+    assert kinds(model) == before
+
+
+def test_only_hardware_that_gains_by_them_gets_fast_layers():
+    for options in ({"precision": "32-true"}, {"compile": True}, {"channels_last": False}, {"kernels": False}):
+        model = accelerate(MODELS["vgg_a_bn"](), hardware(**options))
+        assert not any(isinstance(module, FAST) for module in model.modules())
+
+
+# Hooks
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("make", MODELS, indirect=True)
+def test_hooks_on_all_layers_fire_as_often_as_without_and_change_nothing(make):
+    model = accelerate(make(), hardware())
+    plain = copy.deepcopy(model)
+    use_torch_layers(plain)
+    expected, found = step(copy.deepcopy(model)), None
+    seen = []
+    for watched in (model, plain):
+        fired = []
+        for name, module in watched.named_modules():
+            module.register_forward_hook(lambda *_, name=name, fired=fired: fired.append(name))
+        values = step(watched)
+        found = found or values
+        seen.append(fired)
+    assert seen[0] == seen[1]
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+@pytest.mark.parametrize("place", [1, 2])
+def test_every_kind_of_hook_fires(kind, place):
+    model, fired = MODELS["user's"](), []
+    use_fast_layers(model)
+    handle = getattr(model[place], f"register_{kind}_hook")(lambda *_: fired.append(1))
+    step(model)
+    handle.remove()
+    assert fired == [1]
+    step(model)
+    assert fired == [1]
+
+
+@pytest.mark.usefixtures("kernels")
+def test_global_hooks_fire():
+    model, fired = MODELS["user's"](), []
+    use_fast_layers(model)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: fired.append(module))
+    try:
+        step(model)
+    finally:
+        handle.remove()
+    assert fired == [*model, model]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_layer_s_own_forward_is_called(place):
+    model = MODELS["user's"]()
+    use_fast_layers(model)
+    model[place].forward = torch.zeros_like
+    assert step(model)[0].eq(model[4].bias.bfloat16()).all()
+
+
+# What is done with models
+
+
+@pytest.mark.parametrize("make", MODELS, indirect=True)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_are_as_fast_and_independent(make, duplicate):
+    model = make()
+    use_fast_layers(model)
+    other = duplicate(model)
+    assert [type(module) for module in other.modules()] == [type(module) for module in model.modules()]
+    assert other.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    assert not torch.equal(next(other.parameters()), next(model.parameters()))
+    use_torch_layers(other)
+    assert kinds(other) == kinds(make())
+
+
+@pytest.mark.parametrize("make", ["resnet18", "vgg_a_bn"], indirect=True)
+def test_torch_puts_its_synchronised_norm_in_place_of_every_batch_norm(make):
+    model = make()
+    use_fast_layers(model)
+    norms = count(model, FusedBatchNorm2d)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert count(converted, nn.SyncBatchNorm) == norms and count(converted, FusedBatchNorm2d) == 0
+    converted.eval()(torch.randn(2, 3, 32, 32))
+
+
+def test_a_part_of_a_sequential_is_one_as_well():
+    model = MODELS["user's"]()
+    use_fast_layers(model)
+    assert type(model[:3]) is FusedSequential and model[:3](torch.randn(2, 3, 32, 32)).shape == (2, 16, 30, 30)
+
+
+def test_a_sequential_passes_on_whatever_its_layers_take():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    model = nn.Sequential(Pair(), nn.Identity())
+    use_fast_layers(model)
+    assert len(model(torch.ones(1))) == 2
+
+
+def test_an_empty_sequential_returns_its_input():
+    model = nn.Sequential()
+    use_fast_layers(model)
+    x = torch.ones(1)
+    assert model(x) is x
+
+
+def test_norm_and_activation_of_any_kind_go_together():
+    x = torch.randn(2, 4, 3, 3)
+    norm = nn.GroupNorm(2, 4)
+    assert torch.equal(normalize_and_activate(norm, nn.Tanh(), x, x), torch.tanh(norm(x) + x))

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 
-from cifarbn.benchmark.images import data_overrides
+from cifarbn.benchmark.images import data_overrides, has_cifar10
 from cifarbn.benchmark.sides import Report
 from cifarbn.errors import UserError
+from cifarbn.runs.folder import find_runs
 from cifarbn.runs.provenance import surroundings
 from cifarbn.runs.result_file import read_result
 
 FOLDER = Path("multirun_outputs") / "benchmark_gpu"
 LEAST = 10.0  # seconds: a part that has less is not begun
-KILL_AFTER = 5.0  # seconds after SIGTERM
+KILL_AFTER = 20.0  # seconds after SIGTERM, in which runs save
+PAGE = 45.0  # seconds that reproduce needs after its budget, to save and to write its page
 
 STRETCH = 20  # seconds, about: the steps below are chosen for 50,000 to 80,000 images a second
 
@@ -34,15 +36,17 @@ class Part:
         limit: seconds after which it is stopped.
         command: what follows `python -m`.
         takes: the options that are added to the command: "report" (the JSON to write), "root" (where CIFAR-10 is),
-            "peer" (a copy of airbench94_muon.py), "overrides" (the data, for `cifarbn.train` and `cifarbn.reproduce`).
-        run: the name under `FOLDER` of the run folder that holds the figures; "" if the command writes JSON.
+            "peer" (a copy of airbench94_muon.py, and its time), "overrides" (the data), "budget" (of `reproduce`).
+        runs: the folder of the runs that hold the figures; None if the command writes JSON.
+        needs_cifar10: whether drawn images cannot stand in for it.
     """
 
     shows: str
     limit: float
     command: tuple[str, ...]
     takes: tuple[str, ...]
-    run: str = ""
+    runs: Path | None = None
+    needs_cifar10: bool = False
 
 
 def _loop(shows: str, limit: float, batch_size: int, *more: str) -> Part:
@@ -53,7 +57,7 @@ def _loop(shows: str, limit: float, batch_size: int, *more: str) -> Part:
 
 def _train(shows: str, limit: float, name: str, *overrides: str) -> Part:
     place = (f"hydra.run.dir={FOLDER / name}", "resume=false", "trainer.enable_progress_bar=false")
-    return Part(shows, limit, ("cifarbn.train", *overrides, *place), ("overrides",), run=name)
+    return Part(shows, limit, ("cifarbn.train", *overrides, *place), ("overrides",), runs=FOLDER / name)
 
 
 PARTS = {
@@ -67,8 +71,10 @@ PARTS = {
     "report": Part(
         "the course report at scale fast",
         600,
-        ("cifarbn.reproduce", "report", "--scale", "fast", "--jobs", "auto", "--budget", "10m"),
-        ("overrides",),
+        ("cifarbn.reproduce", "report", "--scale", "fast", "--jobs", "auto", "resume=false"),
+        ("overrides", "budget"),
+        runs=Path("multirun_outputs") / "report_fast",
+        needs_cifar10=True,
     ),
     "resnet18_200_epochs": _train(
         "ResNet-18, 200 epochs at batch 128", 300, "resnet18_200_epochs", "experiment=report/augmentation"
@@ -84,7 +90,8 @@ RUN_FIGURES = (
 def measure_gpu(args: argparse.Namespace) -> Report:
     """Run the parts one after another; after each, write what there is to `FOLDER`/gpu.json and gpu.md.
 
-    Without CIFAR-10 the parts that train to an accuracy use the embedded data set, and say so.
+    Without CIFAR-10 throughput and times are measured on drawn images, which the figures say; the course report is not
+    measured then.
 
     Raises:
         UserError: without a GPU.
@@ -99,6 +106,8 @@ def measure_gpu(args: argparse.Namespace) -> Report:
         left = deadline - time.monotonic()
         if left < LEAST:
             parts[name] = {"not measured": "the time was up"}
+        elif PARTS[name].needs_cifar10 and not has_cifar10(args.root):
+            parts[name] = {"not measured": f"there is no CIFAR-10 in {args.root}"}
         else:
             print(f"{name}: {PARTS[name].shows}", flush=True)
             parts[name] = _measure(name, min(left, PARTS[name].limit), args)
@@ -106,9 +115,7 @@ def measure_gpu(args: argparse.Namespace) -> Report:
     print(f"written: {FOLDER / 'gpu.json'} and gpu.md")
     return {
         "what": "benchmark gpu",
-        "unit": "parts",
-        "amount": sum("not measured" not in part for part in parts.values()),
-        "seconds": {"gpu": [time.monotonic() - began]},
+        "minutes": (time.monotonic() - began) / 60,
         "parts": parts,
         "notes": [table(facts, parts)],
     }
@@ -122,7 +129,8 @@ def _measure(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
     options = {
         "report": ["--json", str(report)],
         "root": ["--root", args.root],
-        "peer": ["--peer", str(args.peer)] if args.peer else [],
+        "peer": ["--peer", str(args.peer), "--peer-minutes", f"{limit / 120:.2f}"] if args.peer else [],
+        "budget": ["--budget", f"{max(1, int(limit - PAGE))}s"],
         "overrides": data_overrides(args.root),
     }
     command = [*part.command, *(option for key in part.takes for option in options[key])]
@@ -130,8 +138,11 @@ def _measure(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
     found: dict[str, Any] = {"seconds with start": time.monotonic() - start}
     if report.exists():
         found |= json.loads(report.read_text())
-    if part.run and (result := read_result(FOLDER / part.run)):
-        found |= {key: result.get(key) for key in RUN_FIGURES}
+    if part.runs:
+        results = {folder.name: read_result(folder) for folder in find_runs(part.runs)}
+        found["runs"] = {
+            run: {key: result.get(key) for key in RUN_FIGURES} for run, result in results.items() if result
+        }
     return found | ({"not measured": failure} if failure else {})
 
 
@@ -183,10 +194,17 @@ def table(facts: dict[str, Any], parts: dict[str, Any]) -> str:
 
 
 def _figures(part: dict[str, Any]) -> list[str]:
-    if "status" in part:
-        seconds = {kind: round(value, 1) for kind, value in (part["seconds"] or {}).items()}
-        metrics = {k: round(v, 4) for k, v in (part["metrics"] or {}).items() if k.startswith("test/")}
-        return [f"{part['status']}; seconds {seconds}; {part['images_per_second'] or 0:,.0f} images/s; {metrics}"]
+    if "runs" in part:
+        done = [result for result in part["runs"].values() if result["status"] == "done"]
+        lines = [f"{len(done)} of {len(part['runs'])} runs done in {part['seconds with start']:.0f} s"]
+        return lines + [f"{run}: {_run_figures(result)}" for run, result in part["runs"].items() if result in done]
     if part.get("unit") == "images/s" and "training_step" in part:
         return [f"{side} {part['amount'] / times[0]:,.0f} images/s" for side, times in part["seconds"].items()]
     return [note for note in part.get("notes", []) if "|" not in note] or [f"{part['seconds with start']:.0f} s"]
+
+
+def _run_figures(result: dict[str, Any]) -> str:
+    """Return one run's test accuracies, throughput and seconds."""
+    metrics = {name: round(value, 4) for name, value in result["metrics"].items() if name.startswith("test/")}
+    seconds = {kind: round(value, 1) for kind, value in result["seconds"].items()}
+    return f"{metrics}, {result['images_per_second'] or 0:,.0f} images/s, seconds {seconds}"

@@ -38,6 +38,11 @@ def data_overrides(root: str) -> list[str]:
     return ["data=shapes", f"data.train_size={TRAIN_SIZE}", f"data.test_size={TRAIN_SIZE // TEST_SHARE}"]
 
 
+def has_cifar10(root: str) -> bool:
+    """Return whether CIFAR-10 is in `root`."""
+    return _cifar10(root) is not None
+
+
 def _cifar10(root: str) -> Path | None:
     try:
         return find_cifar10(root, download=False)

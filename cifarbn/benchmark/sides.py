@@ -42,11 +42,14 @@ def wait_for(device: torch.device) -> None:
 
 
 def as_text(report: Report) -> str:
-    """Return the report as a table; each row's last column is how many times the first row's speed it has."""
+    """Return the report as text, its sides as a table whose last column is the speed as a multiple of the first's."""
+    lines = [report["what"], report["device"]]
+    if "unit" not in report:
+        return "\n".join([*lines, *report.get("notes", [])])
     first, *_ = report["seconds"].values()
     rows = []
     for name, seconds in report["seconds"].items():
         median, fastest, slowest = (number(report["amount"] / f(seconds), 0) for f in (statistics.median, min, max))
         spread = f"(median of {len(seconds)}; {slowest} to {fastest})"
         rows.append((name, f"{median} {report['unit']}", spread, f"x{median_ratio(first, seconds):.2f}"))
-    return "\n".join([report["what"], report["device"], text_table(rows, "<><>"), *report.get("notes", [])])
+    return "\n".join([*lines, text_table(rows, "<><>"), *report.get("notes", [])])

@@ -141,7 +141,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _in_turn(runs: int, sides: dict[str, Callable[[int], Outcome]]) -> dict[str, list[Outcome]]:
     outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
-    for seed in range(-1, runs):  # the first warms up
+    for seed in range(-2, runs):  # two rounds warm up: the second side's compiler makes the first compile again
         for name, side in sides.items():
             outcome = side(max(seed, 0))
             run = "warm-up" if seed < 0 else f"seed {seed}"

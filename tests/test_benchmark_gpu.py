@@ -1,0 +1,75 @@
+"""`benchmark gpu`: parts in turn, each with its limit, and figures on the disk after each."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifarbn.benchmark import gpu
+from cifarbn.benchmark.gpu import Part, measure_gpu
+from cifarbn.benchmark.sides import as_text
+from cifarbn.errors import UserError
+from cifarbn.runs.schema import Status
+
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A function that measures these parts, as if there were a GPU; returns the report and what is on the disk."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+
+    def measure(minutes=1.0, **parts):
+        monkeypatch.setattr(gpu, "PARTS", parts)
+        args = argparse.Namespace(minutes=minutes, only=None, peer=None, root=str(tmp_path))
+        report = measure_gpu(args)
+        return report["parts"], json.loads((gpu.FOLDER / "gpu.json").read_text()), (gpu.FOLDER / "gpu.md").read_text()
+
+    return measure
+
+
+def test_a_part_that_fails_or_takes_too_long_loses_no_other(measured, monkeypatch):
+    monkeypatch.setattr(gpu, "KILL_AFTER", 1.0)
+    Path("slow.py").write_text(SLEEP)
+    parts, stored, table = measured(
+        slow=Part("too slow", 1, ("slow",), ()),
+        broken=Part("broken", 30, ("no_such_module",), ()),
+        good=Part("good", 30, ("platform",), ()),
+    )
+    assert parts["slow"]["not measured"].startswith("stopped after 1 s")
+    assert parts["broken"]["not measured"].startswith("exit code 1; last line: ") and "no_such" in str(parts["broken"])
+    assert "not measured" not in parts["good"]
+    assert stored["parts"].keys() == parts.keys() and stored["device"] == "a GPU"
+    assert [line.split(" | ")[1] for line in table.splitlines()[4:]] == ["too slow", "broken", "good"]
+
+
+def test_when_the_time_is_up_the_rest_is_not_begun(measured):
+    parts, _, _ = measured(minutes=0.1, one=Part("one", 30, ("platform",), ()))
+    assert parts == {"one": {"not measured": "the time was up"}}
+
+
+def test_the_report_needs_cifar10_and_its_runs_are_figures(measured, tmp_path, monkeypatch):
+    suite = Part("suite", 30, ("platform",), (), runs=Path("runs"), needs_cifar10=True)
+    parts, _, _ = measured(suite=suite)
+    assert "there is no CIFAR-10" in parts["suite"]["not measured"]
+    for name, status in (("a", Status.DONE), ("b", Status.INTERRUPTED)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        result = {"status": status, "config": {}, "metrics": {"test/acc": 0.9123456}, "seconds": {"total": 3.0}}
+        (tmp_path / "runs" / name / "result.json").write_text(json.dumps(result))
+    monkeypatch.setattr(gpu, "has_cifar10", lambda root: True)
+    _, _, table = measured(suite=suite)
+    assert "1 of 2 runs done" in table and "'test/acc': 0.9123" in table
+
+
+def test_without_a_gpu_one_message(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        measure_gpu(argparse.Namespace(minutes=1, only=None, peer=None, root="."))
+
+
+def test_a_report_without_sides_is_its_notes():
+    assert as_text({"what": "checks", "device": "a GPU", "notes": ["2 of 3 held"]}) == "checks\na GPU\n2 of 3 held"

@@ -34,9 +34,9 @@ def interval(middle: float | None, half_width: float | None, digits: int = 2, sc
     return f"{number(middle - half_width, digits, scale)} to {number(middle + half_width, digits, scale)}"
 
 
-def percent(fraction: float, digits: int = 1) -> str:
+def percent(fraction: float) -> str:
     """Format a fraction as a percentage in a sentence: '97.3 %'."""
-    return f"{number(fraction, digits, 100)} %"
+    return f"{number(fraction, 1, 100)} %"
 
 
 def duration(seconds: float) -> str:

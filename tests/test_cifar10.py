@@ -1,6 +1,7 @@
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -139,6 +140,16 @@ def test_without_a_network_one_message_says_where_it_looked(no_network, tmp_path
     with pytest.raises(UserError, match="refused") as error:
         read_cifar10("new/root")
     assert str(tmp_path / "new" / "root" / BASE) in str(error.value)
+    assert_names_a_remedy(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_goes_silent_ends_the_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "_SECONDS_OF_SILENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/archive")
+        with pytest.raises(UserError, match="timed out") as error:
+            read_cifar10(tmp_path / "new")
     assert_names_a_remedy(error)
     assert not list(tmp_path.iterdir())
 

@@ -139,6 +139,11 @@ def test_hostile_text_is_escaped_in_every_format(evil):
             assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", file.read_text()), file
 
 
+def test_a_template_in_a_run_s_text_is_text(tmp_path):
+    make_run(tmp_path, status="failed", error="{{ 7 * 7 }}{% raw %}")
+    assert "{{ 7 * 7 }}{% raw %}" in html_page(gather(tmp_path), [], {})
+
+
 def compiled(folder):
     """What pdflatex says of table.tex in an article."""
     if not shutil.which("pdflatex"):

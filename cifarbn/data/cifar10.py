@@ -33,6 +33,7 @@ ARCHIVE = torchvision.datasets.CIFAR10.filename
 """The name of the archive that is downloaded; one that lies in the root already is used instead."""
 
 _SCRATCH = ".cifar-10-download-"
+_SECONDS_OF_SILENCE = 30.0  # after which a download is given up
 
 _REMEDY = (
     "Name the folder that holds cifar-10-batches-py with data.root=PATH or the environment variable CIFARBN_DATA, "
@@ -182,7 +183,12 @@ def _alone_in(folder: Path) -> Iterator[bool]:
 
 
 def _fetch(url: str, target: Path) -> None:
-    with urllib.request.urlopen(url, timeout=30) as response, target.open("wb") as file:
+    """Download the archive.
+
+    Not torchvision's `download_url`: it waits for ever for a server that goes silent, here with the lock held, and
+    tries plain http when https fails.
+    """
+    with urllib.request.urlopen(url, timeout=_SECONDS_OF_SILENCE) as response, target.open("wb") as file:
         size = int(response.headers.get("Content-Length") or 0) or None
         with tqdm(total=size, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
             while chunk := response.read(1 << 20):

@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     half_width: float | None
 
 
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
     """Estimate the mean with Student's t, which is exact for few runs where these are normal about their mean.
 
     Raises:
@@ -38,7 +38,7 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     if n == 1:
         return Estimate(1, mean, None, None)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Estimate(n, mean, std, student_t(confidence, n - 1) * std / math.sqrt(n))
+    return Estimate(n, mean, std, student_t(CONFIDENCE, n - 1) * std / math.sqrt(n))
 
 
 def student_t(confidence: float, degrees: int) -> float:

@@ -34,12 +34,12 @@ class Image(NamedTuple):
 
     @property
     def base64(self) -> str:
-        """The file as part of a page."""
+        """Return the file as the data of a `data:` URL."""
         return b64encode(self.png).decode()
 
     @property
     def css_width(self) -> int:
-        """The width in CSS pixels."""
+        """Return the width in CSS pixels."""
         return round(self.inches * CSS_PIXELS_PER_INCH)
 
 

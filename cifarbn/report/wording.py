@@ -34,9 +34,9 @@ def accuracy(fraction: float) -> str:
     return percent(fraction)
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: '1 run', '2 runs', '1,234 matrices'."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+def count(number: int, noun: str) -> str:
+    """A number with its noun: '1 run', '2 runs', '1,234 runs'."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def slugs(groups: Sequence[Group]) -> list[str]:

@@ -20,16 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
 from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_whole
 from cifarbn.runs.durable import replace_file, temporary_path
-from cifarbn.runs.identity import (
-    LONGEST_NAME,
-    NOT_THE_EXPERIMENT,
-    Role,
-    completed,
-    differences,
-    experiment,
-    folder_name,
-    role_of,
-)
+from cifarbn.runs.identity import Role, completed, differences, experiment, role_of
 from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
 from cifarbn.runs.longer import check_longer
 from cifarbn.runs.provenance import surroundings
@@ -44,27 +35,7 @@ from cifarbn.runs.schema import (
     Start,
     Status,
     check_config,
-    throughout,
 )
-
-__all__ = [
-    "CHECKPOINT",
-    "LONGEST_NAME",
-    "NOT_THE_EXPERIMENT",
-    "RECORDINGS",
-    "RESULT",
-    "Result",
-    "Role",
-    "Run",
-    "differences",
-    "find_runs",
-    "folder_name",
-    "is_being_made",
-    "read_result",
-    "role_of",
-    "throughout",
-    "write_result",
-]
 
 EVENTS = "events.out.tfevents.*"
 # What result.json held when the latest start began: it marks the folder as this program's, and stands in for a

@@ -22,7 +22,7 @@ from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
 from cifarbn.report.inside import look_inside
 from cifarbn.report.structure import structures
-from cifarbn.runs.load import TrainedNet, build, build_net, check_prefixes, checked
+from cifarbn.runs.load import RENAMED, TrainedNet, build, build_net, check_prefixes, checked
 
 CANARY = "canary"
 MODELS = [name for name in options("model") if not name.startswith("dln")]
@@ -207,6 +207,32 @@ def test_what_is_built_is_what_the_config_says(norm):
     net = build_net({"model": model})
     assert isinstance(net, ResNet) and net.head.out_features == 3
     assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 20
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_of_a_layer_is_built_as_today_s(old):
+    assert checked({"_target_": old, "_partial_": True}) == {"_target_": RENAMED[old], "_partial_": True}
+    layer, today = build({"_target_": old, "_partial_": True}), build({"_target_": RENAMED[old], "_partial_": True})
+    assert layer.func is today.func
+
+
+RECORDS = sorted((Path(__file__).parents[1] / "multirun_outputs").glob("*.record"))
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_the_networks_of_committed_runs_are_built(record):
+    configs = [json.loads(file.read_text())["config"]["model"] for file in record.rglob("result.json")]
+    different = {json.dumps(config, sort_keys=True): config for config in configs}
+    assert different
+    for config in different.values():
+        with torch.device("meta"):
+            net = build_net({"model": config})
+        norm = config["norm"]["_target_"]
+        assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == norm.endswith(".BatchNorm2d")
+
+
+def test_some_committed_run_has_an_old_name():
+    assert any('"cifarbn.models.BatchNorm2d"' in file.read_text() for r in RECORDS for file in r.rglob("result.json"))
 
 
 def test_a_network_of_torchvision_s_is_built_without_its_weights(here):

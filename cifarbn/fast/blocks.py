@@ -61,16 +61,20 @@ FUSED = {
 }
 
 
-@cache
 def fused_block(plain: type[nn.Module]) -> type[nn.Module] | None:
     """Return the fused subclass of a class of blocks; None if there is none."""
     fused = FUSED.get(f"{plain.__module__}.{plain.__qualname__}")
-    return fused and type(f"Fused{plain.__name__}", (fused, plain), {"__module__": __name__, "__doc__": plain.__doc__})
+    return fused and _subclass(fused, plain)
 
 
 def plain_block(kind: type[nn.Module]) -> type[nn.Module] | None:
     """Return the class that a fused block was made from; None for other classes."""
     return kind.__bases__[1] if issubclass(kind, _Fused) else None
+
+
+@cache
+def _subclass(fused: Any, plain: Any) -> Any:
+    return type(f"Fused{plain.__name__}", (fused, plain), {"__module__": __name__, "__doc__": plain.__doc__})
 
 
 def _restored(plain: type[nn.Module]) -> nn.Module:

@@ -127,6 +127,15 @@ def build_net(config: Mapping[str, Any], trust: Sequence[str] = ()) -> nn.Module
     return net
 
 
+# Stored name -> today's. These layers had the fast code in them, which `accelerate` now adds to torch's.
+RENAMED = {
+    "cifarbn.models.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "cifarbn.models.batch_norm.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "cifarbn.models.convolution.Conv2d": "torch.nn.Conv2d",
+    "cifarbn.models.max_pool.MaxPool2d": "torch.nn.MaxPool2d",
+}
+
+
 def build(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
     """Instantiate a stored config, after all of it was checked.
 
@@ -159,13 +168,14 @@ def checked(config: Any, trust: Sequence[str] = ()) -> Any:
     for key in config:
         if "${" in str(key) or (str(key).startswith("_") and key not in DIRECTIVES):
             raise UserError(f"its config holds the key {_brief(key)}, which is none of {', '.join(DIRECTIVES)}")
-    found = target_class(config["_target_"], trust) if "_target_" in config else None
+    target = _renamed(config.get("_target_"))
+    found = target_class(target, trust) if "_target_" in config else None
     node = {key: checked(value, trust) for key, value in config.items() if key != "_target_"}
     if found is None:
         return node
     if not isinstance(found, type):
         node = _without_weights(found, node)
-    return {"_target_": config["_target_"], **node}
+    return {"_target_": target, **node}
 
 
 def target_class(target: Any, trust: Sequence[str]) -> Any:
@@ -193,6 +203,11 @@ def target_class(target: Any, trust: Sequence[str]) -> Any:
     if not same or not _allowed(found, (*PACKAGES, *trust)):
         raise _refusal(target)
     return found
+
+
+def _renamed(target: Any) -> Any:
+    """Return today's name of a stored target."""
+    return RENAMED.get(target, target) if isinstance(target, str) else target
 
 
 def check_prefixes(trust: Sequence[str]) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ def batch_norm(
 
     Args:
         x: (N, C, H, W), as all maps here in bf16 and channels_last.
-        weight, bias: (C,).
+        weight: (C,).
+        bias: (C,).
         residual: of x's shape; only together with `relu`.
         relu: whether a ReLU follows.
         eps: added to the variance.
@@ -109,7 +110,10 @@ def batch_norm_backward(
         grad_output: of y, in its layout.
         x: the input.
         y: the output, if a residual was added: it says what the ReLU let through.
-        mean, inverse, scale, shift: as `batch_norm` has returned them.
+        mean: as `batch_norm` has returned it.
+        inverse: likewise.
+        scale: likewise.
+        shift: likewise.
         relu: as given to `batch_norm`.
 
     Raises:
@@ -178,7 +182,8 @@ def max_pool_backward(grad_output: Tensor, which: Tensor, height: int, width: in
     Args:
         grad_output: (N, C, height // 2, width // 2) in bf16 and channels_last.
         which: as `max_pool` has returned it.
-        height, width: of the input.
+        height: of the input.
+        width: of the input.
 
     Raises:
         ValueError: if an argument has another shape, dtype or layout.

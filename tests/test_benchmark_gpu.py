@@ -73,3 +73,19 @@ def test_without_a_gpu_one_message(monkeypatch):
 
 def test_a_report_without_sides_is_its_notes():
     assert as_text({"what": "checks", "device": "a GPU", "notes": ["2 of 3 held"]}) == "checks\na GPU\n2 of 3 held"
+
+
+def test_a_part_s_command_has_the_options_that_it_takes(measured, tmp_path):
+    program = "import sys, json; json.dump({'arguments': sys.argv[1:]}, open(sys.argv[2], 'w'))"
+    (tmp_path / "program.py").write_text(program)
+    parts, _, _ = measured(one=Part("", 60, ("program",), ("report", "root", "overrides")))
+    file = str(gpu.FOLDER / "one.json")
+    drawn = ["data=shapes", "data.train_size=50000", "data.test_size=10000"]
+    assert parts["one"]["arguments"] == ["--json", file, "--root", str(tmp_path), *drawn]
+    assert "not measured" not in parts["one"]
+
+
+def test_every_part_takes_options_that_there_are():
+    assert {key for part in gpu.PARTS.values() for key in part.takes} == {
+        *("report", "root", "peer", "budget", "overrides")
+    }

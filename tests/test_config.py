@@ -13,7 +13,7 @@ from cifarbn.cli import command_line  # noqa: F401  (registers the resolver that
 from cifarbn.cli.composition import resolved
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
-from cifarbn.runs.schema import read_result
+from cifarbn.runs.result_file import read_result
 from cifarbn.train import train
 from cifarbn.training.classifier import Classifier
 

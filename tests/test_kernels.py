@@ -145,10 +145,10 @@ def calls():
     """Operator -> arguments that it takes, several times where it has several cases."""
     for residual, relu in [(True, True), (False, True), (False, False)]:
         forward = batch_norm_arguments(residual, relu)
-        y, mean, _, inverse, scale, shift = ops.batch_norm(*forward)
+        y, statistics, inverse = ops.batch_norm(*forward)
         yield ops.batch_norm, forward
         kept = y if residual else None
-        yield ops.batch_norm_backward, (maps(2, 6, 3, 5, seed=2), forward[0], kept, mean, inverse, scale, shift, relu)
+        yield ops.batch_norm_backward, (maps(2, 6, 3, 5, seed=2), forward[0], kept, statistics, inverse, relu)
     for height, width in [(4, 6), (5, 3)]:
         x = maps(2, 6, height, width)
         y, which = ops.max_pool(x)
@@ -195,13 +195,11 @@ def test_values_per_channel_of_another_shape_or_dtype_raise(monkeypatch):
     monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
     for operator, arguments in found:
         for i, each in enumerate(arguments):
-            if not isinstance(each, torch.Tensor) or each.dim() != 1:
+            if not isinstance(each, torch.Tensor) or each.dim() == 4:
                 continue
-            wrong = [each[:5], each.repeat(2), each[:, None]]
-            if operator is ops.batch_norm_backward:
-                wrong += [each.bfloat16(), each.repeat_interleave(2)[::2]]
+            wrong = [each[..., :5], torch.cat([each, each]), each[None], each.half(), torch.stack([each, each], -1)[..., 0]]
             for other in wrong:
-                with pytest.raises(ValueError):
+                with pytest.raises(ValueError, match="and contiguous, not"):
                     operator(*arguments[:i], other, *arguments[i + 1 :])
 
 

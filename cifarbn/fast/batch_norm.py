@@ -25,20 +25,22 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             self.training
             and self.track_running_stats
             and not any(each is None for each in (self.weight, self.bias, self.running_mean, self.running_var))
-            and self.weight.dtype == torch.float32
+            and self.weight.dtype == self.bias.dtype == torch.float32
+            and self.weight.is_contiguous()
+            and self.bias.is_contiguous()
             and library.takes(x)
             and x.numel() > x.shape[1] == self.num_features  # torch says what is wrong with anything else
         )
 
     def _fused(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        y, mean, variance = _Normalization.apply(x, self.weight, self.bias, residual, relu, self.eps)
+        y, statistics = _Normalization.apply(x, self.weight, self.bias, residual, relu, self.eps)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
             values = x.numel() // self.num_features
-            self.running_mean.lerp_(mean, weight)
-            self.running_var.lerp_(variance * (values / (values - 1)), weight)
+            self.running_mean.lerp_(statistics[0], weight)
+            self.running_var.lerp_(statistics[1] * (values / (values - 1)), weight)
         return y
 
 
@@ -72,27 +74,27 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 class _Normalization(torch.autograd.Function):
-    """`ops.batch_norm`'s output and the batch's mean and variance; differentiable twice."""
+    """`ops.batch_norm`'s output, differentiable twice, and statistics."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, variance, inverse, scale, shift = ops.batch_norm(x, weight, bias, residual, relu, eps)
+    ) -> tuple[Tensor, Tensor]:
+        y, statistics, inverse = ops.batch_norm(x, weight, bias, residual, relu, eps)
         kept = None if residual is None else y  # of a ReLU alone, x says what passed
-        ctx.save_for_backward(x, kept, weight, bias, mean, inverse, scale, shift)
+        ctx.save_for_backward(x, kept, weight, bias, statistics, inverse)
         ctx.relu, ctx.eps = relu, eps
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, y, weight, bias, mean, inverse, scale, shift = ctx.saved_tensors
+        x, y, weight, bias, statistics, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, x, y, weight, bias, gradients[0])
         grad_output = gradients[0].contiguous(memory_format=torch.channels_last)
         grad_x, grad_weight, grad_bias, grad_residual = ops.batch_norm_backward(
-            grad_output, x, y, mean, inverse, scale, shift, ctx.relu
+            grad_output, x, y, statistics, inverse, ctx.relu
         )
         return grad_x, grad_weight, grad_bias, None if y is None else grad_residual, None, None
 

@@ -64,7 +64,7 @@ FUSED = {
 def fused_block(plain: type[nn.Module]) -> type[nn.Module] | None:
     """Return the fused subclass of a class of blocks; None if there is none."""
     fused = FUSED.get(f"{plain.__module__}.{plain.__qualname__}")
-    return fused and _subclass(fused, plain)
+    return fused and _subclass(fused, plain)  # type: ignore[arg-type]  # mypy takes a class of modules for unhashable
 
 
 def plain_block(kind: type[nn.Module]) -> type[nn.Module] | None:

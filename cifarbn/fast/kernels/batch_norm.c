@@ -4,6 +4,7 @@
    `sums` each, so that they do not depend on the number of threads. Everything is rounded to bf16 where a layer of its
    own would have rounded it. */
 
+#include <math.h>
 #include <string.h>
 
 #include "bf16.h"
@@ -46,6 +47,26 @@ void moments(long rows, long channels, const bf16 *x, float *sums) {
     }
 }
 
+/* Where each channel's values are in `statistics`, (4, channels). */
+#define MEAN statistics
+#define VARIANCE (statistics + channels)
+#define SCALE (statistics + 2 * channels)
+#define SHIFT (statistics + 3 * channels)
+
+/* The batch's statistics of each channel, from its sum of x and of the square; y = x * scale + shift. */
+void batch_statistics(long rows, long channels, const double *sum, const float *weight, const float *bias, double eps,
+                      float *statistics, double *inverse) {
+    for (long c = 0; c < channels; c++) {
+        double mean = sum[c] / rows, variance = sum[channels + c] / rows - mean * mean;
+        if (variance < 0) variance = 0;
+        inverse[c] = 1 / sqrt(variance + eps);
+        MEAN[c] = mean;
+        VARIANCE[c] = variance;
+        SCALE[c] = weight[c] * inverse[c];
+        SHIFT[c] = bias[c] - mean * weight[c] * inverse[c];
+    }
+}
+
 INLINE void normalize_rows(int next, long first, long last, long channels, const bf16 *x, const bf16 *shortcut,
                            const float *scale, const float *shift, bf16 *y) {
     for (long i = first; i < last; i += channels)
@@ -58,9 +79,9 @@ INLINE void normalize_rows(int next, long first, long last, long channels, const
 }
 
 /* y = x * scale + shift, plus the shortcut and through the ReLU where those follow */
-void normalize(long next, long rows, long channels, const bf16 *x, const bf16 *shortcut, const float *scale,
-               const float *shift, bf16 *y) {
-    FOR_EACH_BLOCK SPECIALIZED(normalize_rows, FIRST, LAST, channels, x, shortcut, scale, shift, y);
+void normalize(long next, long rows, long channels, const bf16 *x, const bf16 *shortcut, const float *statistics,
+               bf16 *y) {
+    FOR_EACH_BLOCK SPECIALIZED(normalize_rows, FIRST, LAST, channels, x, shortcut, SCALE, SHIFT, y);
 }
 
 /* The gradient that reaches the normalisation, given that of y. */
@@ -88,9 +109,23 @@ INLINE void sum_rows(int next, long first, long last, long channels, const bf16 
 /* sums[block] = each channel's sum of the gradient that reaches the normalisation, then of that times x - mean.
    Where a shortcut was added, y says what passed the ReLU, and the same gradient is also the shortcut's. */
 void gradient_sums(long next, long rows, long channels, const bf16 *of_y, const bf16 *x, const bf16 *y,
-                   const float *mean, const float *scale, const float *shift, bf16 *of_shortcut, float *sums) {
-    FOR_EACH_BLOCK SPECIALIZED(sum_rows, FIRST, LAST, channels, of_y, x, y, mean, scale, shift, of_shortcut,
+                   const float *statistics, bf16 *of_shortcut, float *sums) {
+    FOR_EACH_BLOCK SPECIALIZED(sum_rows, FIRST, LAST, channels, of_y, x, y, MEAN, SCALE, SHIFT, of_shortcut,
                                sums + 2 * channels * block);
+}
+
+/* The gradients of weight and bias from both sums; and, with the mean of the gradient g that reaches the normalisation
+   and that of g * (x - mean), slope and level of
+   weight * inverse * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))) = g * scale + x * slope + level */
+void gradient_coefficients(long rows, long channels, const double *sum, const float *statistics, const double *inverse,
+                           float *of_weight, float *of_bias, float *slope, float *level) {
+    for (long c = 0; c < channels; c++) {
+        double product = sum[channels + c] * inverse[c], by_x = -SCALE[c] * inverse[c] * product / rows;
+        of_weight[c] = product;
+        of_bias[c] = sum[c];
+        slope[c] = by_x;
+        level[c] = -SCALE[c] * sum[c] / rows - by_x * MEAN[c];
+    }
 }
 
 INLINE void gradient_rows(int next, long first, long last, long channels, const bf16 *of_y, const bf16 *x,
@@ -106,7 +141,7 @@ INLINE void gradient_rows(int next, long first, long last, long channels, const 
 
 /* of_x = the gradient that reaches the normalisation * scale + x * slope + level; after a shortcut, of_y is that
    gradient already */
-void gradient(long next, long rows, long channels, const bf16 *of_y, const bf16 *x, const float *scale,
-              const float *shift, const float *slope, const float *level, bf16 *of_x) {
-    FOR_EACH_BLOCK SPECIALIZED(gradient_rows, FIRST, LAST, channels, of_y, x, scale, shift, slope, level, of_x);
+void gradient(long next, long rows, long channels, const bf16 *of_y, const bf16 *x, const float *statistics,
+              const float *slope, const float *level, bf16 *of_x) {
+    FOR_EACH_BLOCK SPECIALIZED(gradient_rows, FIRST, LAST, channels, of_y, x, SCALE, SHIFT, slope, level, of_x);
 }

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fPIC",
+)
 SECONDS = 60  # for the compiler, which takes half a second
 LANES = 16  # channels that go through one instruction; of a number that is no multiple the rest goes one by one, slowly
 
@@ -44,10 +52,10 @@ def why_unavailable() -> str | None:
     return None
 
 
-def call(function: str, *arguments: int | Tensor | None) -> None:
-    """Call a function of the library: numbers go as long, tensors as the addresses of their first values.
+def call(function: str, *arguments: float | Tensor | None) -> None:
+    """Call a function of the library: int goes as long, float as double, a tensor as the address of its first value.
 
-    Nobody checks the arguments, and a wrong shape or layout overwrites memory.
+    Nobody checks the arguments, and a wrong shape or layout overwrites memory: `ops` does.
 
     Raises:
         OSError: where the library is unavailable.
@@ -55,9 +63,11 @@ def call(function: str, *arguments: int | Tensor | None) -> None:
     getattr(_library(), function)(*map(_as_c, arguments))
 
 
-def _as_c(argument: int | Tensor | None) -> Any:
+def _as_c(argument: float | Tensor | None) -> Any:
     if isinstance(argument, int):
         return ctypes.c_long(argument)
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 

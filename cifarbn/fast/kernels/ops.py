@@ -38,106 +38,94 @@ def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[...
 
 
 def _batch_norm_shapes(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    mean, variance, scale, shift = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(4))
-    return torch.empty_like(x), mean, variance, torch.empty_like(mean, dtype=torch.float64), scale, shift
+    statistics = x.new_empty(4, x.shape[1], dtype=torch.float32)
+    return torch.empty_like(x), statistics, x.new_empty(x.shape[1], dtype=torch.float64)
 
 
 @_operator(
     "batch_norm(Tensor x, Tensor weight, Tensor bias, Tensor? residual, bool relu, float eps)"
-    " -> (Tensor y, Tensor mean, Tensor variance, Tensor inverse, Tensor scale, Tensor shift)",
+    " -> (Tensor y, Tensor statistics, Tensor inverse)",
     _batch_norm_shapes,
 )
 def batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, eps: float
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise by the batch's statistics, then add the residual and apply the ReLU, where these are wanted.
 
     Args:
         x: (N, C, H, W), as all maps here in bf16 and channels_last.
-        weight: (C,).
-        bias: (C,).
+        weight: (C,), float32.
+        bias: (C,), float32.
         residual: of x's shape; only together with `relu`.
         relu: whether a ReLU follows.
         eps: added to the variance.
 
     Returns:
-        y like x; the batch's mean and biased variance, float32; 1 / sqrt(variance + eps), float64; scale and shift,
-        float32, with which y = x * scale + shift before residual and ReLU. All but y are (C,).
+        y, like x; statistics (4, C), float32: the batch's mean and biased variance, scale and shift, such that before
+        residual and ReLU y = x * scale + shift; 1 / sqrt(variance + eps), (C,), float64.
 
     Raises:
         ValueError: if an argument has another shape, dtype or layout.
     """
     _check_maps(x, x=x, residual=residual)
-    _check_per_channel(x, None, weight=weight, bias=bias)
+    channels = x.shape[1]
+    _check_values((channels,), torch.float32, weight=weight, bias=bias)
     if residual is not None and not relu:
         raise ValueError("batch_norm adds a residual only before a ReLU")
-    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    rows = x.numel() // channels
     sums = _sums(rows, channels)
     library.call("moments", rows, channels, x, sums)
-    mean, square = sums.sum(0, dtype=torch.float64) / rows
-    variance = (square - mean.square()).clamp_(min=0)
-    inverse = (variance + eps).rsqrt()
-    scale = (weight * inverse).float()
-    shift = (bias - mean * weight * inverse).float()
+    statistics = torch.empty(4, channels, dtype=torch.float32, device="cpu")
+    inverse = torch.empty(channels, dtype=torch.float64, device="cpu")
+    total = sums.sum(0, dtype=torch.float64)
+    library.call("batch_statistics", rows, channels, total, weight, bias, eps, statistics, inverse)
     y = torch.empty_like(x)
-    library.call("normalize", _following(residual, relu), rows, channels, x, residual, scale, shift, y)
-    return y, mean.float(), variance.float(), inverse, scale, shift
+    library.call("normalize", _following(residual, relu), rows, channels, x, residual, statistics, y)
+    return y, statistics, inverse
 
 
-def _batch_norm_backward_shapes(grad_output: Tensor, x: Tensor, y: Tensor | None, mean: Tensor, *_: Any) -> Any:
-    grad_residual = x.new_empty(0) if y is None else torch.empty_like(x)
-    return torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean), grad_residual
+def _batch_norm_backward_shapes(grad_output: Tensor, x: Tensor, y: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
+    grad_weight, grad_bias = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), grad_weight, grad_bias, x.new_empty(0) if y is None else torch.empty_like(x)
 
 
 @_operator(
-    "batch_norm_backward(Tensor grad_output, Tensor x, Tensor? y, Tensor mean, Tensor inverse, Tensor scale,"
-    " Tensor shift, bool relu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    "batch_norm_backward(Tensor grad_output, Tensor x, Tensor? y, Tensor statistics, Tensor inverse, bool relu)"
+    " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     _batch_norm_backward_shapes,
 )
 def batch_norm_backward(
-    grad_output: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    mean: Tensor,
-    inverse: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    relu: bool,
-) -> tuple[Tensor, ...]:
+    grad_output: Tensor, x: Tensor, y: Tensor | None, statistics: Tensor, inverse: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `batch_norm`'s tensors; that of the residual is empty where y is None.
 
     Args:
         grad_output: of y, in its layout.
         x: the input.
         y: the output, if a residual was added: it says what the ReLU let through.
-        mean: as `batch_norm` has returned it.
-        inverse: likewise.
-        scale: likewise.
-        shift: likewise.
+        statistics: as `batch_norm` has returned them.
+        inverse: as `batch_norm` has returned it.
         relu: as given to `batch_norm`.
 
     Raises:
         ValueError: if an argument has another shape, dtype or layout.
     """
     _check_maps(x, grad_output=grad_output, x=x, y=y)
-    _check_per_channel(x, torch.float32, mean=mean, scale=scale, shift=shift)
-    _check_per_channel(x, torch.float64, inverse=inverse)
-    following = _following(y, relu)
-    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    channels = x.shape[1]
+    _check_values((4, channels), torch.float32, statistics=statistics)
+    _check_values((channels,), torch.float64, inverse=inverse)
+    following, rows = _following(y, relu), x.numel() // channels
     sums = _sums(rows, channels)
     grad_residual = x.new_empty(0) if y is None else torch.empty_like(x)
-    library.call("gradient_sums", following, rows, channels, grad_output, x, y, mean, scale, shift, grad_residual, sums)
-    grad_bias, product = sums.sum(0, dtype=torch.float64)
-    grad_weight = product * inverse
-    # weight * inverse * (gradient - mean of gradient - (x - mean) * inverse^2 * mean of product), in terms of x
-    slope = -scale * inverse * grad_weight / rows
-    offset = -scale * grad_bias / rows - slope * mean
+    library.call("gradient_sums", following, rows, channels, grad_output, x, y, statistics, grad_residual, sums)
+    grad_weight, grad_bias, slope, level = (torch.empty_like(inverse, dtype=torch.float32) for _ in range(4))
+    coefficients = grad_weight, grad_bias, slope, level
+    total = sums.sum(0, dtype=torch.float64)
+    library.call("gradient_coefficients", rows, channels, total, statistics, inverse, *coefficients)
     grad_x = torch.empty_like(x)
     reaching = grad_output if y is None else grad_residual
-    library.call(
-        "gradient", following, rows, channels, reaching, x, scale, shift, slope.float(), offset.float(), grad_x
-    )
-    return grad_x, grad_weight.float(), grad_bias.float(), grad_residual
+    library.call("gradient", following, rows, channels, reaching, x, statistics, slope, level, grad_x)
+    return grad_x, grad_weight, grad_bias, grad_residual
 
 
 def _max_pool_shapes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,10 +239,9 @@ def _check_maps(like: Tensor, dtype: torch.dtype = torch.bfloat16, **maps: Tenso
             raise ValueError(f"{name} has the shape {list(x.shape)}, not {list(like.shape)}")
 
 
-def _check_per_channel(x: Tensor, dtype: torch.dtype | None, **vectors: Tensor) -> None:
-    """Raise ValueError unless all vectors have a value for each channel of x, contiguous if a dtype is given."""
-    for name, vector in vectors.items():
-        if vector.shape != x.shape[1:2]:
-            raise ValueError(f"{name} must have a value for each of {x.shape[1]} channels, not {list(vector.shape)}")
-        if dtype and (vector.dtype != dtype or not vector.is_contiguous()):
-            raise ValueError(f"{name} must be contiguous and in {dtype}, not {vector.dtype}")
+def _check_values(shape: tuple[int, ...], dtype: torch.dtype, **tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors have this shape and dtype and are contiguous."""
+    for name, x in tensors.items():
+        if x.shape != shape or x.dtype != dtype or not x.is_contiguous():
+            kind = f"{x.dtype}, shape {list(x.shape)}, strides {list(x.stride())}"
+            raise ValueError(f"{name} must be {shape} in {dtype} and contiguous, not {kind}")

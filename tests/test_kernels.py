@@ -197,7 +197,13 @@ def test_values_per_channel_of_another_shape_or_dtype_raise(monkeypatch):
         for i, each in enumerate(arguments):
             if not isinstance(each, torch.Tensor) or each.dim() == 4:
                 continue
-            wrong = [each[..., :5], torch.cat([each, each]), each[None], each.half(), torch.stack([each, each], -1)[..., 0]]
+            wrong = [
+                each[..., :5],
+                torch.cat([each, each]),
+                each[None],
+                each.half(),
+                torch.stack([each, each], -1)[..., 0],
+            ]
             for other in wrong:
                 with pytest.raises(ValueError, match="and contiguous, not"):
                     operator(*arguments[:i], other, *arguments[i + 1 :])

@@ -28,6 +28,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             and self.weight.dtype == self.bias.dtype == torch.float32
             and self.weight.is_contiguous()
             and self.bias.is_contiguous()
+            and self.eps > 0
             and library.takes(x)
             and x.numel() > x.shape[1] == self.num_features  # torch says what is wrong with anything else
         )

@@ -166,3 +166,16 @@ def test_data_that_cannot_be_built_is_refused_by_the_run_itself_and_not_before(t
     with pytest.raises(UserError, match="data.val_size must leave some of the 10000 pictures"):
         train(cfg, tmp_path, [])
     assert read_result(tmp_path)["status"] == "failed"
+
+
+class SaysNothing(Shapes):
+    """Data of a user's own that cannot be asked before it is set up."""
+
+    @property
+    def num_classes(self):
+        raise RuntimeError("setup() first")
+
+
+def test_data_that_fails_when_it_is_asked_leaves_the_number_of_classes_to_the_config():
+    cfg = config("data=shapes", "data._target_=test_config.SaysNothing")
+    assert resolved(cfg)["model"]["num_classes"] == 10

@@ -187,6 +187,13 @@ def test_runs_are_grouped_by_everything_but_the_seed(tmp_path):
     assert "optim.lr" not in sweep.constant and sweep.constant["epochs"] == "2"
 
 
+def test_runs_of_an_older_version_are_of_the_same_experiment(tmp_path):
+    for seed, norm in ((0, "cifarbn.models.BatchNorm2d"), (1, "torch.nn.BatchNorm2d")):
+        make_run(tmp_path, f"seed={seed}", config={"norm": {"_target_": norm, "_partial_": True}})
+    (group,) = gather(tmp_path).groups
+    assert [run.seed for run in group.runs] == [0, 1]
+
+
 def test_runs_that_did_not_end_well_count_in_no_mean_and_are_named(tmp_path):
     make_run(tmp_path, "seed=0", accuracy=0.8)
     make_run(tmp_path, "seed=1", accuracy=0.1, status="failed", error="RuntimeError: out of memory")

@@ -13,6 +13,7 @@ from cifarbn.fast import cores, threads
 from cifarbn.fast.cores import OtherProcesses, cgroup_limit, usable_cpus
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import FREE, IN_USE, SLOWER_STEPS, Decision, Threads, choose_threads, fitting, threads_kept
+from cifarbn.training.callbacks import thread_watch
 from cifarbn.training.callbacks.thread_watch import ThreadWatch
 
 HERTZ = os.sysconf("SC_CLK_TCK")
@@ -166,8 +167,9 @@ def two_cores(monkeypatch):
             return now.used
 
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(threads, "OtherProcesses", Others)
-    monkeypatch.setattr(threads, "usable_cpus", lambda: frozenset({0, 1}))
+    for module in (threads, thread_watch):
+        monkeypatch.setattr(module, "OtherProcesses", Others)
+        monkeypatch.setattr(module, "usable_cpus", lambda: frozenset({0, 1}))
     monkeypatch.setattr(threads, "cgroup_limit", lambda: now.limit)
     monkeypatch.setattr(threads, "LOOK_SECONDS", 0)
     return now
@@ -304,7 +306,7 @@ def watch(two_cores, monkeypatch):
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(threads.time, "monotonic", lambda: now.seconds)
     now.set = []
-    monkeypatch.setattr(threads, "set_threads", now.set.append)
+    monkeypatch.setattr(thread_watch, "set_threads", now.set.append)
     now.watch, now.said = ThreadWatch(Threads(2, 2, FREE, watched=True)), []
 
     def steps(count, seconds):

@@ -280,13 +280,23 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         UserError: naming the key that cannot be resolved, or has no value.
     """
     try:
-        if missing := OmegaConf.missing_keys(cfg):
-            raise UserError(f"{', '.join(sorted(missing))}: ??? stands for a value that is still to be given")
-        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
+        if missing := sorted(_missing_keys(values)):
+            raise UserError(f"{', '.join(missing)}: ??? stands for a value that is still to be given")
+        return values
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {first_lines(error)}") from error
     except RecursionError as error:
         raise UserError("a value of the config refers to itself, as in epochs='${epochs}'") from error
+
+
+def _missing_keys(node: Any, key: str = "") -> Iterator[str]:
+    """The keys whose value is missing, in plain values: OmegaConf's own search resolves everything once more."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in pairs:
+        yield from _missing_keys(value, f"{key}.{name}" if key else str(name))
+    if isinstance(node, str) and node == "???":
+        yield key
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:

@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.errors import building
 from cifarbn.data import interface
-from cifarbn.errors import UserError
 from cifarbn.runs.identity import folder_name
 
 
@@ -38,6 +37,6 @@ def num_classes(otherwise: int, _root_: DictConfig) -> int:
     try:
         with building("data"):
             data = interface.check_data(instantiate(_root_.data))
-    except UserError:
+    except Exception:
         return otherwise
     return interface.num_classes(data) or otherwise

@@ -1,4 +1,4 @@
-"""What the device can do, and the Lightning Trainer that makes use of it."""
+"""What the device can do, and how a run computes on it."""
 
 import ctypes
 import platform

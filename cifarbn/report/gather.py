@@ -15,7 +15,7 @@ import numpy as np
 from cifarbn.errors import UserError, without_folders
 from cifarbn.report.names import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, role_of
+from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, completed, role_of
 from cifarbn.runs.measures import Key
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
 from cifarbn.runs.untrusted import clean, stored_result
@@ -211,6 +211,7 @@ def gather(*roots: Path) -> Sweep:
         except UserError as error:
             unreadable[name] = f"unreadable: {without_folders(str(error))}"
             continue
+        result["config"] = completed(result["config"])
         result["overrides"] = [without_folders(override) for override in result.get("overrides", [])]
         experiment = json.dumps(_identity(result["config"]), sort_keys=True)
         by_config.setdefault(experiment, []).append(RunRecord(folder, name, result))

@@ -26,9 +26,8 @@ BYSTANDERS = frozenset(
         *("cli", "errors", "figures", "runs", "fast.cores", "fast.threads", "training.preflight"),
         *(
             f"training.callbacks.{name}"
-            for name in ("progress", "resume_checkpoint", "tensorboard_log", "thread_watch")
+            for name in ("progress", "resume_checkpoint", "tensorboard_log", "thread_watch", "timing")
         ),
-        *("training.callbacks.thread_watch", "training.callbacks.timing"),
     )
 )
 # A result has their versions, also where they are installed from a checkout.

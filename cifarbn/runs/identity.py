@@ -118,6 +118,13 @@ def keys_with(tags: Tag) -> tuple[str, ...]:
     return tuple(key for key, use in KEYS.items() if use.tags & tags)
 
 
+# Stored name -> today's. These layers had the fast code in them, which `accelerate` now adds to torch's.
+RENAMED = {
+    "cifarbn.models.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "cifarbn.models.batch_norm.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "cifarbn.models.convolution.Conv2d": "torch.nn.Conv2d",
+    "cifarbn.models.max_pool.MaxPool2d": "torch.nn.MaxPool2d",
+}
 # Keys that older versions did not have, and the value that stands for what they did.
 ADDED = {"trainer.cuda_graphs": "auto"}
 # Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
@@ -156,18 +163,29 @@ def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
     return without(config, NOT_THE_EXPERIMENT)
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a run's config, which an older version may have written, with the keys that have come since.
+def todays_target(target: Any) -> Any:
+    """Return today's name of a stored `_target_`."""
+    return RENAMED.get(target, target) if isinstance(target, str) else target
 
-    >>> completed({"trainer": {"compile": "auto"}})
-    {'trainer': {'compile': 'auto', 'cuda_graphs': 'auto'}}
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a run's config as today's version would have written it: with new keys and today's names.
+
+    >>> completed({"trainer": {"compile": "auto"}, "norm": {"_target_": "cifarbn.models.BatchNorm2d"}})
+    {'trainer': {'compile': 'auto', 'cuda_graphs': 'auto'}, 'norm': {'_target_': 'torch.nn.BatchNorm2d'}}
     """
-    kept: dict[str, Any] = json.loads(json.dumps(config))
+    kept: dict[str, Any] = _with_todays_targets(json.loads(json.dumps(config)))
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
         if isinstance(kept.get(group), dict):
             kept[group].setdefault(name, value)
     return kept
+
+
+def _with_todays_targets(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: todays_target(v) if k == "_target_" else _with_todays_targets(v) for k, v in node.items()}
+    return [_with_todays_targets(each) for each in node] if isinstance(node, list) else node
 
 
 def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

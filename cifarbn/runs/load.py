@@ -22,6 +22,7 @@ from cifarbn.data import Augmentation
 from cifarbn.data.images import SIDE
 from cifarbn.errors import UserError
 from cifarbn.runs.checkpoints import verify
+from cifarbn.runs.identity import todays_target
 from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
 from cifarbn.runs.untrusted import clean, stored_result
 
@@ -127,15 +128,6 @@ def build_net(config: Mapping[str, Any], trust: Sequence[str] = ()) -> nn.Module
     return net
 
 
-# Stored name -> today's. These layers had the fast code in them, which `accelerate` now adds to torch's.
-RENAMED = {
-    "cifarbn.models.BatchNorm2d": "torch.nn.BatchNorm2d",
-    "cifarbn.models.batch_norm.BatchNorm2d": "torch.nn.BatchNorm2d",
-    "cifarbn.models.convolution.Conv2d": "torch.nn.Conv2d",
-    "cifarbn.models.max_pool.MaxPool2d": "torch.nn.MaxPool2d",
-}
-
-
 def build(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
     """Instantiate a stored config, after all of it was checked.
 
@@ -168,7 +160,7 @@ def checked(config: Any, trust: Sequence[str] = ()) -> Any:
     for key in config:
         if "${" in str(key) or (str(key).startswith("_") and key not in DIRECTIVES):
             raise UserError(f"its config holds the key {_brief(key)}, which is none of {', '.join(DIRECTIVES)}")
-    target = _renamed(config.get("_target_"))
+    target = todays_target(config.get("_target_"))
     found = target_class(target, trust) if "_target_" in config else None
     node = {key: checked(value, trust) for key, value in config.items() if key != "_target_"}
     if found is None:
@@ -203,11 +195,6 @@ def target_class(target: Any, trust: Sequence[str]) -> Any:
     if not same or not _allowed(found, (*PACKAGES, *trust)):
         raise _refusal(target)
     return found
-
-
-def _renamed(target: Any) -> Any:
-    """Return today's name of a stored target."""
-    return RENAMED.get(target, target) if isinstance(target, str) else target
 
 
 def check_prefixes(trust: Sequence[str]) -> tuple[str, ...]:

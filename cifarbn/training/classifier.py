@@ -47,7 +47,7 @@ class Classifier(pl.LightningModule):
         compile, cuda_graphs: see `cifarbn.fast.training_step.TrainingStep`.
 
     Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`, each the mean over images whatever the batch size; the training
-    curve is the step-history recorder's. Accuracies are fractions. They are of the plain pictures; that over other
+    curve is in `metrics.csv`, see `StepHistory`. Accuracies are fractions, of the plain images; an accuracy over other
     views has their name, such as `test/acc_flip_shift`. `confusion`, (C, C) int64 with rows = true class, holds the
     last test's counts.
 

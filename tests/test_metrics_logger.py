@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_recorders import bn_vgg, plain_vgg, train
 
 from cifarbn.errors import Diverged, UserError
-from cifarbn.training.callbacks import metrics_logger as step_history
+from cifarbn.training.callbacks import metrics_logger
 from cifarbn.training.callbacks.host_copy import HostCopy
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.classifier import Classifier
@@ -55,7 +55,7 @@ def test_rows_are_written_within_an_epoch_and_are_the_same_however_often(tmp_pat
 
 
 def test_rows_are_written_after_ten_seconds_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(step_history, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(metrics_logger, "FLUSH_SECONDS", 0)
     watch = Watch(lambda: lines(tmp_path))
     train(bn_vgg, tmp_path, [], extra=[watch])
     assert watch.seen == [0, 1, 2, 3, 4, 5]
@@ -65,7 +65,7 @@ def test_the_host_reads_the_device_only_when_rows_are_written(tmp_path, monkeypa
     flush_every(2)
     read, bring = [], StepHistory._bring
     monkeypatch.setattr(StepHistory, "_bring", lambda self, *args: read.append(1) or bring(self, *args))
-    monkeypatch.setattr(step_history, "HostCopy", lambda values: read.append(1) or HostCopy(values))
+    monkeypatch.setattr(metrics_logger, "HostCopy", lambda values: read.append(1) or HostCopy(values))
     train(bn_vgg, tmp_path, [])
     assert len(read) == 2 * 2 + 1, "behind the second step and at the end of each epoch, and for the checkpoint"
 

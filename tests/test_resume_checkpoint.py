@@ -17,7 +17,7 @@ from test_recorders import bn_vgg, train
 
 from cifarbn.data.images import Images
 from cifarbn.errors import Interrupted, UserError
-from cifarbn.training.callbacks import resume_checkpoint as last_checkpoint
+from cifarbn.training.callbacks import resume_checkpoint
 from cifarbn.training.classifier import Classifier
 
 
@@ -275,7 +275,7 @@ def test_a_full_disk_under_the_event_file(tmp_path, monkeypatch, capfd):
 
 
 def test_a_signal_that_comes_while_a_checkpoint_is_written_is_not_lost(tmp_path, monkeypatch):
-    write, written = last_checkpoint.write_checkpoint, []
+    write, written = resume_checkpoint.write_checkpoint, []
 
     def interrupted(path, state):
         written.append(state["global_step"])
@@ -283,7 +283,7 @@ def test_a_signal_that_comes_while_a_checkpoint_is_written_is_not_lost(tmp_path,
             signal.raise_signal(signal.SIGTERM)
         write(path, state)
 
-    monkeypatch.setattr(last_checkpoint, "write_checkpoint", interrupted)
+    monkeypatch.setattr(resume_checkpoint, "write_checkpoint", interrupted)
     with pytest.raises(Interrupted):
         make_run(tmp_path, "epochs=3")
     assert result(tmp_path)["status"] == "interrupted" and len(written) == 3, "saved once more, and stopped"

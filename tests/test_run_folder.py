@@ -82,6 +82,13 @@ def test_a_run_of_an_older_version_lacks_the_keys_that_have_come_since(tmp_path)
         Run.open(tmp_path, now, [])
 
 
+def test_a_run_of_an_older_version_has_the_old_names_of_layers(tmp_path):
+    old, new = "cifarbn.models.BatchNorm2d", "torch.nn.BatchNorm2d"
+    nested = {"model": {"norm": {"_target_": old}}, "layers": [{"_target_": old}]}
+    finished(tmp_path, CONFIG | nested)
+    assert Run.open(tmp_path, json.loads(json.dumps(CONFIG | nested).replace(old, new)), []).finished
+
+
 def test_another_config_in_the_same_folder_is_refused_with_the_remedy(tmp_path):
     finished(tmp_path / "run")
     with pytest.raises(UserError, match=r"optim\.lr: 0\.1 -> 0\.2.*name=OTHER.*resume=false"):

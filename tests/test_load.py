@@ -22,7 +22,8 @@ from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
 from cifarbn.report.inside import look_inside
 from cifarbn.report.structure import structures
-from cifarbn.runs.load import RENAMED, TrainedNet, build, build_net, check_prefixes, checked
+from cifarbn.runs.identity import RENAMED
+from cifarbn.runs.load import TrainedNet, build, build_net, check_prefixes, checked
 
 CANARY = "canary"
 MODELS = [name for name in options("model") if not name.startswith("dln")]

@@ -17,6 +17,7 @@ from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.max_pool import FastMaxPool2d
 from cifarbn.models import VGG, ResNet, SpeedNet
 from cifarbn.models.normalization import NoisyBatchNorm2d
+from cifarbn.models.resnet import BasicBlock, Bottleneck
 
 MODELS = {
     "resnet18": lambda: ResNet(18, width=16),
@@ -223,6 +224,36 @@ def test_a_layer_s_own_forward_is_called(place):
     use_fast_layers(model)
     model[place].forward = torch.zeros_like
     assert step(model)[0].eq(model[4].bias.bfloat16()).all()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    {"resnet18": BasicBlock, "resnet50": Bottleneck, "resnet18_imagenet": ResNet}.items(),
+    indirect=["make"],
+)
+def test_an_edit_of_a_block_s_forward_is_honoured(make, kind, monkeypatch):
+    model, forward = accelerate(make(), hardware()), kind.forward
+    before = step(copy.deepcopy(model))
+    monkeypatch.setattr(kind, "forward", lambda self, x: 2 * forward(self, x))
+    assert not torch.equal(step(copy.deepcopy(model))[0], before[0])
+    model.eval()
+    other = copy.deepcopy(model)
+    use_torch_layers(other)
+    assert torch.equal(step(model, bf16=False)[0], step(other, bf16=False)[0])
+
+
+def test_a_subclass_of_a_block_computes_by_its_own_forward():
+    class Doubled(BasicBlock):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = MODELS["resnet18"]()
+    block = model.layer1[0]
+    block.__class__ = Doubled
+    use_fast_layers(model.eval())
+    x = torch.randn(1, 16, 4, 4)
+    assert type(block) is Doubled and torch.equal(block(x), 2 * BasicBlock.forward(block, x))
 
 
 # What is done with models

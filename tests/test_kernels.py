@@ -226,6 +226,19 @@ def test_sizes_that_do_not_fit_raise(monkeypatch, operator, arguments, message):
 
 
 @pytest.mark.usefixtures("kernels")
+def test_a_tensor_that_requires_a_gradient_is_refused_rather_than_left_without_one():
+    for operator, arguments in calls():
+        places = [i for i, each in enumerate(arguments) if isinstance(each, torch.Tensor) and each.is_floating_point()]
+        for i in places:
+            leaf = arguments[i].clone().requires_grad_()
+            changed = (*arguments[:i], leaf, *arguments[i + 1 :])
+            with pytest.raises(RuntimeError, match=r"has no gradient: use the layers of cifarbn\.fast"):
+                operator(*changed)
+            with torch.no_grad():
+                torch.testing.assert_close(operator(*changed), operator(*arguments), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("kernels")
 def test_torch_compile_sees_the_operators():
     def largest(x):
         return ops.max_pool(x * 2)[0] + 1

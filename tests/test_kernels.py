@@ -141,6 +141,11 @@ def batch_norm_arguments(residual=True, relu=True):
     return (maps(2, 6, 3, 5), torch.rand(6), torch.rand(6), maps(2, 6, 3, 5, seed=1) if residual else None, relu, 1e-5)
 
 
+def statistics(channels):
+    """Statistics and inverse as `ops.batch_norm` returns them."""
+    return torch.rand(4, channels), torch.rand(channels, dtype=torch.float64)
+
+
 def calls():
     """Operator -> arguments that it takes, several times where it has several cases."""
     for residual, relu in [(True, True), (False, True), (False, False)]:
@@ -217,6 +222,12 @@ def test_values_per_channel_of_another_shape_or_dtype_raise(monkeypatch):
         (ops.patches, (maps(1, 2, 4, 4), [5, 5], [1, 1], [0, 0]), "none in"),
         (ops.patches, (maps(1, 2, 4, 4), [3, 3], [0, 1], [1, 1]), "stride"),
         (ops.batch_norm, batch_norm_arguments(relu=False), "only before a ReLU"),
+        (ops.batch_norm_backward, (*[maps(2, 6, 3, 5)] * 3, *statistics(6), False), "only with a ReLU"),
+        (ops.batch_norm, (maps(2, 0, 3, 5), torch.rand(0), torch.rand(0), None, True, 1e-5), "one channel"),
+        (ops.batch_norm_backward, (*[maps(2, 0, 3, 5)] * 2, None, *statistics(0), True), "one channel"),
+        (ops.max_pool, (maps(1, 0, 4, 4),), "one channel"),
+        (ops.max_pool_backward, (maps(1, 0, 2, 2), maps(1, 0, 2, 2).short(), 4, 4), "one channel"),
+        (ops.patches, (maps(1, 0, 4, 4), [3, 3], [1, 1], [1, 1]), "one channel"),
     ],
 )
 def test_sizes_that_do_not_fit_raise(monkeypatch, operator, arguments, message):

@@ -130,6 +130,8 @@ def batch_norm_backward(
     channels = x.shape[1]
     _check_values((4, channels), torch.float32, statistics=statistics)
     _check_values((channels,), torch.float64, inverse=inverse)
+    if y is not None and not relu:
+        raise ValueError("batch_norm_backward takes y, the output of a residual's sum, only with a ReLU")
     following, rows = _following(y, relu), x.numel() // channels
     sums = _sums(rows, channels)
     grad_residual = x.new_empty(0) if y is None else torch.empty_like(x)
@@ -244,13 +246,15 @@ def _sums(rows: int, channels: int) -> Tensor:
 
 
 def _check_maps(like: Tensor, dtype: torch.dtype = torch.bfloat16, **maps: Tensor | None) -> None:
-    """Raise ValueError unless all maps are (N, C, H, W), of one shape, in this dtype and channels_last."""
+    """Raise ValueError unless all maps are (N, C, H, W), C at least 1, of one shape, in this dtype and channels_last."""
     for name, x in maps.items():
         if x is None:
             continue
         if x.dtype != dtype or x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             kind = f"{x.dtype}, shape {list(x.shape)}, strides {list(x.stride())}"
             raise ValueError(f"{name} must be (N, C, H, W) in {dtype} and channels_last, not {kind}")
+        if x.shape[1] == 0:
+            raise ValueError(f"{name} must have at least one channel, not the shape {list(x.shape)}")
         if x.shape != like.shape:
             raise ValueError(f"{name} has the shape {list(x.shape)}, not {list(like.shape)}")
 

@@ -256,6 +256,41 @@ def test_a_subclass_of_a_block_computes_by_its_own_forward():
     assert type(block) is Doubled and torch.equal(block(x), 2 * BasicBlock.forward(block, x))
 
 
+def transformed(model, transform):
+    """What a transform of `torch.func`, or forward-mode AD, makes of a model whose layers could all be fast."""
+    generator = torch.Generator().manual_seed(1)
+    x, along = (torch.randn(2, 64, 8, 8, generator=generator).to(memory_format=torch.channels_last) for _ in range(2))
+    state = dict(model.named_parameters())
+
+    def loss(state, x=x):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # it may change no others in place
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.func.functional_call(model, state | buffers, x).float().square().sum()
+
+    if transform == "grad":
+        return torch.func.grad(loss)(state)
+    if transform == "jvp":
+        return torch.func.jvp(lambda x: loss(state, x), (x,), (along,))
+    if transform == "forward AD":
+        with torch.autograd.forward_ad.dual_level():
+            y = loss(state, torch.autograd.forward_ad.make_dual(x, along))
+            return torch.autograd.forward_ad.unpack_dual(y)
+    return torch.func.vmap(lambda x: loss(state, x[None]), randomness="error")(x)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # by torch itself, for forward-mode AD
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "forward AD"])
+def test_in_a_transform_of_torch_s_all_layers_are_torch_s(transform):
+    torch.manual_seed(0)
+    # vmap allows no running statistics, so that it sees no norm that the kernel would take.
+    norm = nn.BatchNorm2d(64, track_running_stats=transform != "vmap")
+    plain = nn.Sequential(nn.Conv2d(64, 64, 3, stride=2), norm, nn.ReLU(), nn.MaxPool2d(2))
+    fast = copy.deepcopy(plain)
+    use_fast_layers(fast)
+    torch.testing.assert_close(transformed(fast, transform), transformed(plain, transform), rtol=0, atol=0)
+
+
 # What is done with models
 
 

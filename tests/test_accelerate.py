@@ -169,6 +169,18 @@ def test_only_hardware_that_gains_by_them_gets_fast_layers():
         assert not any(isinstance(module, FAST) for module in model.modules())
 
 
+def test_without_channels_last_input_tensors_are_laid_out_contiguously_once():
+    class Scaled(nn.Module):
+        def forward(self, x, factor):
+            return x.is_contiguous(), factor
+
+    model = Scaled()
+    for _ in range(2):
+        accelerate(model, hardware(channels_last=False))
+    assert len(model._forward_pre_hooks) == 1
+    assert model(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last), None) == (True, None)
+
+
 # Hooks
 
 

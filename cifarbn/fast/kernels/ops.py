@@ -246,7 +246,7 @@ def _sums(rows: int, channels: int) -> Tensor:
 
 
 def _check_maps(like: Tensor, dtype: torch.dtype = torch.bfloat16, **maps: Tensor | None) -> None:
-    """Raise ValueError unless all maps are (N, C, H, W), C at least 1, of one shape, in this dtype and channels_last."""
+    """Raise ValueError unless all maps are (N, C, H, W), C > 0, of one shape, in this dtype and channels_last."""
     for name, x in maps.items():
         if x is None:
             continue

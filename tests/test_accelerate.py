@@ -17,6 +17,7 @@ from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.max_pool import FastMaxPool2d
 from cifarbn.models import VGG, ResNet, SpeedNet
 from cifarbn.models.normalization import NoisyBatchNorm2d
+from cifarbn.models.resnet import BasicBlock, Bottleneck
 
 MODELS = {
     "resnet18": lambda: ResNet(18, width=16),
@@ -168,6 +169,18 @@ def test_only_hardware_that_gains_by_them_gets_fast_layers():
         assert not any(isinstance(module, FAST) for module in model.modules())
 
 
+def test_without_channels_last_input_tensors_are_laid_out_contiguously_once():
+    class Scaled(nn.Module):
+        def forward(self, x, factor):
+            return x.is_contiguous(), factor
+
+    model = Scaled()
+    for _ in range(2):
+        accelerate(model, hardware(channels_last=False))
+    assert len(model._forward_pre_hooks) == 1
+    assert model(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last), None) == (True, None)
+
+
 # Hooks
 
 
@@ -223,6 +236,71 @@ def test_a_layer_s_own_forward_is_called(place):
     use_fast_layers(model)
     model[place].forward = torch.zeros_like
     assert step(model)[0].eq(model[4].bias.bfloat16()).all()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    {"resnet18": BasicBlock, "resnet50": Bottleneck, "resnet18_imagenet": ResNet}.items(),
+    indirect=["make"],
+)
+def test_an_edit_of_a_block_s_forward_is_honoured(make, kind, monkeypatch):
+    model, forward = accelerate(make(), hardware()), kind.forward
+    before = step(copy.deepcopy(model))
+    monkeypatch.setattr(kind, "forward", lambda self, x: 2 * forward(self, x))
+    assert not torch.equal(step(copy.deepcopy(model))[0], before[0])
+    model.eval()
+    other = copy.deepcopy(model)
+    use_torch_layers(other)
+    assert torch.equal(step(model, bf16=False)[0], step(other, bf16=False)[0])
+
+
+def test_a_subclass_of_a_block_computes_by_its_own_forward():
+    class Doubled(BasicBlock):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = MODELS["resnet18"]()
+    block = model.layer1[0]
+    block.__class__ = Doubled
+    use_fast_layers(model.eval())
+    x = torch.randn(1, 16, 4, 4)
+    assert type(block) is Doubled and torch.equal(block(x), 2 * BasicBlock.forward(block, x))
+
+
+def transformed(model, transform):
+    """What a transform of `torch.func`, or forward-mode AD, makes of a model whose layers could all be fast."""
+    generator = torch.Generator().manual_seed(1)
+    x, along = (torch.randn(2, 64, 8, 8, generator=generator).to(memory_format=torch.channels_last) for _ in range(2))
+    state = dict(model.named_parameters())
+
+    def loss(state, x=x):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # it may change no others in place
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.func.functional_call(model, state | buffers, x).float().square().sum()
+
+    if transform == "grad":
+        return torch.func.grad(loss)(state)
+    if transform == "jvp":
+        return torch.func.jvp(lambda x: loss(state, x), (x,), (along,))
+    if transform == "forward AD":
+        with torch.autograd.forward_ad.dual_level():
+            y = loss(state, torch.autograd.forward_ad.make_dual(x, along))
+            return torch.autograd.forward_ad.unpack_dual(y)
+    return torch.func.vmap(lambda x: loss(state, x[None]), randomness="error")(x)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # by torch itself, for forward-mode AD
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "forward AD"])
+def test_in_a_transform_of_torch_s_all_layers_are_torch_s(transform):
+    torch.manual_seed(0)
+    # vmap allows no running statistics, so that it sees no norm that the kernel would take.
+    norm = nn.BatchNorm2d(64, track_running_stats=transform != "vmap")
+    plain = nn.Sequential(nn.Conv2d(64, 64, 3, stride=2), norm, nn.ReLU(), nn.MaxPool2d(2))
+    fast = copy.deepcopy(plain)
+    use_fast_layers(fast)
+    torch.testing.assert_close(transformed(fast, transform), transformed(plain, transform), rtol=0, atol=0)
 
 
 # What is done with models

@@ -141,6 +141,11 @@ def batch_norm_arguments(residual=True, relu=True):
     return (maps(2, 6, 3, 5), torch.rand(6), torch.rand(6), maps(2, 6, 3, 5, seed=1) if residual else None, relu, 1e-5)
 
 
+def statistics(channels):
+    """Statistics and inverse as `ops.batch_norm` returns them."""
+    return torch.rand(4, channels), torch.rand(channels, dtype=torch.float64)
+
+
 def calls():
     """Operator -> arguments that it takes, several times where it has several cases."""
     for residual, relu in [(True, True), (False, True), (False, False)]:
@@ -217,12 +222,31 @@ def test_values_per_channel_of_another_shape_or_dtype_raise(monkeypatch):
         (ops.patches, (maps(1, 2, 4, 4), [5, 5], [1, 1], [0, 0]), "none in"),
         (ops.patches, (maps(1, 2, 4, 4), [3, 3], [0, 1], [1, 1]), "stride"),
         (ops.batch_norm, batch_norm_arguments(relu=False), "only before a ReLU"),
+        (ops.batch_norm_backward, (*[maps(2, 6, 3, 5)] * 3, *statistics(6), False), "only with a ReLU"),
+        (ops.batch_norm, (maps(2, 0, 3, 5), torch.rand(0), torch.rand(0), None, True, 1e-5), "one channel"),
+        (ops.batch_norm_backward, (*[maps(2, 0, 3, 5)] * 2, None, *statistics(0), True), "one channel"),
+        (ops.max_pool, (maps(1, 0, 4, 4),), "one channel"),
+        (ops.max_pool_backward, (maps(1, 0, 2, 2), maps(1, 0, 2, 2).short(), 4, 4), "one channel"),
+        (ops.patches, (maps(1, 0, 4, 4), [3, 3], [1, 1], [1, 1]), "one channel"),
     ],
 )
 def test_sizes_that_do_not_fit_raise(monkeypatch, operator, arguments, message):
     monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
     with pytest.raises(ValueError, match=message):
         operator(*arguments)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_tensor_that_requires_a_gradient_is_refused_rather_than_left_without_one():
+    for operator, arguments in calls():
+        places = [i for i, each in enumerate(arguments) if isinstance(each, torch.Tensor) and each.is_floating_point()]
+        for i in places:
+            leaf = arguments[i].clone().requires_grad_()
+            changed = (*arguments[:i], leaf, *arguments[i + 1 :])
+            with pytest.raises(RuntimeError, match=r"has no gradient: use the layers of cifarbn\.fast"):
+                operator(*changed)
+            with torch.no_grad():
+                torch.testing.assert_close(operator(*changed), operator(*arguments), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.usefixtures("kernels")

@@ -33,7 +33,7 @@ def accelerate(model: nn.Module, hardware: Hardware) -> nn.Module:
     hardware.set_up_process()
     if hardware.channels_last:
         model.to(memory_format=torch.channels_last)
-    else:
+    elif contiguous_inputs not in model._forward_pre_hooks.values():
         # A convolution goes by the layout of its weights or of its inputs, and images come channels_last.
         model.register_forward_pre_hook(contiguous_inputs)
     (use_fast_layers if hardware.kernels else use_torch_layers)(model)

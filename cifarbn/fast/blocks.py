@@ -27,44 +27,28 @@ class FusedSequential(nn.Sequential):
 
 
 class _Fused:
-    """The first base class of a fused block: the second is the plain one."""
+    """The first base class of a fused block: the second is the plain one, whose `forward` stays."""
+
+    def _normalize_and_activate(
+        self, norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        return normalize_and_activate(norm, activation, x, residual)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made as the program runs, so that pickle would not find it by its name.
         return _restored, (type(self).__bases__[1],), self.__dict__
 
 
-class _FusedStem(_Fused):
-    def stem(self: Any, images: Tensor) -> Tensor:
-        return self.maxpool(normalize_and_activate(self.bn1, self.act1, self.conv1(images)))
-
-
-class _FusedBasicBlock(_Fused):
-    def forward(self: Any, x: Tensor) -> Tensor:
-        residual = normalize_and_activate(self.bn1, self.act1, self.conv1(x))
-        return normalize_and_activate(self.bn2, self.act2, self.conv2(residual), self.downsample(x))
-
-
-class _FusedBottleneck(_Fused):
-    def forward(self: Any, x: Tensor) -> Tensor:
-        residual = normalize_and_activate(self.bn1, self.act1, self.conv1(x))
-        residual = normalize_and_activate(self.bn2, self.act2, self.conv2(residual))
-        return normalize_and_activate(self.bn3, self.act3, self.conv3(residual), self.downsample(x))
-
-
 # By name, because a run that uses other models does not depend on these classes' code: an import here would make it a
 # part of every run's code hash.
-FUSED = {
-    "cifarbn.models.resnet.ResNet": _FusedStem,
-    "cifarbn.models.resnet.BasicBlock": _FusedBasicBlock,
-    "cifarbn.models.resnet.Bottleneck": _FusedBottleneck,
-}
+PLAIN_BLOCKS = tuple(f"cifarbn.models.resnet.{name}" for name in ("ResNet", "BasicBlock", "Bottleneck"))
 
 
 def fused_block(plain: type[nn.Module]) -> type[nn.Module] | None:
     """Return the fused subclass of a class of blocks; None if there is none."""
-    fused = FUSED.get(f"{plain.__module__}.{plain.__qualname__}")
-    return fused and _subclass(fused, plain)  # type: ignore[arg-type]  # mypy takes a class of modules for unhashable
+    if f"{plain.__module__}.{plain.__qualname__}" not in PLAIN_BLOCKS:
+        return None
+    return _subclass(plain)  # type: ignore[arg-type]  # mypy takes a class of modules for unhashable
 
 
 def plain_block(kind: type[nn.Module]) -> type[nn.Module] | None:
@@ -73,8 +57,8 @@ def plain_block(kind: type[nn.Module]) -> type[nn.Module] | None:
 
 
 @cache
-def _subclass(fused: Any, plain: Any) -> Any:
-    return type(f"Fused{plain.__name__}", (fused, plain), {"__module__": __name__, "__doc__": plain.__doc__})
+def _subclass(plain: Any) -> Any:
+    return type(f"Fused{plain.__name__}", (_Fused, plain), {"__module__": __name__, "__doc__": plain.__doc__})
 
 
 def _restored(plain: type[nn.Module]) -> nn.Module:

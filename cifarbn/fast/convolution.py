@@ -55,7 +55,7 @@ class GemmConv2d(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
-            and not torch.compiler.is_compiling()
+            and not library.transforming()
         )
 
     def _positions(self, x: Tensor) -> int:

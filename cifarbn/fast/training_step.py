@@ -300,9 +300,9 @@ class Hooks:
         )
 
 
-def contiguous_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Lay out a model's inputs contiguously: a forward pre-hook that may be compiled and captured."""
-    return tuple(each.contiguous() for each in inputs)
+def contiguous_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Lay out a model's input tensors contiguously: a forward pre-hook that may be compiled and captured."""
+    return tuple(each.contiguous() if isinstance(each, Tensor) else each for each in inputs)
 
 
 @contextmanager

@@ -9,7 +9,18 @@ from cifarbn.models.initialization import initialize
 from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
 
-class ResNet(nn.Module):
+class ResidualModule(nn.Module):
+    """What the model and its blocks have in common: how a norm, a residual and an activation are put together."""
+
+    def _normalize_and_activate(
+        self, norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        """Return `activation(norm(x) + residual)`. `cifarbn.fast.blocks` overrides this with one pass over memory."""
+        x = norm(x)
+        return activation(x if residual is None else x + residual)
+
+
+class ResNet(ResidualModule):
     """ResNet-18, 34, 50, 101 or 152.
 
     Modules and names are torchvision's, so that its `state_dict` loads once `fc` is renamed to `head`.
@@ -76,7 +87,7 @@ class ResNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits (N, C) of float pictures (N, 3, H, W)."""
-        x = self.stem(pictures)
+        x = self.maxpool(self._normalize_and_activate(self.bn1, self.act1, self.conv1(pictures)))
         pooled: list[Tensor] = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x, pooled) if self.pool_blocks else stage(x)
@@ -84,10 +95,6 @@ class ResNet(nn.Module):
                 pooled.append(x.mean((2, 3)))
         features = torch.cat(pooled, 1) if self.pool_blocks else x.mean((2, 3))
         return self.head(self.dropout(features))
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the first stage's input (N, width, H', W')."""
-        return self.maxpool(self.act1(self.bn1(self.conv1(images))))
 
 
 class Stage(nn.Sequential):
@@ -137,7 +144,7 @@ class StridedPointwise(nn.Conv2d):
         return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ResidualModule):
     """Two 3x3 convolutions beside the shortcut: (N, inputs, H, W) -> (N, width, H / stride, W / stride)."""
 
     expansion = 1
@@ -154,12 +161,12 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
-        residual = self.conv2(self.act1(self.bn1(self.conv1(x))))
+        residual = self.conv2(self._normalize_and_activate(self.bn1, self.act1, self.conv1(x)))
         shortcut = self.downsample(x)  # before bn2: the order counts for norms that draw random numbers
-        return self.act2(self.bn2(residual) + shortcut)
+        return self._normalize_and_activate(self.bn2, self.act2, residual, shortcut)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualModule):
     """1x1, 3x3, 1x1 convolutions beside the shortcut: (N, inputs, H, W) -> (N, 4 width, H / stride, W / stride).
 
     The 3x3 convolution has the stride, as in torchvision; in the paper the first 1x1 has it.
@@ -183,10 +190,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of the residual plus the shortcut."""
-        residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.conv3(self.act2(self.bn2(self.conv2(residual))))
+        residual = self._normalize_and_activate(self.bn1, self.act1, self.conv1(x))
+        residual = self.conv3(self._normalize_and_activate(self.bn2, self.act2, self.conv2(residual)))
         shortcut = self.downsample(x)  # before bn3: the order counts for norms that draw random numbers
-        return self.act3(self.bn3(residual) + shortcut)
+        return self._normalize_and_activate(self.bn3, self.act3, residual, shortcut)
 
 
 Block: TypeAlias = type[BasicBlock] | type[Bottleneck]

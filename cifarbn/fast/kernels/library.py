@@ -29,7 +29,7 @@ LANES = 16  # channels that go through one instruction; of a number that is no m
 def takes(x: Tensor) -> bool:
     """Whether the functions are there and x is what they work well on: bf16 maps (N, C, H, W), channels_last, on a CPU.
 
-    C is a multiple of `LANES`. While a net is being compiled as a whole they would only be in the way.
+    C is a multiple of `LANES`. See also `transforming`.
     """
     return (
         x.device.type == "cpu"
@@ -37,8 +37,20 @@ def takes(x: Tensor) -> bool:
         and x.dim() == 4
         and x.shape[1] % LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
+        and not transforming()
         and why_unavailable() is None
+    )
+
+
+def transforming() -> bool:
+    """Return whether torch makes another function of the computation, for which it needs operations of its own.
+
+    It does in `torch.compile`, in the transforms of `torch.func` (grad, jvp, vmap, ...) and in forward-mode AD.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
     )
 
 

@@ -22,7 +22,7 @@ from cifarbn.runs.measures import (
     Recordings,
     curves,
 )
-from cifarbn.runs.schema import COLUMNS, LARGEST, METRICS, RECORDINGS, Column, StepColumn
+from cifarbn.runs.schema import COLUMNS, LARGEST, METRICS, RECORDINGS, StepColumn
 from cifarbn.runs.untrusted import clean
 
 STEP: StepColumn = "step"
@@ -121,7 +121,7 @@ def _first_fault(body: str, columns: Sequence[int], width: int) -> str:
     return "is not a table of numbers"
 
 
-def _check_column(name: Column, column: NDArray) -> None:
+def _check_column(name: str, column: NDArray) -> None:
     if np.any(np.abs(column[np.isfinite(column)]) > LARGEST):
         raise _bad(f"has a value of {name} beyond {LARGEST:.1g}, which no run measures")
     if name in COUNTS:

@@ -20,8 +20,7 @@ StepColumn = Literal["step", "epoch", "lr", "step/loss", "step/acc", "step/grad_
 STEP_COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
 EpochColumn = Literal["train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc"]
 EPOCH_COLUMNS: tuple[EpochColumn, ...] = get_args(EpochColumn)
-Column = StepColumn | EpochColumn
-COLUMNS: tuple[Column, ...] = (*STEP_COLUMNS, *EPOCH_COLUMNS)
+COLUMNS: tuple[str, ...] = (*STEP_COLUMNS, *EPOCH_COLUMNS)
 
 # The keys of `Result.metrics` that tables show; a run may have more, such as "test/acc_flip".
 FinalMetric = Literal["test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss"]

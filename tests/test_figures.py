@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from cifarbn import figures
 from cifarbn.figures import FeatureMaps, Layer
-from cifarbn.figures.smoothness import COLOURS, Walks
+from cifarbn.figures.smoothness import COLOURS
 from cifarbn.figures.style import PALETTE, logarithmic, shades, styled, wrapped
 from cifarbn.smoothness.bands import over_seeds
 from cifarbn.smoothness.factors import Factor
@@ -39,7 +39,9 @@ DRAWN = {
     "bands": lambda: figures.bands({LONG: SEED_BAND, "b": ONE_BAND}, "‖Gₜ − Gₜ₋₁‖", LONG, log=True),
     "lines": lambda: figures.lines({LONG: {"0.1": CURVES, "1e-05": CURVES[:1]}}, "‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖", LONG, log=True),
     "many lines": lambda: figures.lines({f"{LONG} {i}": {"0.1": CURVES} for i in range(9)}, "accuracy", LONG),
-    "walks": lambda: figures.walks({LONG: Walks(*[SEED_BAND] * 3), "b": Walks(*[ONE_BAND] * 3)}, LONG),
+    "walks": lambda: figures.walks(
+        {what: {LONG: SEED_BAND, "b": ONE_BAND} for what in ("loss", "β", "c")}, LONG, lines=["c"]
+    ),
     "distances": lambda: figures.distance_curves({LONG: {0: CURVES, 40: CURVES}, "b": {0: CURVES}}, LONG),
     "factors": lambda: figures.factors(
         {f"{LONG[:30]} {i}": {"0.1": FACTOR, "1e-05": FACTOR._replace(interval=None)} for i in range(9)}, LONG, LONG

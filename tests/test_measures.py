@@ -5,6 +5,7 @@ import json
 import pickle
 from itertools import groupby
 from pkgutil import resolve_name
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from omegaconf import OmegaConf
 
 from cifarbn.cli.composition import CONF
 from cifarbn.recorders import Recorder
+from cifarbn.report import layers
+from cifarbn.report.layers import DRAWN, activation_moments
+from cifarbn.report.walks import walk_of
+from cifarbn.runs import measures
 from cifarbn.runs.measures import (
     AXES,
     MEASURES,
@@ -19,8 +24,13 @@ from cifarbn.runs.measures import (
     ActivationDriftKeys,
     CovariateShiftKeys,
     Key,
+    Layers,
+    Measure,
+    Origin,
     ProbeKeys,
+    Walk,
     curves,
+    shown_in,
 )
 
 
@@ -57,7 +67,42 @@ def test_measures_have_one_name_each_and_those_of_one_origin_stand_together():
     assert len(set(names)) == len(names)
     origins = [origin for origin, _ in groupby(measure.origin for measure in MEASURES)]
     assert len(set(origins)) == len(origins)
-    assert all(measure.table in TABLES and measure.unit and measure.label for measure in MEASURES)
+    assert all(measure.table in TABLES and measure.unit for measure in MEASURES)
+
+
+def test_every_measure_that_names_a_figure_is_drawn_by_it():
+    assert all(measure.figure.label for measure in MEASURES if measure.figure)
+    assert {measure.table for measure, _ in shown_in(Walk)} == {ProbeKeys}
+    panels = [panel.label for _, panel in shown_in(Walk)]
+    assert len(set(panels)) == len(panels)
+    for measure, column in shown_in(Layers):
+        assert measure.table in DRAWN and column.values in measure.table.keys() and column.values.axes == "TL"
+    columns = [(measure.table, column.label) for measure, column in shown_in(Layers)]
+    assert len(set(columns)) == len(columns)
+
+
+def test_a_new_measure_of_the_walk_gets_a_panel_and_one_of_layers_a_column(monkeypatch):
+    walked = Measure("mine", Origin.CONTROL, ProbeKeys, lambda r: 2.0 * r[ProbeKeys.step], "1", "", Walk("my label"))
+    layered = Measure(
+        *("mine too", Origin.CONTROL, ActivationDriftKeys, lambda r: r[ActivationDriftKeys.step], "1", ""),
+        Layers("my column", ActivationDriftKeys.mean, log=True),
+    )
+    monkeypatch.setattr(measures, "MEASURES", (walked, layered))
+    walk = walk_of({ProbeKeys.gradient.loss: np.ones((2, 3)), ProbeKeys.step: np.array([0, 5])})
+    assert list(walk) == ["my label"]
+    np.testing.assert_array_equal(walk["my label"], [[0, 5], [0, 10], [0, 10]])
+    recordings = {
+        ActivationDriftKeys.step: np.array([0, 5]),
+        ActivationDriftKeys.layers: np.array(["a", "b", "c"]),
+        ActivationDriftKeys.mean: np.ones((2, 3)),
+    }
+    family = SimpleNamespace(
+        label="f", norm="", data="d", left_out={}, runs={"0.1": [SimpleNamespace(recordings=recordings)]}
+    )
+    monkeypatch.setattr(layers, "ending", lambda *_: "")
+    (drawing,) = activation_moments([family])
+    axes = drawing.figure.axes
+    assert [a.get_ylabel() for a in axes] == ["my column"] * 3 and axes[0].get_yscale() == "log"
 
 
 def test_covariate_shift_is_the_median_over_all_layers_but_the_first():

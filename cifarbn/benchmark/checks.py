@@ -30,7 +30,7 @@ from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import COMPILE_MODES, Hardware
 from cifarbn.fast.training_step import WITHOUT_GRAPHS, TrainingStep
 from cifarbn.recorders import LastLayerGradients
-from cifarbn.runs.schema import Result, Status
+from cifarbn.runs.schema import METRICS, Result, Status, StepColumn
 from cifarbn.train import train
 from cifarbn.training.callbacks.metrics_logger import StepHistory
 from cifarbn.training.classifier import Classifier
@@ -244,5 +244,7 @@ def _run(folder: Path, *overrides: str, base: tuple[str, ...] = SMALL) -> Result
 
 def _losses(folder: Path) -> list[tuple[str, str]]:
     """Return each step's loss and gradient norm as they are in metrics.csv."""
-    with (folder / "metrics.csv").open() as file:
-        return [(row["step/loss"], row["step/grad_norm"]) for row in csv.DictReader(file)]
+    loss: StepColumn = "step/loss"
+    norm: StepColumn = "step/grad_norm"
+    with (folder / METRICS).open() as file:
+        return [(row[loss], row[norm]) for row in csv.DictReader(file)]

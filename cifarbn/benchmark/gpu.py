@@ -18,6 +18,7 @@ from cifarbn.errors import UserError
 from cifarbn.runs.folder import find_runs
 from cifarbn.runs.provenance import surroundings
 from cifarbn.runs.result_file import read_result
+from cifarbn.runs.schema import Status
 
 FOLDER = Path("multirun_outputs") / "benchmark_gpu"
 LEAST = 10.0  # seconds: a part that has less is not begun
@@ -195,7 +196,7 @@ def table(facts: dict[str, Any], parts: dict[str, Any]) -> str:
 
 def _figures(part: dict[str, Any]) -> list[str]:
     if "runs" in part:
-        done = [result for result in part["runs"].values() if result["status"] == "done"]
+        done = [result for result in part["runs"].values() if Status(result["status"]) is Status.DONE]
         lines = [f"{len(done)} of {len(part['runs'])} runs done in {part['seconds with start']:.0f} s"]
         return lines + [f"{run}: {_run_figures(result)}" for run, result in part["runs"].items() if result in done]
     if part.get("unit") == "images/s" and "training_step" in part:

@@ -1,8 +1,8 @@
 """Smoothness against the step: bands over learning rates, a line for each run, and where definitions disagree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,14 +19,6 @@ Curve = tuple[np.ndarray, np.ndarray]
 COLOURS = (*PALETTE, "#8c6d31", "#111111", "#a83279")  # the paper has eight nets in one figure
 ONE_COLUMN = 4  # panels that stand below each other; more stand in two columns
 DENSE = 200  # points from which on a line is drawn thin
-
-
-class Walks(NamedTuple):
-    """What the paper's figure 4 shows of one family: three bands over its seeds; beta's two edges are alike."""
-
-    loss: SeedBand
-    distance: SeedBand
-    beta: SeedBand
 
 
 @styled
@@ -74,27 +66,28 @@ def lines(found: Mapping[str, Mapping[str, Sequence[Curve]]], what: str, title: 
 
 
 @styled
-def walks(found: Mapping[str, Walks], title: str) -> Figure:
-    """The paper's figure 4: loss, gradient predictiveness and effective beta along the gradient, against the step.
+def walks(found: Mapping[str, Mapping[str, SeedBand]], title: str, *, lines: Collection[str] = ()) -> Figure:
+    """The paper's figure 4: what is measured along the gradient against the step, a panel for each quantity.
 
     Of several seeds the median edges are drawn; paler, what any seed reaches.
 
     Args:
-        found: family -> its three bands over seeds.
+        found: quantity -> family -> its band over seeds.
         title: of the figure.
+        lines: quantities that are drawn as a line, since the edges of their bands are alike.
     """
-    figure = tall(5.4, title)
-    panels = figure.subplots(3, 1, sharex=True)
-    for (name, seen), colour in zip(found.items(), cycle(COLOURS), strict=False):
-        _band(panels[0], seen.loss, colour, name)
-        _band(panels[1], seen.distance, colour, name)
-        band_of_seeds(panels[2], seen.beta, colour)
-        panels[2].plot(seen.beta.steps, seen.beta.low, color=colour, label=name, lw=1.4)
-    for axes, what in zip(panels, ("loss", "gradient distance", "effective β"), strict=True):
-        finish(axes, what, log=True)
-        axes.label_outer()
+    figure = tall(1.8 * len(found), title)
+    panels = list(figure.subplots(len(found), 1, sharex=True, squeeze=False).ravel())
+    for axes, (quantity, shown) in zip(panels, found.items(), strict=True):
+        for (name, one), colour in zip(shown.items(), cycle(COLOURS), strict=False):
+            if quantity in lines:
+                band_of_seeds(axes, one, colour)
+                axes.plot(one.steps, one.low, color=colour, label=name, lw=1.4)
+            else:
+                _band(axes, one, colour, name)
+        finish(axes, quantity, log=True)
     figure.align_ylabels()
-    legend_below(figure, panels[2:])
+    legend_below(figure, panels[-1:])
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,14 +10,27 @@ from cifarbn import figures
 from cifarbn.report.gather import Group, Sweep
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.wording import accuracy, data_and_n, heading, names_and_n, slugs
-from cifarbn.runs.schema import EPOCH_COLUMNS
+from cifarbn.runs.schema import EPOCH_COLUMNS, EpochColumn
 
 MOST_FIGURES = 16  # of single groups; the comparison and curves.csv have all of them
 
 
+class Part(NamedTuple):
+    """A part of the data: its columns of metrics.csv, and its name."""
+
+    loss: EpochColumn
+    accuracy: EpochColumn
+    name: str
+
+
+TRAINING = Part("train/loss", "train/acc", "training")
+VALIDATION = Part("val/loss", "val/acc", "validation")
+TEST = Part("test_curve/loss", "test_curve/acc", "test")
+
+
 def training_curves(sweep: Sweep, options: Options) -> Section | None:
     """Accuracy and loss of all groups against each other, then the training procedure of each."""
-    groups = [group for group in sweep.counted if _measured(group.curves("train/loss"))]
+    groups = [group for group in sweep.counted if _measured(group.curves(TRAINING.loss))]
     if not groups:
         return None
     drawings = []
@@ -34,14 +48,14 @@ def _comparisons(data: str, groups: list[Group]) -> list[Drawing]:
     drawings: list[Drawing] = []
     if len(groups) == 1:
         return drawings
-    part, word = _compared(groups)
-    for quantity, noun in (("acc", "accuracy"), ("loss", "loss")):
-        curves = {group.label: group.curves(f"{part}/{quantity}") for group in groups}
+    part = _compared(groups)
+    for column, quantity, noun in ((part.accuracy, "acc", "accuracy"), (part.loss, "loss", "loss")):
+        curves = {group.label: group.curves(column) for group in groups}
         curves = {label: values for label, values in curves.items() if _measured(values)}
         if not curves:
             continue
         drawn = [group for group in groups if group.label in curves]
-        what = f"{word} {noun}"
+        what = f"{part.name} {noun}"
         figure = figures.comparison(curves, quantity, what, f"{what.capitalize()}: {names_and_n(drawn)}")
         caption = f"{what.capitalize()} of all groups, best in the table first. {data_and_n(drawn)}"
         if missing := [group.label for group in groups if group.label not in curves]:
@@ -54,22 +68,20 @@ def _comparisons(data: str, groups: list[Group]) -> list[Drawing]:
     return drawings
 
 
-def _compared(groups: list[Group]) -> tuple[str, str]:
-    """The part of the data that groups are compared on, and its name: what they did not train on, where that is known.
+def _compared(groups: list[Group]) -> Part:
+    """The part of the data that groups are compared on: what they did not train on, where that is known.
 
     Validation where every group has it, else the test curve where no fewer groups have that, else training, which every
     group has. Nothing is selected by the test curve.
     """
-    validated, tested = (
-        sum(_measured(group.curves(f"{part}/loss")) for group in groups) for part in ("val", "test_curve")
-    )
+    validated, tested = (sum(_measured(group.curves(part.loss)) for group in groups) for part in (VALIDATION, TEST))
     if validated == len(groups):
-        return "val", "validation"
-    return ("test_curve", "test") if tested and tested >= validated else ("train", "training")
+        return VALIDATION
+    return TEST if tested and tested >= validated else TRAINING
 
 
 def _procedure(group: Group, name: str) -> Drawing:
-    curves = {column: group.curves(column) for column in EPOCH_COLUMNS}
+    curves: dict[str, np.ndarray] = {column: group.curves(column) for column in EPOCH_COLUMNS}
     ends = [f"{column} ends at {_last(v, column.partition('/')[2])}" for column, v in curves.items() if _measured(v)]
     alt = f"Line charts against epoch for {group.label}: {', '.join(ends)}."
     caption = f"Training procedure of {group.label}. {data_and_n([group])}"

@@ -13,7 +13,7 @@ from cifarbn.report.families import Family
 from cifarbn.report.gather import RunRecord
 from cifarbn.report.section import Drawing
 from cifarbn.report.walks import AT_ONE_DISTANCE, SHARES, at_true_steps
-from cifarbn.runs.measures import MEASURES, Curve, Origin
+from cifarbn.runs.measures import MEASURES, PREDICTIVENESS, Curve, Origin
 from cifarbn.smoothness.factors import FEWEST, Factor, factor, factor_at_matched_loss
 
 ORIGIN = {measure.name: measure.origin for measure in MEASURES}
@@ -135,7 +135,7 @@ def drawings(reference: Family, other: Family, comparisons: list[Comparison], su
                 f"where-definitions-disagree{suffix}", figure, caption, f"Factors by definition. {_reading(steps)}."
             )
         )
-    distance = [c for c in comparisons if c.matched == "distance" and c.definition == "paper gradient predictiveness"]
+    distance = [c for c in comparisons if c.matched == "distance" and c.definition == PREDICTIVENESS]
     loss = [c for c in comparisons if c.matched == "loss"]
     if distance or loss:
         parts = []

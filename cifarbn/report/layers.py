@@ -9,7 +9,7 @@ from cifarbn.report.families import Family
 from cifarbn.report.family_captions import SEED_LINES, ending, span
 from cifarbn.report.section import Drawing
 from cifarbn.report.wording import count
-from cifarbn.runs.measures import ActivationDriftKeys, CovariateShiftKeys, Key, Recordings
+from cifarbn.runs.measures import ActivationDriftKeys, CovariateShiftKeys, Key, Layers, Recordings, shown_in
 from cifarbn.smoothness.bands import SeedBand, over_seeds
 
 PLACES = {"early": 0.0, "middle": 0.5, "last": 1.0}
@@ -19,6 +19,8 @@ ABREAST = 3  # families beside each other in a figure of distributions
 Probed = Mapping[str, Sequence[Recordings]]
 """Family -> the recordings of its runs."""
 LayerKeys = type[CovariateShiftKeys] | type[ActivationDriftKeys]
+DRAWN: tuple[LayerKeys, ...] = (CovariateShiftKeys, ActivationDriftKeys)
+"""The recorders whose layers are drawn here."""
 
 
 def covariate_shift(families: list[Family]) -> list[Drawing]:
@@ -27,11 +29,10 @@ def covariate_shift(families: list[Family]) -> list[Drawing]:
     The first layer is not drawn: no layer precedes it, so that its shift is exactly 0.
     """
     keys = CovariateShiftKeys
-    columns = {"cos(G, G′)": keys.cosine, "‖G − G′‖": keys.distance}
     drawings = []
     for rate, probed in _by_rate(families, keys).items():
         first = {label: min(1, len(runs[0][keys.layers]) - 1) for label, runs in probed.items()}
-        panels = _panels(probed, keys, columns, first)
+        panels = _panels(probed, keys, first)
         caption = (
             "Internal covariate shift (Santurkar et al. 2018, definition 2.1, figures 3 and 9): G is a layer's "
             "gradient, G′ the same on the same minibatch with all layers before it already updated. Without a shift "
@@ -39,7 +40,7 @@ def covariate_shift(families: list[Family]) -> list[Drawing]:
             f"{_named(probed, keys, first)}. {SEED_LINES} {ending(families, _drawn(probed, keys.step))}"
         )
         title = f"Internal covariate shift, lr\N{NO-BREAK SPACE}{rate}"
-        figure = figures.layers(panels, title, log=["‖G − G′‖"])
+        figure = figures.layers(panels, title, log=_log(keys))
         alt = f"Cosine and distance of a layer's gradient before and after the update below it, lr {rate}. "
         alt += _medians(panels)
         drawings.append(Drawing(f"covariate-shift-lr-{rate}", figure, caption, alt))
@@ -49,18 +50,18 @@ def covariate_shift(families: list[Family]) -> list[Drawing]:
 def activation_moments(families: list[Family]) -> list[Drawing]:
     """Draw mean and standard deviation of some layers' outputs against the step, a figure for each learning rate."""
     keys = ActivationDriftKeys
-    columns = {"mean": keys.mean, "std": keys.std}
     drawings = []
     for rate, probed in _by_rate(families, keys).items():
         first = dict.fromkeys(probed, 0)
-        panels = _panels(probed, keys, columns, first)
+        panels = _panels(probed, keys, first)
         caption = (
             "Mean and standard deviation of layers' outputs, after the normalisation where there is one and before the "
             "activation, on the minibatch of each measured step: how stable their distribution is (Santurkar et al. "
             "2018, section 2, who draw the change of both moments). Layers: "
             f"{_named(probed, keys, first)}. {SEED_LINES} {ending(families, _drawn(probed, keys.step))}"
         )
-        figure = figures.layers(panels, f"Moments of layers' outputs, lr\N{NO-BREAK SPACE}{rate}")
+        title = f"Moments of layers' outputs, lr\N{NO-BREAK SPACE}{rate}"
+        figure = figures.layers(panels, title, log=_log(keys))
         alt = f"Mean and standard deviation of layers' outputs against the step, lr {rate}. {_medians(panels)}"
         drawings.append(Drawing(f"activation-moments-lr-{rate}", figure, caption, alt))
     return drawings
@@ -118,17 +119,25 @@ def _by_rate(families: list[Family], keys: LayerKeys) -> dict[str, Probed]:
     return {rate: probed for rate, probed in found.items() if probed}
 
 
-def _panels(
-    probed: Probed, keys: LayerKeys, columns: Mapping[str, Key], first: Mapping[str, int]
-) -> dict[str, dict[str, dict[str, SeedBand]]]:
+def _columns(keys: LayerKeys) -> list[Layers]:
+    """What the measures of a recorder show of each layer, linear axes first."""
+    shown = [column for measure, column in shown_in(Layers) if measure.table is keys]
+    return sorted(shown, key=lambda column: column.log)
+
+
+def _log(keys: LayerKeys) -> list[str]:
+    return [column.label for column in _columns(keys) if column.log]
+
+
+def _panels(probed: Probed, keys: LayerKeys, first: Mapping[str, int]) -> dict[str, dict[str, dict[str, SeedBand]]]:
     """Place of a layer -> quantity -> family -> its curves over seeds."""
     return {
         f"{place} layer": {
-            quantity: {
-                label: _over_seeds(runs, keys.step, key, _at(share, first[label], len(runs[0][keys.layers])))
+            column.label: {
+                label: _over_seeds(runs, keys.step, column.values, _at(share, first[label], len(runs[0][keys.layers])))
                 for label, runs in probed.items()
             }
-            for quantity, key in columns.items()
+            for column in _columns(keys)
         }
         for place, share in PLACES.items()
     }

@@ -22,10 +22,12 @@ from cifarbn.runs.measures import (
     Recordings,
     curves,
 )
-from cifarbn.runs.schema import COLUMNS, LARGEST, METRICS, RECORDINGS
+from cifarbn.runs.schema import COLUMNS, LARGEST, METRICS, RECORDINGS, StepColumn
 from cifarbn.runs.untrusted import clean
 
-COUNTS = ("step", "epoch")
+STEP: StepColumn = "step"
+EPOCH: StepColumn = "epoch"
+COUNTS = (STEP, EPOCH)
 
 # Every array of numbers that a recorder writes. Without these axes an array has no meaning; what only names the places
 # along another one may be missing.
@@ -125,7 +127,7 @@ def _check_column(name: str, column: NDArray) -> None:
     if name in COUNTS:
         if not (np.isfinite(column).all() and (column >= 0).all() and (column == np.floor(column)).all()):
             raise _bad(f"has a value of {name} that is not a whole number")
-        if (np.diff(column) < (name == "step")).any():
+        if (np.diff(column) < (name == STEP)).any():
             raise _bad(f"has its column {name} out of order")
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 
 from cifarbn import figures
-from cifarbn.figures.smoothness import Walks
 from cifarbn.report import factors
 from cifarbn.report.families import Family, find_families, find_pairs
 from cifarbn.report.family_captions import SCALE, SEEDS, data_of, ending, runs_of, span
@@ -18,7 +17,7 @@ from cifarbn.report.layers import activation_distributions, activation_moments, 
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.walks import walk_of
 from cifarbn.report.wording import count
-from cifarbn.runs.measures import MEASURES, Curve, Figure, HeldOutKeys, ProbeKeys, curves
+from cifarbn.runs.measures import MEASURES, Band, Curve, HeldOutKeys, Lines, ProbeKeys, Walk, curves, shown_in
 from cifarbn.smoothness.bands import SeedBand, band, over_seeds
 
 DISTANCE_CURVES = 4  # steps in the figure of distance curves
@@ -132,15 +131,15 @@ def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]]
             f"{RATES} {_seeds(losses)}{ending(families, _bands_drawn(losses))}"
         )
         drawings.append(Drawing("loss-landscape-over-rates", figure, caption, _band_words(losses, "Training loss")))
-    for measure in (m for m in MEASURES if m.figure is Figure.BAND):
+    for measure, how in shown_in(Band):
         of_runs = {run: own[measure.name] for run, own in found.items() if measure.name in own}
         shown = _bands_over_rates(families, of_runs)
         if not shown:
             continue
         figure = figures.bands(
             {label: one for label, (one, _) in shown.items()},
-            measure.label,
-            f"{measure.title}: min and max over rates",
+            how.label,
+            f"{how.title}: min and max over rates",
             log=True,
         )
         caption = (
@@ -195,7 +194,7 @@ def _band_words(bands: OverRates, what: str) -> str:
 def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
     """A line for each run: the report's figures 13 and 14."""
     drawings = []
-    for measure in (m for m in MEASURES if m.figure is Figure.LINES):
+    for measure, how in shown_in(Lines):
         shown = {
             family.label: {
                 rate: measured
@@ -208,12 +207,12 @@ def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) 
         if not shown:
             continue
         words = ending(families, {label: runs_of(by_rate) for label, by_rate in shown.items()})
-        where = f" ({measure.where})" if measure.where else ""
+        where = f" ({how.where})" if how.where else ""
         text = (f"{measure.meaning}, a line for each run{where}.", measure.caveat, words)
         drawings.append(
             Drawing(
                 _file_name(measure.name),
-                figures.lines(shown, measure.label, f"{measure.title or measure.name}, per learning rate", log=True),
+                figures.lines(shown, how.label, f"{how.title or measure.name}, per learning rate", log=True),
                 " ".join(part for part in text if part),
                 f"{measure.name} against step, medians: {_readings(shown, _middle, '{:.3g}')}.",
             )
@@ -236,10 +235,14 @@ def _walks(families: list[Family]) -> list[Drawing]:
         }
         if not probed:
             continue
-        shown = {label: _walks_over_seeds(seen) for label, seen in probed.items()}
+        shown = {
+            panel.label: {family: over_seeds([walk[panel.label] for walk in seen]) for family, seen in probed.items()}
+            for _, panel in shown_in(Walk)
+        }
+        lines = [panel.label for _, panel in shown_in(Walk) if panel.edges is None]
         drawn = {
-            label: f"n = {count(len(seen), 'run')} of {span((len(walk['step']) for walk in seen), 'probe')}"
-            for label, seen in probed.items()
+            family: f"n = {count(len(seen), 'run')} of {span((_probes(walk) for walk in seen), 'probe')}"
+            for family, seen in probed.items()
         }
         one = next(
             run.recordings
@@ -253,28 +256,30 @@ def _walks(families: list[Family]) -> list[Drawing]:
             f"gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in fp32, "
             "batch normalisation in train mode; training goes on from where it was."
         )
-        medians = "; ".join(f"{label}: median beta {_middle(v.beta.low):.3g}" for label, v in shown.items())
+        medians = "; ".join(
+            f"{family}: median {quantity} {_middle(own.low):.3g}"
+            for quantity in lines
+            for family, own in shown[quantity].items()
+        )
         seeds = f"{SEEDS} " if any(len(seen) > 1 for seen in probed.values()) else ""
         drawings.append(
             Drawing(
                 f"paper-figure-4-lr-{rate}",
-                figures.walks(shown, f"Along the gradient, as the paper measures it, lr\N{NO-BREAK SPACE}{rate}"),
+                figures.walks(
+                    shown, f"Along the gradient, as the paper measures it, lr\N{NO-BREAK SPACE}{rate}", lines=lines
+                ),
                 "Santurkar et al. 2018, figure 4: band of the loss, band of the gradient distance "
                 f"‖∇L(θ − s g) − g‖, and effective beta, the greatest of that distance over s‖g‖. {settings} {SCALE} "
                 f"{seeds}{ending(families, drawn)}",
-                f"Three panels against the step at lr {rate}. {medians}.",
+                f"Against the step at lr {rate}: {', '.join(shown)}. {medians}.",
             )
         )
     return drawings
 
 
-def _walks_over_seeds(seen: Sequence[Mapping[str, np.ndarray]]) -> Walks:
-    return Walks(
-        *(
-            over_seeds([(walk["step"], walk[low], walk[high]) for walk in seen])
-            for low, high in (("loss_low", "loss_high"), ("distance_low", "distance_high"), ("beta", "beta"))
-        )
-    )
+def _probes(walk: Mapping[str, tuple[np.ndarray, ...]]) -> int:
+    steps, *_ = next(iter(walk.values()))
+    return len(steps)
 
 
 def _distances(families: list[Family]) -> list[Drawing]:

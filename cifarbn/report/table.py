@@ -11,9 +11,11 @@ from cifarbn.formatting import interval, number, plus_minus, points
 from cifarbn.report import escape
 from cifarbn.report.gather import Group, RunRecord, Sweep
 from cifarbn.report.interval import estimate
-from cifarbn.runs.schema import throughout
+from cifarbn.runs.schema import FINAL_METRICS, FinalMetric, throughout
 
-METRICS = ("test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss")
+TEST_ACC: FinalMetric = "test/acc"
+VAL_ACC: FinalMetric = "val/acc"
+TRAIN_LOSS: FinalMetric = "train/loss"
 # Columns that hold no numbers, and those of them that hold sentences.
 PROSE = ("does not count", "changed", "where in the source")
 WORDS = ("runs", "data", "device", "experiment", "builds on", *PROSE)
@@ -38,15 +40,15 @@ def columns(sweep: Sweep) -> dict[str, list[str]]:
     """The table for people: heading -> a cell a group, without the columns that nobody has anything in."""
     table = rows(sweep)
     shown: dict[str, list[str]] = {"runs": [row["group"] for row in table], "n": [str(row["n"]) for row in table]}
-    for metric, heading in (("test/acc", "test accuracy, %"), ("val/acc", "validation accuracy, %")):
+    for metric, heading in ((TEST_ACC, "test accuracy, %"), (VAL_ACC, "validation accuracy, %")):
         shown[heading] = _means(table, metric, scale=100)
-        if metric == "test/acc":
+        if metric == TEST_ACC:
             shown["95 % interval"] = _intervals(table, metric, scale=100)
             shown["target, %"] = [number(row["target"], scale=100) for row in table]
             shown["gap"] = [points(row["gap"]) for row in table]
     if not any(_has(shown[heading]) for heading in ("test accuracy, %", "validation accuracy, %")):
-        shown["training loss"] = _means(table, "train/loss", digits=4)
-        shown["95 % interval"] = _intervals(table, "train/loss", digits=4)
+        shown["training loss"] = _means(table, TRAIN_LOSS, digits=4)
+        shown["95 % interval"] = _intervals(table, TRAIN_LOSS, digits=4)
     shown["data"] = [row["data"] for row in table]
     shown["steps"] = [number(row["steps"] or None, 0) for row in table]
     shown["parameters"] = [number(row["parameters"] or None, 0) for row in table]
@@ -104,13 +106,13 @@ def as_latex(sweep: Sweep) -> str:
 
 def _row(group: Group) -> dict[str, Any]:
     row: dict[str, Any] = {"group": group.label, "data": group.data, "n": len(group.runs)}
-    for metric in METRICS:
+    for metric in FINAL_METRICS:
         values = group.metric(metric)
         numbers = estimate(values) if values else None
         row[metric] = numbers.mean if numbers else None
         row[f"{metric} std"] = numbers.std if numbers else None
         row[f"{metric} 95% half width"] = numbers.half_width if numbers else None
-    measured, target = row["test/acc"], group.target
+    measured, target = row[TEST_ACC], group.target
     row |= {"target": target, "gap": None if None in (measured, target) else measured - target}
     results = [run.result for run in group.runs]
     # What was trained, which `max_steps` may end before the config's epochs are over.
@@ -126,7 +128,7 @@ def _run_row(group: Group, run: RunRecord) -> dict[str, Any]:
     result = run.result
     row: dict[str, Any] = {"run": run.name, "group": group.label, "status": result.get("status")}
     row |= {"left_out": run.trouble, "seed": run.seed, "data": run.data}
-    row |= {name: result.get("metrics", {}).get(name) for name in METRICS}
+    row |= {name: result.get("metrics", {}).get(name) for name in FINAL_METRICS}
     row |= {"target": group.target, "steps": result.get("steps"), "parameters": result.get("parameters")}
     row |= {f"seconds {part}": seconds for part, seconds in result.get("seconds", {}).items()}
     row["images_per_second"] = result.get("images_per_second")
@@ -148,9 +150,9 @@ def _has(cells: Sequence[str]) -> bool:
     return any(cell not in ("", "None") for cell in cells)
 
 
-def _means(table: Sequence[Mapping[str, Any]], metric: str, digits: int = 2, scale: float = 1) -> list[str]:
+def _means(table: Sequence[Mapping[str, Any]], metric: FinalMetric, digits: int = 2, scale: float = 1) -> list[str]:
     return [plus_minus(row[metric], row[f"{metric} std"], digits, scale) for row in table]
 
 
-def _intervals(table: Sequence[Mapping[str, Any]], metric: str, digits: int = 2, scale: float = 1) -> list[str]:
+def _intervals(table: Sequence[Mapping[str, Any]], metric: FinalMetric, digits: int = 2, scale: float = 1) -> list[str]:
     return [interval(row[metric], row[f"{metric} 95% half width"], digits, scale) for row in table]

@@ -3,13 +3,24 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from cifarbn.runs.measures import Curve, Key, ProbeKeys, Recordings, paper_beta
-from cifarbn.smoothness.walk_curves import at_distance, loss_band, predictiveness_band
+from cifarbn.runs.measures import (
+    EFFECTIVE_BETA,
+    PREDICTIVENESS,
+    RELATIVE_DISTANCE,
+    Curve,
+    Key,
+    ProbeKeys,
+    Recordings,
+    Walk,
+    shown_in,
+)
+from cifarbn.smoothness.walk_curves import at_distance
 
 SHARES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Distances along the gradient at which families are compared, in units of the optimizer's true step of that probe."""
 
-AT_ONE_DISTANCE = ("loss change", "paper gradient predictiveness", "paper effective beta", "relative gradient distance")
+LOSS_CHANGE = "loss change"
+AT_ONE_DISTANCE = (LOSS_CHANGE, PREDICTIVENESS, EFFECTIVE_BETA, RELATIVE_DISTANCE)
 """What is read at one distance, see `at_true_steps`."""
 
 _GRADIENT, _MATCHED = ProbeKeys.gradient, ProbeKeys.matched
@@ -33,25 +44,31 @@ def at_true_steps(recordings: Recordings) -> dict[tuple[str, float], Curve]:
         wanted = share * recordings[true_step][:, 0]
         loss = _at_share(recordings, _MATCHED.loss, _GRADIENT.loss, share, wanted)
         distance = _at_share(recordings, _MATCHED.gradient_distance, _GRADIENT.gradient_distance, share, wanted)
-        measured = np.abs(loss - start), distance, _quotient(distance, wanted), _quotient(distance, norm)
-        found |= {(name, share): (steps, values) for name, values in zip(AT_ONE_DISTANCE, measured, strict=True)}
+        measured = {
+            LOSS_CHANGE: np.abs(loss - start),
+            PREDICTIVENESS: distance,
+            EFFECTIVE_BETA: _quotient(distance, wanted),
+            RELATIVE_DISTANCE: _quotient(distance, norm),
+        }
+        found |= {(name, share): (steps, measured[name]) for name in AT_ONE_DISTANCE}
     return found
 
 
-def walk_of(recordings: Recordings) -> dict[str, NDArray] | None:
-    """What the paper's figure 4 draws of a run: `step`, the two bands' edges and `beta`, all (T,); None if unprobed."""
+def walk_of(recordings: Recordings) -> dict[str, tuple[NDArray, NDArray, NDArray]] | None:
+    """What the paper's figure 4 draws of a run: label of a panel -> steps and the band's edges, (T,) each.
+
+    The edges of a measure that is drawn as a line are alike. None if unprobed.
+    """
     if _GRADIENT.loss not in recordings:
         return None
-    loss_low, loss_high = loss_band(recordings[_GRADIENT.loss])
-    distance_low, distance_high = predictiveness_band(recordings[_GRADIENT.gradient_distance])
-    return {
-        "step": recordings[ProbeKeys.step],
-        "loss_low": loss_low,
-        "loss_high": loss_high,
-        "distance_low": distance_low,
-        "distance_high": distance_high,
-        "beta": paper_beta(recordings),
-    }
+    found = {}
+    for measure, panel in shown_in(Walk):
+        if panel.edges:
+            low, high = panel.edges(recordings)
+        else:
+            low = high = measure.compute(recordings)
+        found[panel.label] = recordings[measure.table.step], low, high
+    return found
 
 
 def _at_share(r: Recordings, walked: Key, along: Key, share: float, wanted: NDArray) -> NDArray:

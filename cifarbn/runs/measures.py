@@ -1,13 +1,15 @@
 """The arrays of `recordings.npz`, one table of keys for each recorder, and the table of measures computed from them.
 
 Recorders write by these keys and the report reads by them, so the type checker finds a key that only one of them knows.
-To add a measure: write a recorder, its yaml, its table of keys and its line of `MEASURES` here, and a test.
+To add a measure: write a recorder, its yaml, its table of keys and its line of `MEASURES` here, and a test. Its
+`figure` there draws it, but for `Layers` of another recorder than those of `cifarbn.report.layers`, which need a
+function there.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -245,13 +247,69 @@ _SOURCES = {
 }
 
 
-class Figure(Enum):
-    """The figure that shows a measure by itself, beside those of factors, which show all."""
+Edges = tuple[NDArray, NDArray]
+"""The least and the greatest value at each step, both (T,)."""
 
-    LINES = "a panel for each family of runs, in it a line for each run"
-    BAND = "the band over learning rates"
-    WALK = "the walk along the gradient"
-    LAYERS = "some layers of a family"
+
+@dataclass(frozen=True)
+class Lines:
+    """Show a measure in a figure of its own: a panel for each family of runs, in it a line for each run.
+
+    Attributes:
+        label: of the vertical axis.
+        title: of the figure; "" for the measure's name.
+        where: the figure of the measure's origin, for captions.
+    """
+
+    label: str
+    title: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Show a measure in a figure of its own: the band over learning rates.
+
+    Attributes:
+        label: of the vertical axis.
+        title: of the figure.
+    """
+
+    label: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Show a measure of `ProbeKeys` in a panel of the figure of the walk along the gradient.
+
+    Attributes:
+        label: of the vertical axis; no two measures of the figure share one.
+        edges: recordings -> the band that is drawn; None to draw the measure as a line.
+    """
+
+    label: str
+    edges: Callable[[Recordings], Edges] | None = None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Show a measure of layers in a column of its recorder's figure of some layers.
+
+    Attributes:
+        label: of the vertical axis; no two measures of a recorder share one.
+        values: the key of what is drawn, (T, L); its median over layers need not be the measure.
+        log: whether the vertical axis is logarithmic; linear columns come first.
+    """
+
+    label: str
+    values: Key
+    log: bool = False
+
+
+Figure = Lines | Band | Walk | Layers
+"""How a measure is shown by itself, beside the figures of factors, which show all."""
+F = TypeVar("F", Lines, Band, Walk, Layers)
 
 
 NOISE = (
@@ -269,12 +327,9 @@ class Measure:
         origin: who defines it.
         table: the keys of the recorder that it is computed from.
         compute: recordings -> the value at each of `table.step`, (T,); NaN where it is not defined.
-        label: of the axis that shows it.
         unit: of its values.
         meaning: for captions: the formula and what is in it.
-        figure: that shows it by itself; None for none.
-        title: of that figure, if it has one of its own.
-        where: the figure of its origin, for captions.
+        figure: that shows it by itself, and how; None for none.
         caveat: a sentence for captions.
     """
 
@@ -282,12 +337,9 @@ class Measure:
     origin: Origin
     table: type[Table]
     compute: Callable[[Recordings], NDArray]
-    label: str
     unit: str
     meaning: str
     figure: Figure | None = None
-    title: str = ""
-    where: str = ""
     caveat: str = ""
 
     def curve(self, recordings: Recordings) -> Curve | None:
@@ -296,20 +348,32 @@ class Measure:
         return (steps, np.asarray(self.compute(recordings))) if steps is not None and len(steps) else None
 
 
+def shown_in(kind: type[F]) -> list[tuple[Measure, F]]:
+    """Return the measures that a kind of figure shows, each with how it does, in the order of the table."""
+    return [(measure, measure.figure) for measure in MEASURES if isinstance(measure.figure, kind)]
+
+
 def curves(recordings: Recordings) -> dict[str, Curve]:
     """Return the measures that these recordings can give, by name, in the order of the table."""
     found = ((measure.name, measure.curve(recordings)) for measure in MEASURES)
     return {name: curve for name, curve in found if curve is not None}
 
 
-def paper_beta(r: Recordings) -> NDArray:
-    """Return the effective beta of every probe, (T,), see `cifarbn.smoothness.walk_curves.effective_beta`."""
+def _paper_beta(r: Recordings) -> NDArray:
     return effective_beta(r[ProbeKeys.gradient.gradient_distance], r[ProbeKeys.gradient.distance_moved])
 
 
+def _loss_band(r: Recordings) -> Edges:
+    return loss_band(r[ProbeKeys.gradient.loss])
+
+
 def _loss_range(r: Recordings) -> NDArray:
-    low, high = loss_band(r[ProbeKeys.gradient.loss])
+    low, high = _loss_band(r)
     return high - low
+
+
+def _predictiveness_band(r: Recordings) -> Edges:
+    return predictiveness_band(r[ProbeKeys.gradient.gradient_distance])
 
 
 def _relative(r: Recordings) -> NDArray:
@@ -342,18 +406,20 @@ def _median(values: NDArray) -> NDArray:
 _G = "G the gradient of the last linear layer's weight"
 _LAYERS = "the median over all layers but the first"
 
+# Names by which the report finds measures.
+PREDICTIVENESS = "paper gradient predictiveness"
+EFFECTIVE_BETA = "paper effective beta"
+RELATIVE_DISTANCE = "relative gradient distance"
+
 MEASURES: tuple[Measure, ...] = (
     Measure(
         "report Lipschitz",
         Origin.REPORT,
         LastLayerKeys,
         lambda r: report_lipschitz(r[LastLayerKeys.first_difference]),
-        label="‖Gₜ₊₁ − Gₜ‖",
         unit="loss / parameter",
         meaning=f"‖G(t+1) − G(t)‖, {_G}",
-        figure=Figure.LINES,
-        title="The report’s Lipschitz",
-        where="the report's figure 13",
+        figure=Lines("‖Gₜ₊₁ − Gₜ‖", title="The report’s Lipschitz", where="the report's figure 13"),
         caveat=NOISE,
     ),
     Measure(
@@ -361,12 +427,9 @@ MEASURES: tuple[Measure, ...] = (
         Origin.REPORT,
         LastLayerKeys,
         lambda r: report_beta(r[LastLayerKeys.second_difference]),
-        label="‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖",
         unit="loss / parameter",
         meaning=f"‖2 G(t) − G(t+1) − G(t−1)‖, {_G}",
-        figure=Figure.LINES,
-        title="The report’s beta",
-        where="the report's figure 14",
+        figure=Lines("‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖", title="The report’s beta", where="the report's figure 14"),
         caveat=NOISE,
     ),
     Measure(
@@ -374,11 +437,9 @@ MEASURES: tuple[Measure, ...] = (
         Origin.COURSE,
         LastLayerKeys,
         lambda r: course_distance(r[LastLayerKeys.first_difference]),
-        label="‖Gₜ − Gₜ₋₁‖",
         unit="loss / parameter",
         meaning=f"‖G(t) − G(t−1)‖, {_G}",
-        figure=Figure.BAND,
-        title="The course's gradient distance",
+        figure=Band("‖Gₜ − Gₜ₋₁‖", title="The course's gradient distance"),
         caveat=f"Its upper edge is what the course calls beta; it is divided by no distance. {NOISE}",
     ),
     Measure(
@@ -386,77 +447,69 @@ MEASURES: tuple[Measure, ...] = (
         Origin.PAPER,
         ProbeKeys,
         _loss_range,
-        label="loss",
         unit="loss",
         meaning="the greatest minus the least loss at the points of the walk along the gradient",
-        figure=Figure.WALK,
+        figure=Walk("loss", edges=_loss_band),
     ),
     Measure(
-        "paper gradient predictiveness",
+        PREDICTIVENESS,
         Origin.PAPER,
         ProbeKeys,
-        lambda r: predictiveness_band(r[ProbeKeys.gradient.gradient_distance])[1],
-        label="gradient distance",
+        lambda r: _predictiveness_band(r)[1],
         unit="loss / parameter",
         meaning="the greatest ‖∇L(θ − s g) − g‖ over the points of the walk",
-        figure=Figure.WALK,
+        figure=Walk("gradient distance", edges=_predictiveness_band),
     ),
     Measure(
-        "paper effective beta",
+        EFFECTIVE_BETA,
         Origin.PAPER,
         ProbeKeys,
-        paper_beta,
-        label="effective β",
+        _paper_beta,
         unit="loss / parameter²",
         meaning="the greatest ‖∇L(θ − s g) − g‖ / (s ‖g‖) over the points of the walk",
-        figure=Figure.WALK,
+        figure=Walk("effective β"),
     ),
     Measure(
         "covariate shift",
         Origin.PAPER,
         CovariateShiftKeys,
         lambda r: _median(r[CovariateShiftKeys.distance][:, 1:]),
-        label="‖G − G′‖",
         unit="loss / parameter",
         meaning="‖G − G′‖, G a layer's gradient and G′ the same with the layers before it already updated: " + _LAYERS,
-        figure=Figure.LAYERS,
+        figure=Layers("‖G − G′‖", CovariateShiftKeys.distance, log=True),
     ),
     Measure(
         "covariate shift angle",
         Origin.PAPER,
         CovariateShiftKeys,
         lambda r: _median(_angle(r)[:, 1:]),
-        label="angle of G and G′",
         unit="degrees",
         meaning="the angle between G and G′: " + _LAYERS,
-        figure=Figure.LAYERS,
+        figure=Layers("cos(G, G′)", CovariateShiftKeys.cosine),
     ),
     Measure(
         "activation mean change",
         Origin.PAPER,
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.mean]),
-        label="mean",
         unit="units of the activation",
         meaning="how far the mean of a layer's output moves from one measurement to the next: the median over layers",
-        figure=Figure.LAYERS,
+        figure=Layers("mean", ActivationDriftKeys.mean),
     ),
     Measure(
         "activation std change",
         Origin.PAPER,
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.std]),
-        label="standard deviation",
         unit="units of the activation",
         meaning="how far the standard deviation of a layer's output moves likewise: the median over layers",
-        figure=Figure.LAYERS,
+        figure=Layers("std", ActivationDriftKeys.std),
     ),
     Measure(
-        "relative gradient distance",
+        RELATIVE_DISTANCE,
         Origin.CONTROL,
         ProbeKeys,
         _relative,
-        label="‖∇L(θ − s g) − g‖ / ‖g‖",
         unit="1 (a ratio)",
         meaning="the greatest ‖∇L(θ − s g) − g‖ / ‖g‖ over the points of the walk",
     ),
@@ -465,7 +518,6 @@ MEASURES: tuple[Measure, ...] = (
         Origin.CONTROL,
         ScaleInvariantBetaKeys,
         _scale_invariant,
-        label="β ‖w‖²",
         unit="loss",
         meaning="β ‖w‖², each weight walked alone by shares of its own norm: the median over weights with a gradient",
     ),
@@ -474,7 +526,6 @@ MEASURES: tuple[Measure, ...] = (
         Origin.CONTROL,
         StepChangeKeys,
         lambda r: r[StepChangeKeys.change],
-        label="‖∇L(θₜ₊₁) − ∇L(θₜ)‖",
         unit="loss / parameter",
         meaning="‖∇L(θ(t+1)) − ∇L(θ(t))‖ of the true step, both on its minibatch",
     ),
@@ -483,7 +534,6 @@ MEASURES: tuple[Measure, ...] = (
         Origin.CONTROL,
         StepChangeKeys,
         lambda r: r[StepChangeKeys.ratio],
-        label="‖∇L(θₜ₊₁) − ∇L(θₜ)‖ / ‖θₜ₊₁ − θₜ‖",
         unit="loss / parameter²",
         meaning="the step change over the length of the step",
     ),
@@ -492,7 +542,6 @@ MEASURES: tuple[Measure, ...] = (
         Origin.CONTROL,
         StepChangeKeys,
         lambda r: r[StepChangeKeys.head_drift],
-        label="drift",
         unit="loss / parameter",
         meaning=f"the part of ‖G(t+1) − G(t)‖ that the step makes, on one minibatch, {_G}",
     ),
@@ -501,7 +550,6 @@ MEASURES: tuple[Measure, ...] = (
         Origin.CONTROL,
         StepChangeKeys,
         lambda r: r[StepChangeKeys.head_noise],
-        label="noise",
         unit="loss / parameter",
         meaning=f"the part of ‖G(t+1) − G(t)‖ that the change of minibatch makes, at one point, {_G}",
     ),

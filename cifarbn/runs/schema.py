@@ -18,8 +18,13 @@ CHECKPOINT = "last.ckpt"
 # Of metrics.csv: each row has a step's columns; the last row of an epoch has the epoch's as well.
 StepColumn = Literal["step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"]
 STEP_COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
-EPOCH_COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc")
+EpochColumn = Literal["train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc"]
+EPOCH_COLUMNS: tuple[EpochColumn, ...] = get_args(EpochColumn)
 COLUMNS: tuple[str, ...] = (*STEP_COLUMNS, *EPOCH_COLUMNS)
+
+# The keys of `Result.metrics` that tables show; a run may have more, such as "test/acc_flip".
+FinalMetric = Literal["test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss"]
+FINAL_METRICS: tuple[FinalMetric, ...] = get_args(FinalMetric)
 
 DEEPEST = 64  # groups within groups, of what is read
 LARGEST = 3.4e38  # of what is measured in float32: a number beyond it is none
@@ -132,7 +137,7 @@ class Result(TypedDict, total=False):
     overrides: list[str]
     config: dict[str, Any]  # in the shape of `Config`
     code: dict[str, str]  # module -> hash of its code, see `cifarbn.runs.code_hash`
-    metrics: dict[str, Measured]
+    metrics: dict[str, Measured]  # by `FinalMetric`, and more
     steps: int
     parameters: int
     seconds: dict[str, float]

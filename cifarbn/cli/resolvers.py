@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cifarbn.cli.errors import building
 from cifarbn.data import interface
 from cifarbn.runs.identity import folder_name
 
@@ -35,8 +34,7 @@ def num_classes(otherwise: int, _root_: DictConfig) -> int:
     run builds it again, and records the error in its folder.
     """
     try:
-        with building("data"):
-            data = interface.check_data(instantiate(_root_.data))
+        data = interface.check_data(instantiate(_root_.data))
     except Exception:
         return otherwise
     return interface.num_classes(data) or otherwise

@@ -54,8 +54,9 @@ class CapturedStep:
             with preserved(model), _uncached_autocast():
                 try:
                     with torch.cuda.stream(side):
-                        for number in range(WARM_UP):
-                            self._pass(forward, parameters, watched=number == WARM_UP - 1)
+                        for _ in range(WARM_UP - 1):
+                            self._pass(forward, parameters)
+                        self._watched_pass(forward, parameters)
                 finally:  # else buffers would be put back before the last pass has changed them
                     current.wait_stream(side)
                 self._graph = torch.cuda.CUDAGraph()
@@ -97,24 +98,27 @@ class CapturedStep:
             end.synchronize()
         return start.elapsed_time(end) / 1000 / TIMED
 
-    def _pass(self, forward: Forward, parameters: list[nn.Parameter], watched: bool) -> None:
-        """Run the step once as it will be captured; if `watched`, refuse what a graph cannot repeat.
+    def _pass(self, forward: Forward, parameters: list[nn.Parameter]) -> None:
+        """Run the step once as it will be captured."""
+        _forget_gradients(parameters)
+        loss, _ = forward(self._inputs, self._labels)
+        _backward(loss)
+
+    def _watched_pass(self, forward: Forward, parameters: list[nn.Parameter]) -> None:
+        """Run the step once, and refuse what a graph cannot repeat.
 
         Synchronisation is looked for before the capture, because a capture that fails can leave the process's CUDA
         state unusable.
         """
-        _forget_gradients(parameters)
         before, mode = _host_state(self._model), torch.cuda.get_sync_debug_mode()
-        if watched:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
-                torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         try:
-            loss, _ = forward(self._inputs, self._labels)
-            _backward(loss)
+            self._pass(forward, parameters)
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-        if watched and before != _host_state(self._model):
+        if before != _host_state(self._model):
             raise CannotCaptureError("its Python code draws random numbers or changes attributes of the model")
 
 

@@ -157,13 +157,13 @@ class TrainingStep:
 
     def _fast_step(self, inputs: Tensor, labels: Tensor) -> Forward | CapturedStep | None:
         """Return the fast step for a batch of the largest shape so far, making it first if necessary."""
-        key = (inputs.shape, inputs.dtype, labels.shape, labels.dtype, *[p.requires_grad for p in self._parameters])
         larger, self._largest = inputs.numel() > self._largest, inputs.numel()
         if not (self.compile or self.graphs):
             return None
         if self._hooks.registered:
             self._note("a layer has a hook, which neither a compiled nor a captured step would call")
             return None
+        key = (inputs.shape, inputs.dtype, labels.shape, labels.dtype, *[p.requires_grad for p in self._parameters])
         if key != self._key:
             self._key, self._shapes = key, self._shapes + larger
             self._fast, self.compiled, self.captured = None, "", False

@@ -28,42 +28,41 @@ def covariate_shift(families: list[Family]) -> list[Drawing]:
 
     The first layer is not drawn: no layer precedes it, so that its shift is exactly 0.
     """
-    keys = CovariateShiftKeys
-    drawings = []
-    for rate, probed in _by_rate(families, keys).items():
-        first = {label: min(1, len(runs[0][keys.layers]) - 1) for label, runs in probed.items()}
-        panels = _panels(probed, keys, first)
-        caption = (
-            "Internal covariate shift (Santurkar et al. 2018, definition 2.1, figures 3 and 9): G is a layer's "
-            "gradient, G′ the same on the same minibatch with all layers before it already updated. Without a shift "
-            "the cosine is 1 and the distance 0, as in the first layer, which is not drawn. Layers: "
-            f"{_named(probed, keys, first)}. {SEED_LINES} {ending(families, _drawn(probed, keys.step))}"
-        )
-        title = f"Internal covariate shift, lr\N{NO-BREAK SPACE}{rate}"
-        figure = figures.layers(panels, title, log=_log(keys))
-        alt = f"Cosine and distance of a layer's gradient before and after the update below it, lr {rate}. "
-        alt += _medians(panels)
-        drawings.append(Drawing(f"covariate-shift-lr-{rate}", figure, caption, alt))
-    return drawings
+    caption = (
+        "Internal covariate shift (Santurkar et al. 2018, definition 2.1, figures 3 and 9): G is a layer's "
+        "gradient, G′ the same on the same minibatch with all layers before it already updated. Without a shift "
+        "the cosine is 1 and the distance 0, as in the first layer, which is not drawn."
+    )
+    alt = "Cosine and distance of a layer's gradient before and after the update below it"
+    title = "Internal covariate shift"
+    return _against_step(families, CovariateShiftKeys, "covariate-shift", title, caption, alt, skipped=1)
 
 
 def activation_moments(families: list[Family]) -> list[Drawing]:
     """Draw mean and standard deviation of some layers' outputs against the step, a figure for each learning rate."""
-    keys = ActivationDriftKeys
+    caption = (
+        "Mean and standard deviation of layers' outputs, after the normalisation where there is one and before the "
+        "activation, on the minibatch of each measured step: how stable their distribution is (Santurkar et al. "
+        "2018, section 2, who draw the change of both moments)."
+    )
+    alt = "Mean and standard deviation of layers' outputs against the step"
+    return _against_step(
+        families, ActivationDriftKeys, "activation-moments", "Moments of layers' outputs", caption, alt
+    )
+
+
+def _against_step(
+    families: list[Family], keys: LayerKeys, name: str, title: str, caption: str, alt: str, skipped: int = 0
+) -> list[Drawing]:
+    """Draw some layers' measurements against the step, a figure for each learning rate, without the first `skipped`."""
     drawings = []
     for rate, probed in _by_rate(families, keys).items():
-        first = dict.fromkeys(probed, 0)
+        first = {label: min(skipped, len(runs[0][keys.layers]) - 1) for label, runs in probed.items()}
         panels = _panels(probed, keys, first)
-        caption = (
-            "Mean and standard deviation of layers' outputs, after the normalisation where there is one and before the "
-            "activation, on the minibatch of each measured step: how stable their distribution is (Santurkar et al. "
-            "2018, section 2, who draw the change of both moments). Layers: "
-            f"{_named(probed, keys, first)}. {SEED_LINES} {ending(families, _drawn(probed, keys.step))}"
-        )
-        title = f"Moments of layers' outputs, lr\N{NO-BREAK SPACE}{rate}"
-        figure = figures.layers(panels, title, log=_log(keys))
-        alt = f"Mean and standard deviation of layers' outputs against the step, lr {rate}. {_medians(panels)}"
-        drawings.append(Drawing(f"activation-moments-lr-{rate}", figure, caption, alt))
+        figure = figures.layers(panels, f"{title}, lr\N{NO-BREAK SPACE}{rate}", log=_log(keys))
+        layers, end = _named(probed, keys, first), ending(families, _drawn(probed, keys.step))
+        whole = f"{caption} Layers: {layers}. {SEED_LINES} {end}"
+        drawings.append(Drawing(f"{name}-lr-{rate}", figure, whole, f"{alt}, lr {rate}. {_medians(panels)}"))
     return drawings
 
 

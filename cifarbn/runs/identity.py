@@ -174,7 +174,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> completed({"trainer": {"compile": "auto"}, "norm": {"_target_": "cifarbn.models.BatchNorm2d"}})
     {'trainer': {'compile': 'auto', 'cuda_graphs': 'auto'}, 'norm': {'_target_': 'torch.nn.BatchNorm2d'}}
     """
-    kept: dict[str, Any] = _with_todays_targets(json.loads(json.dumps(config)))
+    kept: dict[str, Any] = _with_todays_targets(config)
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
         if isinstance(kept.get(group), dict):
@@ -183,7 +183,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_todays_targets(node: Any) -> Any:
-    if isinstance(node, dict):
+    """Return a copy of a config, or of a part of it, with today's names."""
+    if isinstance(node, Mapping):
         return {k: todays_target(v) if k == "_target_" else _with_todays_targets(v) for k, v in node.items()}
     return [_with_todays_targets(each) for each in node] if isinstance(node, list) else node
 

@@ -13,11 +13,11 @@ class UserError(Exception):
     """
 
 
-class Refused(UserError):
+class RunConflict(UserError):
     """The run's folder holds something else; it is left as it is."""
 
 
-class MadeElsewhere(Refused):
+class RunLocked(RunConflict):
     """Another process is making this very run."""
 
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from cifarbn.cli.command_line import plain_errors
-from cifarbn.data.images import SIDE
+from cifarbn.cli.command_line import friendly_errors
+from cifarbn.data.images import IMAGE_SIZE
 from cifarbn.errors import UserError
 from cifarbn.formatting import text_row
 from cifarbn.runs.durable import check_ordinary
@@ -22,7 +22,7 @@ from cifarbn.runs.untrusted import clean
 AT_ONCE = 64  # pictures that are read and classified together: memory does not grow with their number
 
 
-def read_picture(file: Path) -> Tensor:
+def read_image(file: Path) -> Tensor:
     """Any picture file as uint8 (3, 32, 32).
 
     It is turned as its camera says, laid on white where it is transparent, scaled until its shorter side has 32
@@ -41,7 +41,7 @@ def read_picture(file: Path) -> Tensor:
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return pil_to_tensor(ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC))
+            return pil_to_tensor(ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
     except Exception as error:  # Pillow's readers and their libraries raise whatever a damaged file leads them to
         reason = clean(str(error) or type(error).__name__)
         raise UserError(
@@ -62,7 +62,7 @@ def table(files: Sequence[Path], trained: TrainedNet, top: int, failed: Callable
         pictures = []
         for name, file in zip(names[first:], files[first : first + AT_ONCE], strict=False):
             try:
-                pictures.append((name, read_picture(file)))
+                pictures.append((name, read_image(file)))
             except UserError as error:
                 failed(error)
         if not pictures:
@@ -89,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="build the run's model from this package of your own as well; may be given several times",
     )
     options = parser.parse_args(arguments)
-    with plain_errors():
+    with friendly_errors():
         if options.top < 1:
             raise UserError(f"--top must be at least 1, not {options.top}")
         trained = load_run(options.run, check_prefixes(options.trust))
-        print(f"pictures scaled and cropped at the centre to {SIDE}x{SIDE} pixels, RGB")
+        print(f"pictures scaled and cropped at the centre to {IMAGE_SIZE}x{IMAGE_SIZE} pixels, RGB")
         failures: list[UserError] = []
 
         def failed(error: UserError) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tensorboard import program
 
-from cifarbn.cli.command_line import plain_errors
+from cifarbn.cli.command_line import friendly_errors
 from cifarbn.errors import UserError
 from cifarbn.runs.folder import find_runs
 from cifarbn.runs.identity import folder_name
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folders", type=Path, nargs="+", help="folders of runs, such as multirun_outputs/train")
     options, rest = parser.parse_known_args(arguments)
-    with plain_errors(), tempfile.TemporaryDirectory(prefix="cifarbn-tensorboard-") as links:
+    with friendly_errors(), tempfile.TemporaryDirectory(prefix="cifarbn-tensorboard-") as links:
         for folder in options.folders:
             if not folder.is_dir():
                 raise UserError(f"{folder} is not a folder; name one that holds runs, such as multirun_outputs/train")

@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from cifarbn import figures
-from cifarbn.cli.command_line import CONF, plain_errors, run_plainly, settle_data_root
+from cifarbn.cli.command_line import CONF, friendly_errors, run_cli, settle_data_root
 from cifarbn.cli.composition import resolved
-from cifarbn.cli.errors import building
+from cifarbn.cli.errors import instantiation_errors
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
@@ -40,7 +40,7 @@ from cifarbn.training.trainer import (
     starts_processes,
 )
 
-say = rank_zero_only(print)
+rank_zero_print = rank_zero_only(print)
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
@@ -49,11 +49,11 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a task of SLURM's is not a process of this run's
     gc.collect()  # the run before, in a sweep: a trainer and its parts refer to each other
     config = resolved(cfg)
-    how = {"resume": cfg.resume, "retry": cfg.retry, "changed_code": cfg.changed_code}
+    how = {"resume": cfg.resume, "retry": cfg.retry, "on_code_change": cfg.on_code_change}
     source = Path(to_absolute_path(os.path.expanduser(str(cfg.resume_from)))) if cfg.resume_from else None
     run = Run.open(folder, config, overrides, sources(config), **how, resume_from=source)
     if run.finished:
-        say(f"{run}\nnothing to do; resume=false starts this run afresh")
+        rank_zero_print(f"{run}\nnothing to do; resume=false starts this run afresh")
         return run.result
 
     with run.recorded(), signals_kept(), threads_kept(), TensorBoardLog(folder, purge_step=run.steps or None) as logger:
@@ -62,15 +62,15 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         check_eval_batch_size(cfg.data, options.pop("eval_batch_size"), overrides)
         chosen = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
         hardware = Hardware.choose(**{key: options.pop(key) for key in chosen}, processes=devices_here(cfg.trainer))
-        with building("data"):
+        with instantiation_errors("data"):
             data = check_data(instantiate(cfg.data))
-        with building("model"):
+        with instantiation_errors("model"):
             net = accelerate(instantiate(config["model"]), hardware)
-        with building("loss, optim or schedule"):
+        with instantiation_errors("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
             fast = hardware.compile, hardware.cuda_graphs
-            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.test_views, *fast)
-        with building("record"):
+            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.tta, *fast)
+        with instantiation_errors("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
         minutes, bar = cfg.checkpoint_minutes, options["enable_progress_bar"]
@@ -79,7 +79,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         options |= {"callbacks": callbacks.in_order, "logger": logger}
         # Lightning looks for checkpoints of a cluster in the root folder, by default the working folder of all runs.
         trainer = make_trainer(hardware, default_root_dir=folder, **options)
-        say(f"{folder}\n{hardware}")
+        rank_zero_print(f"{folder}\n{hardware}")
         run.started(**hardware.facts(), devices=trainer.world_size)
         level = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
         run.update(parameters=sum(p.numel() for p in net.parameters()), constant_prediction_loss=level)
@@ -90,7 +90,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         finally:  # a diverged run is a result, an interrupted one will be continued
             if trainer.global_step > run.steps:
                 run.computed(**classifier.step.facts)
-            run.update(steps=trainer.global_step, images_per_second=timing.pictures_per_second)
+            run.update(steps=trainer.global_step, images_per_second=timing.images_per_second)
             run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
             run.update(thread_changes=callbacks.thread_changes)
         with plain_misconfiguration():
@@ -105,7 +105,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
         if trainer.is_global_zero:
             forget_previous(folder)
-    say(run)
+    rank_zero_print(run)
     return run.result
 
 
@@ -114,7 +114,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     """One run; returns its validation accuracy, which a sweeper that searches asks for."""
     hydra_config = HydraConfig.get()
     # In a sweep, `cifarbn.cli.sweep` hears of errors.
-    with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else plain_errors():
+    with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else friendly_errors():
         settle_data_root(cfg)
         if hydra_config.mode is RunMode.MULTIRUN:
             check_one_process(cfg.trainer)
@@ -124,7 +124,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """The command line."""
-    run_plainly(_hydra_main)
+    run_cli(_hydra_main)
 
 
 if __name__ == "__main__":

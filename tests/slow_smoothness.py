@@ -114,7 +114,7 @@ def band(runs):
 # --- the paper's definitions --------------------------------------------------------------------------------------
 
 
-def walk(net, x, y, scales, direction=None):
+def probe_along(net, x, y, scales, direction=None):
     """One dictionary per s."""
     theta = get(net)
     _, g = evaluate(net, x, y)

@@ -34,27 +34,30 @@ def test_every_value_is_that_of_the_experiments(source):
 
 def test_a_value_concerns_no_other_experiment():
     """L2, dropout and decay are stated for the rows that have them, and the others have none."""
-    without_l2 = ("report/baseline", "report/stem_decay", "report/augmentation")
+    without_l2 = ("course_report/baseline", "course_report/stem_decay", "course_report/augmentation")
     assert all(config(row).optim.weight_decay == 0 for row in without_l2)
-    part_1 = [row for row in EXPERIMENTS["report"] if "vgg" not in row]
-    assert [row for row in part_1 if config(row).model.dropout] == ["report/dropout"]
-    assert [row for row in part_1 if "gamma" not in config(row).schedule] == ["report/baseline"]
-    assert {row for row in part_1 if not config(row).data.augmentation.pad} == {"report/baseline", "report/stem_decay"}
+    part_1 = [row for row in EXPERIMENTS["course_report"] if "vgg" not in row]
+    assert [row for row in part_1 if config(row).model.dropout] == ["course_report/dropout"]
+    assert [row for row in part_1 if "gamma" not in config(row).schedule] == ["course_report/baseline"]
+    assert {row for row in part_1 if not config(row).data.augmentation.pad} == {
+        "course_report/baseline",
+        "course_report/stem_decay",
+    }
 
 
 def test_the_page_of_a_suite_ends_with_its_list(tmp_path):
-    root = tmp_path / "course_smoke"
+    root = tmp_path / "course_handout_smoke"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        planned = [Planned.of(name, "smoke") for name in SUITES["course"][:2]]
+        planned = [Planned.of(name, "smoke") for name in SUITES["course_handout"][:2]]
         made = make_run(root, status="failed", error="no memory", config={"seed": 0})
         made.rename(root / _folder(planned[0], 0))
-        page = _write_page("course", planned, root, "smoke", 1, {}, [])
+        page = _write_page("course_handout", planned, root, "smoke", 1, {}, [])
     assert page == root / "report" / "index.html"
     text = page.read_text()
     assert (
         text.index("Beside the source") < text.index("All runs, best first") < text.index("Deviations and assumptions")
     )
-    assert ASSUMPTIONS["course"][0].text in unescape(text)
+    assert ASSUMPTIONS["course_handout"][0].text in unescape(text)
     assert "1 failed: no memory" in text and "1 not begun" in text
 
 
@@ -71,6 +74,6 @@ def test_each_suite_has_its_list():
         "Dropout",
         "averaged",
     ):
-        assert words in said["report"]
-    assert "take the place of validation images" in said["report"] and "take the place" in said["course"]
-    assert "SGD is plain" in said["paper"]
+        assert words in said["course_report"]
+    assert "take the place of validation images" in said["course_report"] and "take the place" in said["course_handout"]
+    assert "SGD is plain" in said["santurkar2018"]

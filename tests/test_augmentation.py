@@ -4,7 +4,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from cifarbn.data import Augmentation
-from cifarbn.data.augmentation import Canvas, Draws
+from cifarbn.data.augmentation import CropFlipParams, PaddedImages
 from cifarbn.errors import UserError
 
 
@@ -13,8 +13,8 @@ def test_every_crop_and_flip_is_torchvisions(make_images, padding_mode):
     picture = make_images(3)[2:].pixels
     top, left, flipped = torch.cartesian_prod(torch.arange(9), torch.arange(9), torch.arange(2)).T
     # 162 copies of one picture, so that each has draws of its own.
-    canvas = Canvas(picture.expand(162, -1, -1, -1), Augmentation(pad=4, padding_mode=padding_mode))
-    crops = canvas.crop(torch.arange(162), Draws(top, left, flipped.bool()))
+    canvas = PaddedImages(picture.expand(162, -1, -1, -1), Augmentation(pad=4, padding_mode=padding_mode))
+    crops = canvas.crop(torch.arange(162), CropFlipParams(top, left, flipped.bool()))
     padded = functional.pad(picture[0], 4, padding_mode=padding_mode)
     for k in range(162):
         expected = functional.crop(padded, int(top[k]), int(left[k]), 32, 32)
@@ -25,7 +25,7 @@ def test_crops_are_of_the_pictures_asked_for(make_images):
     images = make_images(5)
     augmentation = Augmentation(pad=0, flip="none")
     index = torch.tensor([3, 0, 3])
-    crops = Canvas(images.pixels, augmentation).crop(index, augmentation.draw(5, seed=0, epoch=0))
+    crops = PaddedImages(images.pixels, augmentation).crop(index, augmentation.draw(5, seed=0, epoch=0))
     assert torch.equal(crops, images.pixels[index])
     assert crops.is_contiguous(memory_format=torch.channels_last)
 

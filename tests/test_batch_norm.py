@@ -61,11 +61,11 @@ def test_it_is_the_formula_as_closely_as_bf16_can_say(calls, shape):
     assert distance(out, expected) < 3e-3
     torch.manual_seed(1)
     upstream = torch.randn(out.shape).to(torch.bfloat16).double()
-    of_x, of_weight, of_bias = torch.autograd.grad(expected, [x64, exact.weight, exact.bias], upstream)
+    grad_input, grad_weight, grad_bias = torch.autograd.grad(expected, [x64, exact.weight, exact.bias], upstream)
     # With two values per channel a gradient of x is a small rest of large terms, in units of what reaches it.
-    assert (found[0].double() - of_x).norm() < 4e-3 * (of_x.norm() + upstream.norm())
-    assert torch.allclose(found[1].double(), of_weight, rtol=1e-4, atol=1e-4 * of_weight.abs().max().item())
-    assert torch.allclose(found[2].double(), of_bias, rtol=1e-5, atol=1e-5)
+    assert (found[0].double() - grad_input).norm() < 4e-3 * (grad_input.norm() + upstream.norm())
+    assert torch.allclose(found[1].double(), grad_weight, rtol=1e-4, atol=1e-4 * grad_weight.abs().max().item())
+    assert torch.allclose(found[2].double(), grad_bias, rtol=1e-5, atol=1e-5)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         torch.testing.assert_close(getattr(norm, name).double(), getattr(exact, name).double(), rtol=1e-5, atol=1e-6)
 
@@ -112,8 +112,8 @@ def test_a_value_that_is_not_finite_shows():
     assert out[:, 2].isnan().all() and out[:, 1].isnan().all() and out[:, [0, 3]].isfinite().all()
     upstream = torch.ones_like(out)
     upstream[:, 3] = float("nan")
-    of_x = torch.autograd.grad(out, x, upstream)[0]
-    assert (out[:, 3] > 0).any() and of_x[:, 3].isnan().all() and of_x[:, 0].isfinite().all()
+    grad_input = torch.autograd.grad(out, x, upstream)[0]
+    assert (out[:, 3] > 0).any() and grad_input[:, 3].isnan().all() and grad_input[:, 0].isfinite().all()
 
 
 @pytest.mark.parametrize("mean", [100, -3000])
@@ -148,11 +148,11 @@ def test_what_does_not_pass_the_relu_is_zero_for_infinite_gradients_too():
     shortcut = maps(4, 6, 3, 3)
     out = normalize_and_activate(layer(6), nn.ReLU(), shortcut.detach().requires_grad_(), shortcut)
     upstream = torch.full_like(out, float("inf"))
-    of_shortcut = [
+    grad_residual = [
         torch.autograd.grad(out, shortcut, upstream, **options)[0]
         for options in ({"retain_graph": True}, {"create_graph": True})
     ]
-    assert torch.equal(*of_shortcut) and of_shortcut[0][out <= 0].eq(0).all()
+    assert torch.equal(*grad_residual) and grad_residual[0][out <= 0].eq(0).all()
 
 
 def test_a_shortcut_alone_may_need_a_gradient():
@@ -234,11 +234,11 @@ def test_torch_s_defaults_for_new_tensors_are_not_the_kernel_s():
         torch.set_default_dtype(torch.float64)
         with torch.device("meta"):
             found = norm(x)
-            of_x = torch.autograd.grad(found, x, expected.detach())[0]
+            grad_input = torch.autograd.grad(found, x, expected.detach())[0]
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(found, expected)
-    assert torch.equal(of_x, torch.autograd.grad(expected, x, expected.detach())[0])
+    assert torch.equal(grad_input, torch.autograd.grad(expected, x, expected.detach())[0])
 
 
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.LeakyReLU()])

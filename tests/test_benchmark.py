@@ -6,7 +6,7 @@ import os
 import pytest
 
 from cifarbn.benchmark.__main__ import main
-from cifarbn.benchmark.sides import as_text, in_turn
+from cifarbn.benchmark.harness import as_text, in_turn
 from cifarbn.benchmark.step import training_flops
 from cifarbn.benchmark.threads import busy_processes
 from cifarbn.models import ResNet

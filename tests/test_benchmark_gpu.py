@@ -9,7 +9,7 @@ import torch
 
 from cifarbn.benchmark import gpu
 from cifarbn.benchmark.gpu import Part, measure_gpu
-from cifarbn.benchmark.sides import as_text
+from cifarbn.benchmark.harness import as_text
 from cifarbn.errors import UserError
 from cifarbn.runs.schema import Status
 

@@ -14,7 +14,7 @@ from disk import restore, watched
 from in_process import STEPS, assert_same_run, checkpoint, make_run, result
 
 from cifarbn.errors import UserError
-from cifarbn.runs.checkpoints import CHECKSUMS, forget_previous, newest_whole, verify, write_checkpoint
+from cifarbn.runs.checkpoints import CHECKSUMS, METRICS_STATE, forget_previous, newest_whole, verify, write_checkpoint
 from cifarbn.runs.folder import remove_temporaries
 from cifarbn.runs.load import load_run
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_whose_rows_are_gone_is_not_continued_from(undisturbed, cut
 
 def test_only_the_rows_of_the_last_checkpoint_are_gone(cut_off):
     content = (cut_off / "metrics.csv").read_bytes()
-    counted = [checkpoint(cut_off, name)["callbacks"]["StepHistory"]["file"] for name in ("last.ckpt", "previous.ckpt")]
+    counted = [checkpoint(cut_off, name)["callbacks"][METRICS_STATE]["file"] for name in ("last.ckpt", "previous.ckpt")]
     assert counted[0]["bytes"] > counted[1]["bytes"] > 0
     (cut_off / "metrics.csv").write_bytes(content[: counted[1]["bytes"]])
     found = newest_whole(cut_off)

@@ -99,9 +99,7 @@ def test_other_views_have_an_accuracy_of_their_own_beside_the_plain_one(views):
     pictures[:, 0, 0, 31] = torch.tensor([1.0, 2.0, 3.0, 9.0])
     pictures[3, 0, 0, 31] = 0.0  # seen from both sides: 9 and 0, a draw that argmax gives to 0
     labels = torch.tensor([1, 2, 4, 0])
-    classifier = Classifier(
-        Corner(), nn.CrossEntropyLoss(), lambda params: torch.optim.SGD(params, lr=0.01), test_views=views
-    )
+    classifier = Classifier(Corner(), nn.CrossEntropyLoss(), lambda params: torch.optim.SGD(params, lr=0.01), tta=views)
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,

@@ -19,8 +19,8 @@ CONFIG = {
 def test_modules_are_those_that_compute_and_whatever_they_import():
     found = set(sources(CONFIG))
     assert {"cifarbn.train", "cifarbn.training.classifier", "cifarbn.fast.hardware"} <= found
-    assert {"cifarbn.models.vgg", "cifarbn.models.initialization", "cifarbn.data.loader"} <= found
-    assert {"cifarbn.recorders.gradient_probe", "cifarbn.smoothness.walk"} <= found
+    assert {"cifarbn.models.vgg", "cifarbn.models.init", "cifarbn.data.loader"} <= found
+    assert {"cifarbn.recorders.gradient_probe", "cifarbn.smoothness.directional_probe"} <= found
     # Another net, a recorder that is off, what only shows or keeps, and packages, whose versions a result has.
     assert (
         not {"cifarbn.models.resnet", "cifarbn.recorders.step_change", "cifarbn.runs.folder", "cifarbn.figures"} & found

@@ -89,7 +89,7 @@ def fails(command, capsys):
         # An option, case and folder aside.
         (["model=ResNet18"], "did you mean model=resnet18?"),
         (["optim=Adam"], "did you mean optim=adam?"),
-        (["experiment=swish"], "did you mean experiment=report/swish?"),
+        (["experiment=swish"], "did you mean experiment=course_report/swish?"),
         (["hydra/launcher=job"], "Could not find 'hydra/launcher/job'"),
         # What is no option at all, or not the kind of value that the key takes.
         (["data=2"], "data takes the name of an option: cifar10, gaussian, shapes"),
@@ -198,39 +198,44 @@ def test_a_quoted_value_is_taken_as_it_is(composed):
 
 
 def test_what_an_experiment_sets_of_another_option_is_left_out_and_said(composed):
-    cfg, _, overrides = composed("experiment=report/vgg_a", "optim=sgd")
+    cfg, _, overrides = composed("experiment=course_report/vgg_a", "optim=sgd")
     assert "betas" not in cfg.optim and cfg.optim.momentum == 0.9
     assert cfg.optim.lr == 1e-3, "the experiment's, which SGD has"
-    assert overrides == ["experiment=report/vgg_a", "optim=sgd"]
-    assert composed.said == "left out optim.betas of experiment=report/vgg_a: optim=sgd has no such key"
-    assert composed("experiment=report/vgg_a")[0].optim.betas == [0.9, 0.999] and not composed.said
+    assert overrides == ["experiment=course_report/vgg_a", "optim=sgd"]
+    assert composed.said == "left out optim.betas of experiment=course_report/vgg_a: optim=sgd has no such key"
+    assert composed("experiment=course_report/vgg_a")[0].optim.betas == [0.9, 0.999] and not composed.said
 
 
 def test_what_the_command_line_says_is_never_left_out(composed, fails):
-    cfg, _, _ = composed("experiment=report/vgg_a", "optim=sgd", "+optim.betas=[1,2]")
+    cfg, _, _ = composed("experiment=course_report/vgg_a", "optim=sgd", "+optim.betas=[1,2]")
     assert cfg.optim.betas == [1, 2]
-    assert "no key 'optim.betas' with optim=sgd" in fails("experiment=report/vgg_a", "optim=sgd", "optim.betas=[1,2]")
+    assert "no key 'optim.betas' with optim=sgd" in fails(
+        "experiment=course_report/vgg_a", "optim=sgd", "optim.betas=[1,2]"
+    )
 
 
 @pytest.mark.parametrize(
-    ("overrides", "left_out"),
+    ("overrides", "excluded"),
     [
         (["experiment=speedrun", "loss=mse"], ["loss.label_smoothing"]),
-        (["experiment=report/dropout", "model=speednet"], ["model.dropout"]),
-        (["experiment=course/vgg_a", "record=[]"], []),
+        (["experiment=course_report/dropout", "model=speednet"], ["model.dropout"]),
+        (["experiment=course_handout/vgg_a", "record=[]"], []),
         (
-            ["experiment=paper/vgg", "record=[]"],
+            ["experiment=santurkar2018/vgg", "record=[]"],
             ["record.gradient_probe", "record.scale_invariant_beta", "record.step_change"],
         ),
-        (["experiment=paper/vgg", "record=step_change"], ["record.gradient_probe", "record.scale_invariant_beta"]),
-        (["experiment=report/pool", "data=gaussian", "model=dln"], ["data.val_size", "data.test_curve"]),
-        (["experiment=report/l2", "model=resnet34", "schedule=cosine", "trainer=cpu", "activation=elu"], []),
+        (
+            ["experiment=santurkar2018/vgg", "record=step_change"],
+            ["record.gradient_probe", "record.scale_invariant_beta"],
+        ),
+        (["experiment=course_report/pool", "data=gaussian", "model=dln"], ["data.val_size", "data.test_curve"]),
+        (["experiment=course_report/l2", "model=resnet34", "schedule=cosine", "trainer=cpu", "activation=elu"], []),
     ],
 )
-def test_every_group_can_be_chosen_again(composed, overrides, left_out):
+def test_every_group_can_be_chosen_again(composed, overrides, excluded):
     composed(*overrides)
     said = [line.partition(" of ")[0].removeprefix("left out ") for line in composed.said.splitlines()]
-    assert [key for keys in said for key in keys.split(", ")] == left_out
+    assert [key for keys in said for key in keys.split(", ")] == excluded
 
 
 def test_an_experiment_of_the_user_s_may_pass_what_the_file_does_not_list(composed, tmp_path):
@@ -309,7 +314,7 @@ def test_a_command_needs_no_backend(tmp_path, backend):
         pytest.param(lambda: benchmark(["data", "--rounds", "0"]), id="benchmark"),
         pytest.param(lambda: predict(["nowhere", "cat.png"]), id="predict"),
         pytest.param(lambda: report(["nowhere"]), id="report"),
-        pytest.param(lambda: reproduce(["report", "epochs=3"]), id="reproduce"),
+        pytest.param(lambda: reproduce(["course_report", "epochs=3"]), id="reproduce"),
         pytest.param(lambda: tensorboard(["nowhere"]), id="tensorboard"),
         pytest.param(train.main, id="train"),
     ],

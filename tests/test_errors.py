@@ -24,7 +24,7 @@ from cifarbn.errors import machine_fault, without_folders
         ("No such file: '/home/me/my data/x.bin'", "No such file: 'x.bin'"),
         ("in /home/me/a.py, line 3", "in a.py, line 3"),
         ("(/tmp/a/b)", "(b)"),
-        ("experiment=report/l2 ./data/x a/b N/A 1/2", "experiment=report/l2 ./data/x a/b N/A 1/2"),
+        ("experiment=course_report/l2 ./data/x a/b N/A 1/2", "experiment=course_report/l2 ./data/x a/b N/A 1/2"),
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("data.root=/somewhere/shared/cifar", "data.root=cifar"),
     ],

@@ -12,7 +12,7 @@ from test_config import CONF, GROUPS, options
 
 from cifarbn import train
 from cifarbn.cli.composition import resolved
-from cifarbn.cli.errors import building
+from cifarbn.cli.errors import instantiation_errors
 
 OPTIONS = {group: options(group) for group in (*GROUPS, "experiment")}
 WORDS = ["auto", "none", "abc", "True", "no", "../x", "x/y", "a b", "", "é", "torch.nn.ReLU", "${epochs}", "${nothing}"]
@@ -102,10 +102,10 @@ def make_everything(cfg, folder) -> None:
     """What a run makes of its config before it reads any data."""
     resolved(cfg)
     for group in ("data", "model", "loss", "optim", "schedule"):
-        with building(group):
+        with instantiation_errors(group):
             instantiate(cfg[group])
     for recorder in cfg.record.values():
-        with building("record"):
+        with instantiation_errors("record"):
             instantiate(recorder, folder=folder)
 
 

@@ -5,7 +5,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cifarbn.cli.composition import CONF
-from cifarbn.runs.identity import KEYS, Role, Tag, keys_of_role, keys_with, role_of, without_seed
+from cifarbn.runs.identity import KEYS, Role, Tag, completed, keys_of_role, keys_with, role_of, without_seed
+from cifarbn.runs.old_names import modern_override
 
 
 def test_every_key_of_the_table_is_a_key_of_the_config():
@@ -43,3 +44,28 @@ def test_keys_by_role_and_by_tag():
 
 def test_the_seed_is_left_out_wherever_it_is_repeated():
     assert without_seed({"seed": 1, "data": {"seed": 1, "seeds": 2}}) == {"data": {"seeds": 2}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("experiment=report/l2", "experiment=course_report/l2"),
+        ("experiment=report/vgg_a,paper/vgg,course/vgg_a_bn", None),
+        ("experiment=paper_fig4", "experiment=santurkar2018_fig4"),
+        ("experiment=course_report/l2", "experiment=course_report/l2"),
+        ("test_views=plain,flip", "tta=none,flip"),
+        ("changed_code=refuse", "on_code_change=error"),
+        ("model.letter=B", "model.variant=B"),
+        ("~record", "~record"),
+        ("name=report/plain", "name=report/plain"),
+    ],
+)
+def test_old_spellings_of_overrides_are_accepted(old, new):
+    new = new or "experiment=course_report/vgg_a,santurkar2018/vgg,course_handout/vgg_a_bn"
+    assert modern_override(old) == modern_override(new) == new
+
+
+def test_old_configs_get_todays_keys_and_values():
+    old = {"test_views": "plain", "changed_code": "refuse", "model": {"letter": "A", "identity": True}, "name": "plain"}
+    new = {"tta": "none", "on_code_change": "error", "model": {"variant": "A", "dirac_init": True}, "name": "plain"}
+    assert completed(old) == completed(new) == new

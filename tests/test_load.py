@@ -20,8 +20,8 @@ from cifarbn.models import ResNet
 from cifarbn.predict import main as predict
 from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
-from cifarbn.report.inside import look_inside
 from cifarbn.report.structure import structures
+from cifarbn.report.trained_model import look_inside
 from cifarbn.runs.identity import RENAMED
 from cifarbn.runs.load import TrainedNet, build, build_net, check_prefixes, checked
 
@@ -128,13 +128,17 @@ def test_hostile_run_folders_execute_nothing(here, attack):
     assert "cannot build the run's model" in ended.value.code and "\n" not in ended.value.code
     sweep = gather(here / "sweep")
     (inside,) = look_inside(sweep, Options())
-    assert "cannot build" in inside.trouble
+    assert "cannot build" in inside.exclusion_reason
     assert "Not drawn" in structures(sweep, Options()).points[0]
     honest = {**config, "model": RESULT["config"]["model"]}
     (run / "result.json").write_text(json.dumps(RESULT | {"config": honest}))
     torch.save({"state_dict": {f"net.{k}": v for k, v in build_net(honest).state_dict().items()}}, run / "last.ckpt")
     (inside,) = look_inside(gather(here / "sweep"), Options())
-    assert inside.trained is not None and inside.test is None and "cannot read the run's pictures" in inside.trouble
+    assert (
+        inside.trained is not None
+        and inside.test is None
+        and "cannot read the run's pictures" in inside.exclusion_reason
+    )
     assert not (here / CANARY).exists() and "evil_module" not in sys.modules
 
 

@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from test_config import CONF
 from test_train import assert_equal_state, checkpoint, rows
 
-from cifarbn.errors import Interrupted, Refused, UserError
+from cifarbn.errors import Interrupted, RunConflict, UserError
 from cifarbn.runs.identity import experiment
 from cifarbn.runs.longer import check_longer
 from cifarbn.train import train
-from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 
 SMALL = ["data=shapes", "data.train_size=200", "data.test_size=50", "data.val_size=40", "data.batch_size=32"]
 SMALL += ["model=vgg_a", "model.width=4", "model.dropout=0.2", "trainer=cpu", "trainer.precision=32-true"]
@@ -86,7 +86,7 @@ def test_where_an_interrupted_one_ended_and_its_own_checkpoint_comes_first(long,
         raise Interrupted
 
     with monkeypatch.context() as patched:
-        patched.setattr(StepHistory, "on_validation_end", interrupt)
+        patched.setattr(MetricsLogger, "on_validation_end", interrupt)
         with pytest.raises(Interrupted):
             made(tmp_path / "cut", "epochs=2", "checkpoint_minutes=0")
     assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 4
@@ -108,7 +108,7 @@ def test_where_an_interrupted_one_ended_and_its_own_checkpoint_comes_first(long,
     ],
 )
 def test_another_run_is_refused_by_its_keys(short, tmp_path, overrides, reason):
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(RunConflict, match=reason):
         made(tmp_path / "run", *overrides, f"resume_from={short}")
     assert not (tmp_path / "run").exists()
 
@@ -120,10 +120,10 @@ def test_a_schedule_that_depends_on_the_length_is_refused(tmp_path, schedule):
             cfg = compose("train", overrides=[f"schedule={schedule}", f"epochs={epochs}"])
         return experiment(OmegaConf.to_container(cfg, resolve=True))
 
-    with pytest.raises(Refused, match="its schedule depends on the length"):
+    with pytest.raises(RunConflict, match="its schedule depends on the length"):
         check_longer(tmp_path, {"status": "done", "config": config(1)}, config(2))
     check_longer(tmp_path, {"status": "interrupted", "config": config(2)}, config(2))
-    with pytest.raises(Refused, match="diverged"):
+    with pytest.raises(RunConflict, match="diverged"):
         check_longer(tmp_path, {"status": "diverged", "config": config(1)}, config(2))
 
 

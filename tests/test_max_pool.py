@@ -67,9 +67,9 @@ def test_a_gradient_can_be_differentiated_again(side):
     assert torch.equal(ours[1], theirs[1])
     out = FastMaxPool2d(2)(x)
     upstream = torch.randn_like(out, requires_grad=True)
-    of_x = torch.autograd.grad(out, x, upstream, create_graph=True)[0]
-    weights = torch.randn_like(of_x)
-    gathered = torch.autograd.grad((of_x * weights).sum(), upstream)[0]
+    grad_input = torch.autograd.grad(out, x, upstream, create_graph=True)[0]
+    weights = torch.randn_like(grad_input)
+    gathered = torch.autograd.grad((grad_input * weights).sum(), upstream)[0]
     expected = weights.flatten(2).gather(2, functional.max_pool2d(x, 2, return_indices=True)[1].flatten(2))
     assert torch.equal(gathered.flatten(2), expected)
 

@@ -15,7 +15,7 @@ from cifarbn.cli.composition import CONF
 from cifarbn.recorders import Recorder
 from cifarbn.report import layers
 from cifarbn.report.layers import DRAWN, activation_moments
-from cifarbn.report.walks import walk_of
+from cifarbn.report.probe_curves import probe_bands
 from cifarbn.runs import measures
 from cifarbn.runs.measures import (
     AXES,
@@ -28,7 +28,7 @@ from cifarbn.runs.measures import (
     Measure,
     Origin,
     ProbeKeys,
-    Walk,
+    ProbePanel,
     curves,
     shown_in,
 )
@@ -72,8 +72,8 @@ def test_measures_have_one_name_each_and_those_of_one_origin_stand_together():
 
 def test_every_measure_that_names_a_figure_is_drawn_by_it():
     assert all(measure.figure.label for measure in MEASURES if measure.figure)
-    assert {measure.table for measure, _ in shown_in(Walk)} == {ProbeKeys}
-    panels = [panel.label for _, panel in shown_in(Walk)]
+    assert {measure.table for measure, _ in shown_in(ProbePanel)} == {ProbeKeys}
+    panels = [panel.label for _, panel in shown_in(ProbePanel)]
     assert len(set(panels)) == len(panels)
     for measure, column in shown_in(Layers):
         assert measure.table in DRAWN and column.values in measure.table.keys() and column.values.axes == "TL"
@@ -82,13 +82,15 @@ def test_every_measure_that_names_a_figure_is_drawn_by_it():
 
 
 def test_a_new_measure_of_the_walk_gets_a_panel_and_one_of_layers_a_column(monkeypatch):
-    walked = Measure("mine", Origin.CONTROL, ProbeKeys, lambda r: 2.0 * r[ProbeKeys.step], "1", "", Walk("my label"))
+    walked = Measure(
+        "mine", Origin.CONTROL, ProbeKeys, lambda r: 2.0 * r[ProbeKeys.step], "1", "", ProbePanel("my label")
+    )
     layered = Measure(
         *("mine too", Origin.CONTROL, ActivationDriftKeys, lambda r: r[ActivationDriftKeys.step], "1", ""),
         Layers("my column", ActivationDriftKeys.mean, log=True),
     )
     monkeypatch.setattr(measures, "MEASURES", (walked, layered))
-    walk = walk_of({ProbeKeys.gradient.loss: np.ones((2, 3)), ProbeKeys.step: np.array([0, 5])})
+    walk = probe_bands({ProbeKeys.gradient.loss: np.ones((2, 3)), ProbeKeys.step: np.array([0, 5])})
     assert list(walk) == ["my label"]
     np.testing.assert_array_equal(walk["my label"], [[0, 5], [0, 10], [0, 10]])
     recordings = {
@@ -97,7 +99,7 @@ def test_a_new_measure_of_the_walk_gets_a_panel_and_one_of_layers_a_column(monke
         ActivationDriftKeys.mean: np.ones((2, 3)),
     }
     family = SimpleNamespace(
-        label="f", norm="", data="d", left_out={}, runs={"0.1": [SimpleNamespace(recordings=recordings)]}
+        label="f", norm="", data="d", excluded={}, runs={"0.1": [SimpleNamespace(recordings=recordings)]}
     )
     monkeypatch.setattr(layers, "ending", lambda *_: "")
     (drawing,) = activation_moments([family])

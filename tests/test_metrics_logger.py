@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_recorders import bn_vgg, plain_vgg, train
 
 from cifarbn.errors import Diverged, UserError
+from cifarbn.runs.checkpoints import METRICS_STATE
 from cifarbn.training.callbacks import metrics_logger
 from cifarbn.training.callbacks.host_copy import HostCopy
-from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 from cifarbn.training.classifier import Classifier
 
 
@@ -36,7 +37,7 @@ def flush_every(monkeypatch):
     """Write rows after so many steps in this test's runs."""
 
     def choose(steps):
-        monkeypatch.setattr(StepHistory.__init__, "__defaults__", (steps,))
+        monkeypatch.setattr(MetricsLogger.__init__, "__defaults__", (steps,))
 
     return choose
 
@@ -63,8 +64,8 @@ def test_rows_are_written_after_ten_seconds_too(tmp_path, monkeypatch):
 
 def test_the_host_reads_the_device_only_when_rows_are_written(tmp_path, monkeypatch, flush_every):
     flush_every(2)
-    read, bring = [], StepHistory._bring
-    monkeypatch.setattr(StepHistory, "_bring", lambda self, *args: read.append(1) or bring(self, *args))
+    read, bring = [], MetricsLogger._bring
+    monkeypatch.setattr(MetricsLogger, "_bring", lambda self, *args: read.append(1) or bring(self, *args))
     monkeypatch.setattr(metrics_logger, "HostCopy", lambda values: read.append(1) or HostCopy(values))
     train(bn_vgg, tmp_path, [])
     assert len(read) == 2 * 2 + 1, "behind the second step and at the end of each epoch, and for the checkpoint"
@@ -88,7 +89,7 @@ def test_a_checkpoint_s_state_is_bit_equal_however_often_rows_are_written(tmp_pa
         flush_every(steps)
         folder = tmp_path / str(steps)
         make_run(folder, "epochs=1")
-        states.append(torch.load(folder / "last.ckpt", weights_only=True)["callbacks"]["StepHistory"])
+        states.append(torch.load(folder / "last.ckpt", weights_only=True)["callbacks"][METRICS_STATE])
     assert states[0].keys() == states[1].keys()
     for name in states[0]:
         if name != "buffer":

@@ -98,14 +98,14 @@ def test_lp_yamls_have_their_exponent(build, name, p):
     assert build(f"norm={name}", "model.width=2").bn1.p == p
 
 
-@pytest.mark.parametrize("letter", "abde")
-def test_a_plain_vgg_chooses_no_norm_and_a_bn_one_batch_norm_but_the_command_line_wins(build, letter):
+@pytest.mark.parametrize("variant", "abde")
+def test_a_plain_vgg_chooses_no_norm_and_a_bn_one_batch_norm_but_the_command_line_wins(build, variant):
     def norms(*overrides):
         net = build(*overrides, "model.width=1")
         others = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
         return {type(layer) for layer in net.features if not isinstance(layer, others)}
 
-    for name, default in ((f"vgg_{letter}", set()), (f"vgg_{letter}_bn", {nn.BatchNorm2d})):
+    for name, default in ((f"vgg_{variant}", set()), (f"vgg_{variant}_bn", {nn.BatchNorm2d})):
         assert norms(f"model={name}") == default
         assert norms(f"model={name}", "norm=l1") == norms("norm=l1", f"model={name}") == {LpNorm2d}
         assert norms(f"model={name}", "norm=none") == set()

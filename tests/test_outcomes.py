@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cifarbn.cli.outcomes import End, Outcome, is_failure, not_made, read_outcome
-from cifarbn.errors import MadeElsewhere, Refused
+from cifarbn.errors import RunConflict, RunLocked
 from cifarbn.runs.result_file import write_result
 from cifarbn.runs.schema import RESULT, Status, check_result
 
@@ -43,8 +43,8 @@ def test_a_missing_or_damaged_result_is_a_failure(tmp_path):
 
 
 def test_a_run_that_was_not_made(tmp_path):
-    refused = not_made(tmp_path, [], Refused(f"{tmp_path} holds another run"))
-    elsewhere = not_made(tmp_path, [], MadeElsewhere("another process"))
+    refused = not_made(tmp_path, [], RunConflict(f"{tmp_path} holds another run"))
+    elsewhere = not_made(tmp_path, [], RunLocked("another process"))
     assert (refused.status, refused.why) == (End.REFUSED, "holds another run") and elsewhere.status is End.ELSEWHERE
     assert is_failure([refused]) and not is_failure([elsewhere])
 

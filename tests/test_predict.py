@@ -12,7 +12,7 @@ from torch import nn
 
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import AT_ONCE, main, read_picture
+from cifarbn.predict import AT_ONCE, main, read_image
 from cifarbn.runs.load import TrainedNet, build_net, load_run
 from cifarbn.training.classifier import Classifier
 
@@ -81,7 +81,7 @@ def test_a_picture_is_scaled_and_cropped_to_its_centre(tmp_path):
     image = Image.new("RGB", (256, 128), (0, 0, 255))
     image.paste((255, 0, 0), (64, 0, 192, 128))
     image.save(tmp_path / "wide.png")
-    pixels = read_picture(tmp_path / "wide.png")
+    pixels = read_image(tmp_path / "wide.png")
     assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.uint8
     assert (pixels[:, :, 1:-1] == torch.tensor([255, 0, 0])[:, None, None]).all()  # bicubic mixes at the very edge
 
@@ -90,20 +90,20 @@ def test_a_picture_is_scaled_and_cropped_to_its_centre(tmp_path):
 def test_pictures_of_any_mode(tmp_path, mode):
     Image.new(mode, (40, 40)).save(tmp_path / f"{mode[0]}.{'tiff' if mode == 'CMYK' else 'png'}")
     (file,) = tmp_path.iterdir()
-    assert read_picture(file).shape == (3, 32, 32)
+    assert read_image(file).shape == (3, 32, 32)
 
 
 def test_sixteen_bits_are_scaled_to_eight_and_more_are_refused(tmp_path):
     Image.fromarray(np.full((40, 40), 128 * 257, dtype=np.uint16)).save(tmp_path / "grey.png")
-    assert (read_picture(tmp_path / "grey.png") == 128).all()
+    assert (read_image(tmp_path / "grey.png") == 128).all()
     Image.new("F", (40, 40)).save(tmp_path / "float.tiff")
     with pytest.raises(UserError, match="save it with 8 or 16"):
-        read_picture(tmp_path / "float.tiff")
+        read_image(tmp_path / "float.tiff")
 
 
 def test_transparent_is_white(tmp_path):
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "glass.png")
-    assert (read_picture(tmp_path / "glass.png") == 255).all()
+    assert (read_image(tmp_path / "glass.png") == 255).all()
 
 
 def test_a_photograph_stands_upright(tmp_path):
@@ -112,7 +112,7 @@ def test_a_photograph_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # the camera was upside down
     image.save(tmp_path / "photo.png", exif=exif)
-    pixels = read_picture(tmp_path / "photo.png")
+    pixels = read_image(tmp_path / "photo.png")
     assert (pixels[:, :16] == 0).all() and (pixels[:, 16:] == 255).all()
 
 
@@ -234,14 +234,14 @@ def test_a_bad_picture_is_named(tmp_path, content):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError, match="cannot read .*bad.png"):
-        read_picture(file)
+        read_image(file)
 
 
 def test_a_truncated_picture_is_named(tmp_path, red):
     content = red.read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot read .*cut.png"):
-        read_picture(tmp_path / "cut.png")
+        read_image(tmp_path / "cut.png")
 
 
 def test_top_must_be_positive(run, red):
@@ -288,7 +288,7 @@ def test_whatever_pillow_raises_is_one_message(red, monkeypatch):
 
         monkeypatch.setattr("cifarbn.predict.ImageOps.exif_transpose", fail)
         with pytest.raises(UserError, match=r"^cannot read .*red.png as a picture \(.+\)"):
-            read_picture(red)
+            read_image(red)
 
 
 def test_a_camera_s_make_that_is_a_number_is_one_message_or_a_picture(tmp_path):
@@ -308,7 +308,7 @@ def test_a_camera_s_make_that_is_a_number_is_one_message_or_a_picture(tmp_path):
     new = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
     (tmp_path / "camera.jpg").write_bytes(content[:start] + new + content[start + 2 + length :])
     try:
-        assert read_picture(tmp_path / "camera.jpg").shape == (3, 32, 32)
+        assert read_image(tmp_path / "camera.jpg").shape == (3, 32, 32)
     except UserError as error:
         assert "camera.jpg" in str(error) and "\n" not in str(error)
 
@@ -323,7 +323,7 @@ def test_an_avif_that_is_damaged_in_its_middle_is_one_message(tmp_path):
     for position in range(0, len(content), 25):  # its decoder fails in a way of its own at some of them
         file.write_bytes(content[:position] + b"\xff" + content[position + 1 :])
         try:
-            assert read_picture(file).shape == (3, 32, 32)
+            assert read_image(file).shape == (3, 32, 32)
         except UserError as error:
             assert "photo.avif" in str(error) and "\n" not in str(error)
 
@@ -332,7 +332,7 @@ def test_a_picture_that_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for file in (tmp_path / "pipe.png", tmp_path):
         with pytest.raises(UserError, match="not an ordinary file"):
-            read_picture(file)
+            read_image(file)
 
 
 def test_names_of_pictures_and_classes_are_only_text(run, tmp_path, capsys):

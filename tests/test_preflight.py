@@ -80,7 +80,7 @@ def test_a_look_at_a_model_leaves_no_trace():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     shown = batch()
     state = torch.get_rng_state()
-    check_model(net, nn.CrossEntropyLoss(), shown, num_classes=10, test_views="flip_shift")
+    check_model(net, nn.CrossEntropyLoss(), shown, num_classes=10, tta="flip_shift")
     check_batch_of_one(net, shown[0])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -96,7 +96,7 @@ def test_a_look_at_a_model_leaves_no_trace():
 )
 def test_an_output_that_is_no_logits_is_refused(net, message):
     with pytest.raises(UserError, match=message):
-        check_model(net, nn.CrossEntropyLoss(), batch(), num_classes=10, test_views="plain")
+        check_model(net, nn.CrossEntropyLoss(), batch(), num_classes=10, tta="none")
 
 
 REGRESSION = torch.randn(4, 10), torch.randn(4, 10)
@@ -113,19 +113,19 @@ REGRESSION = torch.randn(4, 10), torch.randn(4, 10)
 )
 def test_a_model_or_a_loss_for_other_data_is_refused(net, loss, shown, message):
     with pytest.raises(UserError, match=message):
-        check_model(net, loss, shown, num_classes=None, test_views="plain")
+        check_model(net, loss, shown, num_classes=None, tta="none")
 
 
 def test_views_of_what_is_no_image_are_refused():
-    with pytest.raises(UserError, match="test_views=flip: it does not work for this model and data"):
-        check_model(DeepLinear(), SumOfSquares(), REGRESSION, num_classes=0, test_views="flip")
-    check_model(DeepLinear(), SumOfSquares(), REGRESSION, num_classes=0, test_views="plain")
+    with pytest.raises(UserError, match="tta=flip: it does not work for this model and data"):
+        check_model(DeepLinear(), SumOfSquares(), REGRESSION, num_classes=0, tta="flip")
+    check_model(DeepLinear(), SumOfSquares(), REGRESSION, num_classes=0, tta="none")
 
 
 def test_labels_that_the_model_has_no_class_for_are_refused():
     net = VGG("A", width=2, num_classes=3)
     with pytest.raises(UserError, match="labels must be from 0 to 2.*labels from 0 to 3; set model.num_classes"):
-        check_model(net, nn.CrossEntropyLoss(), batch(), num_classes=None, test_views="plain")
+        check_model(net, nn.CrossEntropyLoss(), batch(), num_classes=None, tta="none")
 
 
 @pytest.mark.parametrize("wrong", [{"x": torch.zeros(1)}, (torch.zeros(1),), (torch.zeros(1), "cat"), torch.zeros(2)])

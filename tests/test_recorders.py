@@ -22,8 +22,8 @@ from cifarbn.recorders import (
     StepChange,
 )
 from cifarbn.report.read import read_recordings
-from cifarbn.smoothness.weight_walks import SHARES
-from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.smoothness.weight_probes import SHARES
+from cifarbn.training.callbacks.resume_checkpoint import ResumeCheckpoint
 from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.callbacks.timing import Timing
 from cifarbn.training.classifier import Classifier
@@ -305,7 +305,7 @@ def never_cut_off(tmp_path_factory):
 def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, never_cut_off, after):
     (whole, expected), cut = never_cut_off, tmp_path
     with pytest.raises(Interrupted):
-        stop = StopWithin(LastCheckpoint(cut, 1e9, Timing()), after)
+        stop = StopWithin(ResumeCheckpoint(cut, 1e9, Timing()), after)
         train(noisy_vgg, cut, everything(cut), extra=[stop])
     got = train(noisy_vgg, cut, everything(cut), checkpoint=cut / "last.ckpt")
     assert_same(got, expected)

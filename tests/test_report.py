@@ -17,18 +17,18 @@ from cifarbn.errors import UserError
 from cifarbn.models import VGG, DeepLinear, ResNet, SpeedNet
 from cifarbn.report import Options, gather, table, write_report
 from cifarbn.report.__main__ import main
-from cifarbn.report.features import choose_picture, stage_outputs
+from cifarbn.report.captions import slugs
+from cifarbn.report.features import choose_image, stage_outputs
 from cifarbn.report.interval import estimate, student_t
+from cifarbn.report.labels import name_groups, short
 from cifarbn.report.mistakes import confusion_matrices
-from cifarbn.report.names import name_groups, short
 from cifarbn.report.page import summary
 from cifarbn.report.structure import input_shape, trace
-from cifarbn.report.wording import slugs
 from cifarbn.training.callbacks.metrics_logger import COLUMNS
 from cifarbn.training.classifier import Classifier
 
 CONFIG = {
-    "model": {"_target_": "cifarbn.models.VGG", "letter": "A", "width": 1, "num_classes": 10},
+    "model": {"_target_": "cifarbn.models.VGG", "variant": "A", "width": 1, "num_classes": 10},
     "data": {"_target_": "cifarbn.data.Shapes", "train_size": 1, "test_size": 300, "val_size": 0, "seed": 0},
     "optim": {"_target_": "torch.optim.SGD", "lr": 0.1},
     "epochs": 2,
@@ -206,7 +206,7 @@ def test_runs_that_did_not_end_well_count_in_no_mean_and_are_named(tmp_path):
     (tmp_path / "broken" / "result.json").write_text("{")
     sweep = gather(tmp_path)
     assert sweep.groups[0].metric("test/acc") == [0.8]
-    reasons = {run: reason for run, _, reason in sweep.left_out}
+    reasons = {run: reason for run, _, reason in sweep.excluded}
     assert list(reasons) == ["seed=1", "seed=2", "seed=3", "seed=4", "seed=5", "seed=6", "broken"]
     for said, reason in zip(
         (
@@ -227,7 +227,7 @@ def test_runs_that_did_not_end_well_count_in_no_mean_and_are_named(tmp_path):
 
 def test_a_run_that_has_learnt_little_is_not_dead(tmp_path):
     make_run(tmp_path, losses=[2.29, 2.35] * 30)
-    assert not gather(tmp_path).left_out
+    assert not gather(tmp_path).excluded
 
 
 def test_epochs_and_steps_of_a_run(tmp_path):
@@ -268,7 +268,7 @@ def test_nothing_to_gather(tmp_path):
 def test_table_of_means_targets_and_gaps(tmp_path):
     stated = {"target": 0.928, "optim": {"a": 1}}
     for seed, accuracy in enumerate((0.90, 0.92, 0.94)):
-        make_run(tmp_path, "experiment=report/pool", f"seed={seed}", accuracy=accuracy, config=stated)
+        make_run(tmp_path, "experiment=course_report/pool", f"seed={seed}", accuracy=accuracy, config=stated)
     make_run(tmp_path, "optim=sgd", "seed=0", accuracy=0.5)
     sweep = gather(tmp_path)
     shown = table.columns(sweep)
@@ -298,7 +298,7 @@ def test_table_of_means_targets_and_gaps(tmp_path):
     ],
 )
 def test_a_target_is_that_of_the_unchanged_experiment(tmp_path, override, expected):
-    make_run(tmp_path, "experiment=report/pool", override, config={"target": 0.928, "model": {}})
+    make_run(tmp_path, "experiment=course_report/pool", override, config={"target": 0.928, "model": {}})
     (group,) = gather(tmp_path).groups
     assert group.target == expected
 
@@ -416,13 +416,13 @@ def test_stages_of_a_net_that_pools_before_it_activates_are_its_convolutions():
 def test_choosing_a_picture(make_images):
     test = make_images(10)
     classes = tuple("abcdefgh") + ("ship", "truck")
-    assert choose_picture(None, test, classes) == (8, "ship")
-    assert choose_picture(None, test, tuple("abcdefghij")) == (0, "a")
-    assert choose_picture("truck", test, classes) == (9, "truck")
-    assert choose_picture("3", test, classes) == (3, "d")
+    assert choose_image(None, test, classes) == (8, "ship")
+    assert choose_image(None, test, tuple("abcdefghij")) == (0, "a")
+    assert choose_image("truck", test, classes) == (9, "truck")
+    assert choose_image("3", test, classes) == (3, "d")
     for wanted in ("10", "-1", "whale"):
         with pytest.raises(UserError, match="there is no test picture"):
-            choose_picture(wanted, test, classes)
+            choose_image(wanted, test, classes)
 
 
 # The whole report.
@@ -515,8 +515,8 @@ def test_the_report_does_not_say_where_it_was_made(report):
 def test_runs_csv_has_every_run(report):
     found = {row["run"]: row for row in rows(report / "runs.csv")}
     assert len(found) == 4
-    assert found["model=resnet18,seed=1"]["left_out"] == "failed: <b>bad & worse</b>"
-    assert found["model=vgg_a,seed=1"]["group"] == "vgg_a" and found["model=vgg_a,seed=1"]["left_out"] == ""
+    assert found["model=resnet18,seed=1"]["excluded"] == "failed: <b>bad & worse</b>"
+    assert found["model=vgg_a,seed=1"]["group"] == "vgg_a" and found["model=vgg_a,seed=1"]["excluded"] == ""
 
 
 def test_what_the_files_promise(report):
@@ -539,7 +539,7 @@ def test_what_the_files_promise(report):
         assert all(value == "" or float(value) == float(value) for key, value in row.items() if "/" in key)
     runs = rows(report / "runs.csv")
     assert [row["status"] for row in runs] == ["done", "done", "done", "failed"]
-    assert {"run", "group", "left_out", "seed", "data", "overrides", "precision", "seconds train"} <= set(runs[0])
+    assert {"run", "group", "excluded", "seed", "data", "overrides", "precision", "seconds train"} <= set(runs[0])
     assert all(float(row["test/acc"]) in (0.7, 0.6, 0.5) for row in runs)
     text = (report / "report.md").read_text()
     table_ = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:2] == "| "]
@@ -560,7 +560,7 @@ def test_accuracy_comes_before_what_explains_it(report):
 def test_a_failed_run_shows_the_first_line_of_its_error_without_paths(tmp_path):
     error = "RuntimeError: no file '/home/me/secret/x.bin'\nTraceback of many lines\nin /home/me/y.py"
     make_run(tmp_path, "seed=0", status="failed", error=error)
-    ((_, _, reason),) = gather(tmp_path).left_out
+    ((_, _, reason),) = gather(tmp_path).excluded
     assert reason == "failed: RuntimeError: no file 'x.bin'"
 
 
@@ -643,11 +643,11 @@ def test_the_report_of_a_real_run(tmp_path):
 
 def test_an_experiment_s_name_stands_for_what_is_the_same_in_all_its_groups():
     said = [
-        ["experiment=report/vgg_a", "epochs=6"],
-        ["experiment=report/vgg_a", "epochs=6", "optim.lr=2e-3"],
-        ["experiment=report/l2", "epochs=6", "schedule.milestones=[3]"],
+        ["experiment=course_report/vgg_a", "epochs=6"],
+        ["experiment=course_report/vgg_a", "epochs=6", "optim.lr=2e-3"],
+        ["experiment=course_report/l2", "epochs=6", "schedule.milestones=[3]"],
     ]
     configs = [{"optim": {"lr": rate}, "schedule": {"x": i}} for i, rate in enumerate((1e-3, 2e-3, 1e-3))]
     labels, same = named(*said, configs=configs)
-    assert labels == ["report/vgg_a, lr 0.001", "report/vgg_a, lr 0.002", "report/l2, lr 0.001"]
+    assert labels == ["course_report/vgg_a, lr 0.001", "course_report/vgg_a, lr 0.002", "course_report/l2, lr 0.001"]
     assert same == {"epochs": "6"}

@@ -374,8 +374,8 @@ def test_a_run_is_dead_at_the_level_of_its_own_loss(tmp_path, facts, loss, dead)
 
 def assert_dead(root, dead):
     (group,) = gather(root).groups
-    (run,) = group.runs + group.left_out
-    assert (run.trouble or "").startswith("dead since step 0") is dead
+    (run,) = group.runs + group.excluded
+    assert (run.exclusion_reason or "").startswith("dead since step 0") is dead
 
 
 @pytest.mark.parametrize(

@@ -53,18 +53,18 @@ def test_bad_budgets(text):
 )
 def test_bad_arguments_end_with_one_message(arguments, message):
     with pytest.raises(SystemExit) as ended:
-        main(["report", *arguments.split()])
+        main(["course_report", *arguments.split()])
     assert str(ended.value.code).startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("said", ["trainer=ddp", "trainer.devices=2", "trainer.devices=[1]"])
 def test_several_runs_at_a_time_have_one_device_each(monkeypatch, said):
-    monkeypatch.setitem(SUITES, "report", ("report/l2",))
+    monkeypatch.setitem(SUITES, "course_report", ("course_report/l2",))
     with pytest.raises(SystemExit, match="^error: --jobs 2 makes several runs at a time, each on one device"):
-        main(["report", "--jobs", "2", said])
+        main(["course_report", "--jobs", "2", said])
 
 
-SMOKE = ("cifarbn.reproduce", "report", "--scale", "smoke")
+SMOKE = ("cifarbn.reproduce", "course_report", "--scale", "smoke")
 
 
 def rows(report):
@@ -79,8 +79,8 @@ def reproduced(tmp_path_factory):
     """
     cwd = tmp_path_factory.mktemp("reproduced")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        plan = Planned.of("report/vgg_a_bn", "smoke")
-    folder = cwd / "multirun_outputs" / "report_smoke" / _folder(plan, 0)
+        plan = Planned.of("course_report/vgg_a_bn", "smoke")
+    folder = cwd / "multirun_outputs" / "course_report_smoke" / _folder(plan, 0)
     folder.mkdir(parents=True)
     another = OmegaConf.to_container(plan.scaled, resolve=True) | {"epochs": 99}
     (folder / "result.json").write_text(json.dumps({"status": "done", "config": another, "overrides": []}))
@@ -98,8 +98,8 @@ def reproduced(tmp_path_factory):
 def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(reproduced):
     cwd, first, before, again = reproduced
     assert "the same command goes on" in first.stdout, first.stderr
-    report = cwd / "multirun_outputs" / "report_smoke" / "report"
-    assert [row["experiment"] for row in before] == list(SUITES["report"])
+    report = cwd / "multirun_outputs" / "course_report_smoke" / "report"
+    assert [row["experiment"] for row in before] == list(SUITES["course_report"])
     assert before[1]["measured here, %"] and before[1]["n"] == "1" and before[1]["data"] == "shapes"
     assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
     assert "gap" not in before[1], "a smoke test is not the report's experiment"
@@ -116,8 +116,8 @@ def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(repr
     cwd, _, _, finished = reproduced
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
-    assert re.search(r"refused .*experiment=report/vgg_a_bn", finished.stdout)
-    root = cwd / "multirun_outputs" / "report_smoke"
+    assert re.search(r"refused .*experiment=course_report/vgg_a_bn", finished.stdout)
+    root = cwd / "multirun_outputs" / "course_report_smoke"
     first, second, *_ = rows(root / "report")
     assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")
     assert second["n"] == "1" and not second["does not count"]
@@ -128,13 +128,13 @@ def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(repr
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_no_run_outlives_reproduce(tmp_path, jobs):
     """SIGTERM ends reproduce and, after they have saved, the runs it makes: others can continue them at once."""
-    arguments = [sys.executable, "-m", "cifarbn.reproduce", "report", "--scale", "smoke", "--jobs", str(jobs)]
+    arguments = [sys.executable, "-m", "cifarbn.reproduce", "course_report", "--scale", "smoke", "--jobs", str(jobs)]
     process = subprocess.Popen(
         arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     while not process.stdout.readline().startswith(f"run {jobs} of"):
         pass
-    folder = tmp_path / "multirun_outputs" / "report_smoke" / ".locks"
+    folder = tmp_path / "multirun_outputs" / "course_report_smoke" / ".locks"
     waited_for(lambda: len(list(folder.glob("*vgg_a*"))) == jobs)
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -148,13 +148,13 @@ def scripted(tmp_path, monkeypatch, capsys):
 
     A script has the run's folder as its argument. `DONE` leaves a finished run.
     """
-    names = ("report/vgg_a_bn", "report/vgg_a", "report/l2", "report/pool")
+    names = ("course_report/vgg_a_bn", "course_report/vgg_a", "course_report/l2", "course_report/pool")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(SUITES, "report", names)
+    monkeypatch.setitem(SUITES, "course_report", names)
     monkeypatch.setattr("cifarbn.reproduce.suite._write_page", lambda *_: "the page")
 
     def run(scripts, *arguments):
-        root, commands = tmp_path / "multirun_outputs" / "report_smoke", []
+        root, commands = tmp_path / "multirun_outputs" / "course_report_smoke", []
 
         def command(overrides):
             commands.append(overrides)
@@ -163,7 +163,7 @@ def scripted(tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr("cifarbn.reproduce.suite._command", command)
         with pytest.raises(SystemExit) as ended:
-            main(["report", "--scale", "smoke", *arguments])
+            main(["course_report", "--scale", "smoke", *arguments])
         return ended.value.code, capsys.readouterr().out, commands
 
     return run
@@ -183,7 +183,7 @@ ENDLESS = f"{WRITE}\nwrite('running')\ntime.sleep(60)"
 
 def statuses(said):
     table = said[said.index("status ") :].splitlines()[1:5]
-    return [(line.split()[0], line.split("experiment=report/")[1].split()[0].rstrip(":")) for line in table]
+    return [(line.split()[0], line.split("experiment=course_report/")[1].split()[0].rstrip(":")) for line in table]
 
 
 @pytest.mark.parametrize("jobs", ["1", "3"])
@@ -191,7 +191,7 @@ def test_a_failed_run_stops_no_other_and_the_table_has_the_order_of_the_suite(sc
     code, said, commands = scripted([SLOW, "print('no memory'); raise SystemExit(1)", SLOW, DONE], "--jobs", jobs)
     assert code == 1
     assert statuses(said) == [("done", "vgg_a_bn"), ("failed", "vgg_a"), ("done", "l2"), ("done", "pool")]
-    assert re.search(r"experiment=report/vgg_a: it ended before it began", said)
+    assert re.search(r"experiment=course_report/vgg_a: it ended before it began", said)
     assert ("[vgg_a] no memory" in said) is (jobs == "3")
     assert all(("trainer.enable_progress_bar=false" in run) is (jobs == "3") for run in commands)
 
@@ -224,9 +224,9 @@ def test_seeds_are_in_the_labels_where_there_are_several(scripted):
 def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_path, planned, monkeypatch, capsys):
     """Whether it is found so at first, or only by the process that was to make it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(SUITES, "report", ("report/vgg_a_bn", "report/vgg_a"))
-    root = tmp_path / "multirun_outputs" / "report_smoke"
-    names = [_folder(planned(name, "smoke"), 0) for name in SUITES["report"]]
+    monkeypatch.setitem(SUITES, "course_report", ("course_report/vgg_a_bn", "course_report/vgg_a"))
+    root = tmp_path / "multirun_outputs" / "course_report_smoke"
+    names = [_folder(planned(name, "smoke"), 0) for name in SUITES["course_report"]]
     first = Lock(root / ".locks" / f"{names[0]}.lock")
 
     def begun_by_the_other_just_before(overrides):
@@ -240,29 +240,31 @@ def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_pa
     monkeypatch.setattr("cifarbn.reproduce.suite._command", begun_by_the_other_just_before)
     with pytest.raises(SystemExit) as ended:
         GlobalHydra.instance().clear()
-        main(["report", "--scale", "smoke"])
+        main(["course_report", "--scale", "smoke"])
     said = capsys.readouterr()
     assert ended.value.code == 0, said
-    assert re.search(r"elsewhere .*report/vgg_a_bn.*\n *elsewhere .*report/vgg_a", said.out.replace("\n\n", "\n"))
+    assert re.search(
+        r"elsewhere .*course_report/vgg_a_bn.*\n *elsewhere .*course_report/vgg_a", said.out.replace("\n\n", "\n")
+    )
 
 
 def test_every_key_that_does_not_define_the_experiment_may_be_said(planned):
     how = ["trainer.compile=false", "trainer=cpu", "record=all", "data.root=/x", "data.download=false", "retry=false"]
     assert all(role_of(said) in HOW for said in how)
-    for name in ("report/vgg_a", "paper/dln"):
+    for name in ("course_report/vgg_a", "santurkar2018/dln"):
         plan = planned(name, "smoke", how)
         assert plan.scaled.trainer.compile is False and plan.overrides[-3:] == how[:3]
         compose("train", overrides=[*plan.overrides, *_carried_out(plan, how)])
         assert _folder(plan, 0) == folder_name([*plan.overrides, "seed=0", *how[3:]])
         assert {"trainer=cpu", "record=all", "trainer.compile=false"} <= set(plan.changes())
-    assert _carried_out(planned("report/vgg_a", "full", how), how) == how[3:]
-    assert _carried_out(planned("paper/dln", "full", how), how) == ["retry=false"], "gaussian has no folder"
+    assert _carried_out(planned("course_report/vgg_a", "full", how), how) == how[3:]
+    assert _carried_out(planned("santurkar2018/dln", "full", how), how) == ["retry=false"], "gaussian has no folder"
 
 
 @pytest.mark.parametrize("said", ["epochs=3", "name=x", "resume_from=x", "seed=3", "trainer=smoke", "optim.lr=1"])
 def test_what_would_change_the_experiments_is_refused(said, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["report", said])
+        main(["course_report", said])
     assert str(ended.value.code).startswith(f"error: {said}: this would change the experiments")
     assert "trainer.compile" in str(ended.value.code)
 

@@ -10,7 +10,7 @@ from torch import nn
 from cifarbn.cli.command_line import CONF
 from cifarbn.errors import Interrupted
 from cifarbn.fast.hardware import Hardware
-from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.resume_checkpoint import ResumeCheckpoint
 from cifarbn.training.callbacks.timing import Timing
 from cifarbn.training.classifier import Classifier
 from cifarbn.training.trainer import make_trainer
@@ -67,7 +67,7 @@ def run(cfg, folder, stop_after=None, checkpoint=None):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             seen.append((trainer.global_step, batch[0].clone(), trainer.optimizers[0].param_groups[0]["lr"]))
 
-    last = LastCheckpoint(folder, 1e9, Timing())
+    last = ResumeCheckpoint(folder, 1e9, Timing())
     stop = [StopAfter(last, stop_after)] if stop_after else []
     trainer = make_trainer(
         Hardware.choose("cpu", "32-true"),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_longer import made
 
-from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError
+from cifarbn.errors import Diverged, Interrupted, RunConflict, RunLocked, UserError
 from cifarbn.runs.folder import Run, find_runs
 from cifarbn.runs.identity import LONGEST_NAME, differences, folder_name
 from cifarbn.runs.result_file import read_result
@@ -78,7 +78,7 @@ def test_a_run_of_an_older_version_lacks_the_keys_that_have_come_since(tmp_path)
     now = CONFIG | {"trainer": {"compile": "auto", "cuda_graphs": "auto"}}
     assert Run.open(tmp_path, now, []).finished
     now["trainer"]["cuda_graphs"] = False
-    with pytest.raises(Refused, match="trainer.cuda_graphs: 'auto' -> False"):
+    with pytest.raises(RunConflict, match="trainer.cuda_graphs: 'auto' -> False"):
         Run.open(tmp_path, now, [])
 
 
@@ -181,9 +181,9 @@ def test_code_that_changed_is_refused_by_name(tmp_path):
     with Run.open(tmp_path / "run", CONFIG, [], CODE).recorded():
         pass
     assert Run.open(tmp_path / "run", CONFIG, [], CODE).finished
-    with pytest.raises(Refused, match=r"changed: cifarbn\.models\.vgg\).*changed_code=accept.*name=OTHER"):
+    with pytest.raises(RunConflict, match=r"changed: cifarbn\.models\.vgg\).*on_code_change=accept.*name=OTHER"):
         Run.open(tmp_path / "run", CONFIG, [], CODE | {"cifarbn.models.vgg": "3"})
-    assert Run.open(tmp_path / "run", CONFIG, [], {}, changed_code="accept").finished
+    assert Run.open(tmp_path / "run", CONFIG, [], {}, on_code_change="accept").finished
 
 
 def test_a_failed_run_is_tried_again_also_by_the_code_that_mends_it(tmp_path):
@@ -198,16 +198,16 @@ def test_a_failed_run_is_tried_again_also_by_the_code_that_mends_it(tmp_path):
 def test_a_folder_is_open_to_one_at_a_time(tmp_path):
     (tmp_path / "run").mkdir()
     first = Run.open(tmp_path / "run", CONFIG, [])
-    with pytest.raises(MadeElsewhere, match="another process is making"):
+    with pytest.raises(RunLocked, match="another process is making"):
         Run.open(tmp_path / "run", CONFIG, [])
-    with first.recorded(), pytest.raises(MadeElsewhere):
+    with first.recorded(), pytest.raises(RunLocked):
         Run.open(tmp_path / "run", CONFIG, [], resume=False)
     assert Run.open(tmp_path / "run", CONFIG, []).finished
 
 
 def test_changed_code_is_one_of_two_words(tmp_path):
-    with pytest.raises(UserError, match="changed_code must be refuse or accept, not 'yes'"):
-        Run.open(tmp_path, CONFIG, [], changed_code="yes")
+    with pytest.raises(UserError, match="on_code_change must be error or accept, not 'yes'"):
+        Run.open(tmp_path, CONFIG, [], on_code_change="yes")
 
 
 # What is in a folder.
@@ -246,7 +246,7 @@ def test_a_folder_of_the_user_s_is_refused_and_left_alone(tmp_path, name, resume
     filled(folder, {name: THEIRS.get(name, '{"accuracy": 0.9}'), "train.log": ""})
     (folder / ".hydra").mkdir()
     before = content(folder)
-    with pytest.raises(Refused, match=r"this program (did not write|wrote).*name=OTHER"):
+    with pytest.raises(RunConflict, match=r"this program (did not write|wrote).*name=OTHER"):
         Run.open(folder, CONFIG, [], resume=resume)
     assert content(folder) == before and not (tmp_path / ".replaced").exists()
 
@@ -282,7 +282,7 @@ def test_a_link_among_a_run_s_own_files_is_refused(tmp_path, name):
     outside = tmp_path / "outside"
     outside.write_text("theirs")
     (tmp_path / "run" / name).symlink_to(outside)
-    with pytest.raises(Refused, match=f"{name} is a link.*remove the link, or name=OTHER"):
+    with pytest.raises(RunConflict, match=f"{name} is a link.*remove the link, or name=OTHER"):
         Run.open(tmp_path / "run", CONFIG, [])
     assert outside.read_text() == "theirs"
 
@@ -311,7 +311,7 @@ def test_a_result_that_a_power_cut_has_damaged(tmp_path, capsys, damage):
         (folder / "result.json").unlink()
     else:
         (folder / "result.json").write_bytes(damage)
-    with pytest.raises(Refused, match=r"optim\.lr: 0\.1 -> 0\.2"):
+    with pytest.raises(RunConflict, match=r"optim\.lr: 0\.1 -> 0\.2"):
         Run.open(folder, {**CONFIG, "optim": {"lr": 0.2}}, [], CODE)
     capsys.readouterr()
     assert Run.open(folder, CONFIG, ["seed=0"], CODE).checkpoint is None

@@ -29,7 +29,7 @@ def test_every_row_of_every_source_is_run():
 def test_every_row_states_its_source_and_full_changes_nothing(planned, name):
     plan = planned(name, "full")
     assert plan.written.source and plan.changes() == []
-    assert plan.written.data.val_size == 0 if "val_size" in plan.written.data else name.startswith("paper/dln")
+    assert plan.written.data.val_size == 0 if "val_size" in plan.written.data else name.startswith("santurkar2018/dln")
 
 
 @pytest.mark.parametrize(("scale", "name"), AT_ALL_SCALES)
@@ -47,30 +47,30 @@ def test_targets_are_the_report_s(planned):
 
 
 RESULTS = {
-    "report/baseline": 0.819,
-    "report/stem_decay": None,
-    "report/augmentation": 0.915,
-    "report/l2": 0.926,
-    "report/dropout": 0.917,
-    "report/pool": 0.928,
-    "report/sgd": 0.918,
-    "report/rmsprop": 0.925,
-    "report/mse": 0.912,
-    "report/swish": 0.907,
-    "report/mish": 0.882,
-    "report/vgg_a": 0.78,
-    "report/vgg_a_bn": 0.83,
+    "course_report/baseline": 0.819,
+    "course_report/stem_decay": None,
+    "course_report/augmentation": 0.915,
+    "course_report/l2": 0.926,
+    "course_report/dropout": 0.917,
+    "course_report/pool": 0.928,
+    "course_report/sgd": 0.918,
+    "course_report/rmsprop": 0.925,
+    "course_report/mse": 0.912,
+    "course_report/swish": 0.907,
+    "course_report/mish": 0.882,
+    "course_report/vgg_a": 0.78,
+    "course_report/vgg_a_bn": 0.83,
 }
 
 
 def test_a_row_says_what_its_scale_changes_and_what_it_builds_on(planned):
-    plan = planned("report/l2", "laptop")
+    plan = planned("course_report/l2", "laptop")
     assert plan.changes() == ["epochs: 200 -> 6", "model.width: 64 -> 16", "schedule.milestones: [100] -> [3]"]
-    assert plan.base() == "report/augmentation" and planned("report/baseline", "full").base() is None
-    slow = planned("course/vgg_a_bn optim.lr=1e-4", "laptop")
-    assert slow.base() == "course/vgg_a optim.lr=1e-4" and slow.base() in SUITES["course"]
-    assert planned("report/vgg_a", "fast").changes() == ["schedule=onecycle"]
-    assert planned("report/sgd", "fast").changes() == [
+    assert plan.base() == "course_report/augmentation" and planned("course_report/baseline", "full").base() is None
+    slow = planned("course_handout/vgg_a_bn optim.lr=1e-4", "laptop")
+    assert slow.base() == "course_handout/vgg_a optim.lr=1e-4" and slow.base() in SUITES["course_handout"]
+    assert planned("course_report/vgg_a", "fast").changes() == ["schedule=onecycle"]
+    assert planned("course_report/sgd", "fast").changes() == [
         "schedule=onecycle",
         "data.batch_size: 128 -> 256",
         "epochs: 200 -> 30",
@@ -78,7 +78,7 @@ def test_a_row_says_what_its_scale_changes_and_what_it_builds_on(planned):
     ]
 
 
-@pytest.mark.parametrize("name", [*suite("report", "fast"), *suite("course", "fast")])
+@pytest.mark.parametrize("name", [*suite("course_report", "fast"), *suite("course_handout", "fast")])
 def test_fast_changes_only_how_long_and_at_what_rate(planned, name):
     """The row's own change stays: its model, loss, optimizer, augmentation and regularisation."""
     plan = planned(name, "fast")
@@ -96,7 +96,7 @@ def test_every_line_of_fast_is_a_row_and_the_others_are_short_at_full_scale(plan
         assert plan.changes() == [] and plan.written.epochs <= 40
 
 
-@pytest.mark.parametrize("source", ["report", "course"])
+@pytest.mark.parametrize("source", ["course_report", "course_handout"])
 def test_the_figures_of_smoothness_have_four_constant_rates(planned, source):
     plans = [planned(name, "fast") for name in suite(source, "fast") if "vgg" in name]
     for bn in (False, True):

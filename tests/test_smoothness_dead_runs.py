@@ -158,7 +158,7 @@ def test_the_deep_linear_net_is_no_false_alarm():
     ("overrides", "level"),
     [
         (["data=shapes", "data.train_size=100", "data.test_size=20", "data.val_size=20", "loss=mse", *SMALL], 0.09),
-        (["experiment=paper/dln", "trainer.max_steps=2", "model.depth=2", "record=held_out_accuracy"], None),
+        (["experiment=santurkar2018/dln", "trainer.max_steps=2", "model.depth=2", "record=held_out_accuracy"], None),
     ],
 )
 def test_a_run_records_its_own_level(tmp_path, overrides, level):

@@ -3,7 +3,7 @@ import slow_smoothness as slow
 import torch
 from torch import nn
 
-from cifarbn.smoothness.evaluation import loss_and_gradient, place, restored, standing_at
+from cifarbn.smoothness.evaluation import loss_and_gradient, parameters_at, place, restore_parameters
 
 
 def test_loss_and_gradient_agree_with_backward_and_touch_no_grad():
@@ -31,7 +31,7 @@ def test_restored_puts_back_bits_that_adding_and_subtracting_would_lose():
     bits = w.detach().clone().view(torch.int32)
     there_and_back = (w.detach() + 0.3) - 0.3
     assert not torch.equal(there_and_back.view(torch.int32), bits)
-    with pytest.raises(KeyError), restored([w]), torch.no_grad():
+    with pytest.raises(KeyError), restore_parameters([w]), torch.no_grad():
         w.add_(0.3).sub_(0.3)
         raise KeyError
     assert torch.equal(w.detach().view(torch.int32), bits)
@@ -40,7 +40,7 @@ def test_restored_puts_back_bits_that_adding_and_subtracting_would_lose():
 
 def test_standing_at_moves_there_and_comes_back():
     w = torch.tensor([1.0, 2.0], requires_grad=True)
-    with standing_at([w], [torch.tensor([5.0, 6.0])]) as (saved,):
+    with parameters_at([w], [torch.tensor([5.0, 6.0])]) as (saved,):
         assert w.tolist() == [5.0, 6.0] and saved.tolist() == [1.0, 2.0]
     assert w.tolist() == [1.0, 2.0]
 

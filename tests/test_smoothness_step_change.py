@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cifarbn.smoothness.evaluation import loss_and_gradient
-from cifarbn.smoothness.step_change import consecutive_split, step_change
+from cifarbn.smoothness.step_change import drift_noise_split, step_change
 
 
 def gradient(net, x, y):
@@ -48,7 +48,7 @@ def test_split_agrees_with_the_second_implementation():
     net, x, y = slow.problem()
     _, x2, y2 = slow.problem(seed=1)
     after = after_a_step(net, x, y)
-    result = consecutive_split(gradient(net, x, y), gradient(net, x2, y2), gradient(after, x2, y2))
+    result = drift_noise_split(gradient(net, x, y), gradient(net, x2, y2), gradient(after, x2, y2))
     expected = slow.consecutive(net, after, (x, y), (x2, y2))
     assert [v.item() for v in result[:3]] == pytest.approx(expected, rel=1e-5)
 
@@ -59,15 +59,15 @@ VECTOR = st.lists(st.floats(-10, 10), min_size=3, max_size=3).map(lambda v: [tor
 @settings(deadline=None, max_examples=50)
 @given(VECTOR, VECTOR, VECTOR)
 def test_the_parts_add_up(now, crossed, following):
-    split = consecutive_split(now, crossed, following)
+    split = drift_noise_split(now, crossed, following)
     parts = split.drift**2 + split.noise**2 + 2 * split.inner
     assert parts.item() == pytest.approx(split.total.item() ** 2, abs=1e-9)
 
 
 def test_one_minibatch_is_all_drift_and_one_point_is_all_noise():
     a, b = [torch.tensor([1.0, 2.0])], [torch.tensor([4.0, 6.0])]
-    assert [v.item() for v in consecutive_split(a, a, b)] == [5, 5, 0, 0]
-    assert [v.item() for v in consecutive_split(a, b, b)] == [5, 0, 5, 0]
+    assert [v.item() for v in drift_noise_split(a, a, b)] == [5, 5, 0, 0]
+    assert [v.item() for v in drift_noise_split(a, b, b)] == [5, 0, 5, 0]
 
 
 def test_noise_is_twice_the_trace_of_the_covariance_over_the_batch():
@@ -77,7 +77,7 @@ def test_noise_is_twice_the_trace_of_the_covariance_over_the_batch():
     squares = []
     for _ in range(4000):
         now, following = (torch.randn(size, dim, generator=generator).mean(0) for _ in range(2))
-        split = consecutive_split([theta - now], [theta - following], [theta + step - following])
+        split = drift_noise_split([theta - now], [theta - following], [theta + step - following])
         assert split.drift.item() == pytest.approx(0.75**0.5, rel=1e-5)
         squares.append(split.noise.item() ** 2)
     assert sum(squares) / 4000 == pytest.approx(2 * dim / size, rel=0.05)

@@ -55,7 +55,7 @@ def test_eps_bounds_the_filters_of_directions_without_variance():
 @pytest.mark.parametrize("side", [31, 15, 7, 16])
 def test_a_group_computes_what_a_padded_convolution_and_the_pool_would(side):
     torch.manual_seed(0)
-    group = Group(4, 6, norm=nn.Identity, norm_scale=False, activation=nn.Identity, identity=False)
+    group = Group(4, 6, norm=nn.Identity, norm_scale=False, activation=nn.Identity, dirac_init=False)
     x = torch.randn(2, 4, side, side)
     padded = functional.conv2d(x, group.conv1.weight, group.conv1.bias, padding=1)
     expected = group.conv2(functional.max_pool2d(padded, 2))
@@ -67,7 +67,7 @@ def test_convolutions_pass_their_input_on_at_the_start():
     x = torch.randn(2, 64, 8, 8)
     torch.testing.assert_close(functional.conv2d(x, group.conv1.weight, padding=1)[:, :64], x)
     torch.testing.assert_close(group.conv2(torch.ones(1, 256, 4, 4)), torch.ones(1, 256, 4, 4))
-    plain = SpeedNet(identity=False).groups[1].conv2.weight
+    plain = SpeedNet(dirac_init=False).groups[1].conv2.weight
     assert plain.abs().max() < 0.05  # torch's default: uniform in +-1 / sqrt(fan_in) = +-1/48
 
 

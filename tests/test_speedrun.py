@@ -11,7 +11,7 @@ from cifarbn.benchmark.speedrun_bare import BareSpeedrun
 from cifarbn.benchmark.speedrun_peer import parse, run_peer
 from cifarbn.benchmark.speedrun_recipe import Outcome, Recipe
 from cifarbn.data import InMemoryLoader, draw_shapes
-from cifarbn.data.augmentation import Canvas
+from cifarbn.data.augmentation import PaddedImages
 from cifarbn.data.cifar10 import MEAN, STD
 from cifarbn.errors import UserError
 from cifarbn.fast.hardware import Hardware
@@ -37,7 +37,7 @@ def bare(recipe, images, test, **options):
 
 def test_the_recipe_for_a_gpu_is_airbench94s_in_our_conventions():
     recipe = Recipe.of("speedrun_gpu")
-    assert (recipe.batch_size, recipe.epochs, recipe.views) == (2000, 8, "flip_shift")
+    assert (recipe.batch_size, recipe.epochs, recipe.tta) == (2000, 8, "flip_shift")
     assert (recipe.augmentation.pad, recipe.augmentation.flip) == (2, "alternating")
     assert recipe.loss.label_smoothing == 0.2
     model = recipe.make_model()
@@ -60,7 +60,7 @@ def test_the_bare_loop_trains_on_the_loaders_batches():
         images, 20, mean=MEAN, std=STD, augmentation=recipe.augmentation, shuffle=True, drop_last=True, seed=3
     )
     loader.sampler.set_epoch(1)
-    batches = list(loop._batches(Canvas(images.pixels, recipe.augmentation), seed=3, epoch=1))
+    batches = list(loop._batches(PaddedImages(images.pixels, recipe.augmentation), seed=3, epoch=1))
     assert len(batches) == len(loader) == 2
     for (pixels, labels), (expected, expected_labels) in zip(batches, loader, strict=True):
         torch.testing.assert_close(loop._normalize(pixels), expected)
@@ -73,7 +73,7 @@ def test_every_run_after_the_warm_up_starts_anew():
     ends = []
     for seed in (5, 0, 1, 0):
         outcome = loop(seed)
-        assert outcome.seconds > 0 and 0 <= outcome.plain_accuracy <= 1
+        assert outcome.seconds > 0 and 0 <= outcome.accuracy_without_tta <= 1
         ends.append({name: value.clone() for name, value in loop.model.state_dict().items()})
     _, first, other, again = ends
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -125,7 +125,7 @@ def test_a_captured_step_trains_as_the_step_does(compile):
 
 def test_the_peer_finds_the_images_where_it_looks_and_runs_as_often_as_asked():
     outcomes = run_peer(PEER, draw_shapes(10, seed=0), draw_shapes(5, seed=1), runs=2, minutes=1)
-    assert outcomes == [Outcome(seconds=5.0, accuracy=0.6, plain_accuracy=0.4)] * 2
+    assert outcomes == [Outcome(seconds=5.0, accuracy=0.6, accuracy_without_tta=0.4)] * 2
 
 
 def test_a_peer_that_fails_or_is_another_script_is_one_message():
@@ -151,7 +151,7 @@ def test_the_benchmark_reports_every_side(tmp_path, capsys):
     main([*command.split(), str(peer), "--root", str(tmp_path), "--json", str(file)])
     report = json.loads(file.read_text())
     sides = ["airbench94_muon", "a bare loop", "cifarbn.train"]
-    assert list(report["seconds"]) == list(report["accuracy"]) == list(report["plain_accuracy"]) == sides
+    assert list(report["seconds"]) == list(report["accuracy"]) == list(report["accuracy_without_tta"]) == sides
     assert all(len(values) == 2 for values in report["seconds"].values())
     shown = capsys.readouterr().out
     assert "1 epochs of 50 images of shapes (no CIFAR-10 in" in shown

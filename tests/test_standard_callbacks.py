@@ -14,8 +14,8 @@ def names(callbacks):
 def test_the_callbacks_stand_in_the_order_in_which_they_need_each_other(tmp_path):
     recorders = [HeldOutAccuracy(tmp_path), StepChange(tmp_path)]
     found = names(StandardCallbacks(tmp_path, recorders, threads=choose_threads(environment={})).in_order)
-    first = ["Timing", "ThreadWatch", "StepHistory", "HeldOutAccuracy", "StepChange", "RecordingsFile"]
-    assert found == [*first, "ProgressBar", "EpochLine", "LastCheckpoint"]
+    first = ["Timing", "ThreadWatch", "MetricsLogger", "HeldOutAccuracy", "StepChange", "RecordingsFile"]
+    assert found == [*first, "ProgressBar", "EpochLine", "ResumeCheckpoint"]
 
 
 def test_lightning_keeps_the_order(tmp_path):
@@ -26,5 +26,5 @@ def test_lightning_keeps_the_order(tmp_path):
 
 def test_without_a_bar_and_threads_to_watch_there_is_neither(tmp_path):
     standard = StandardCallbacks(tmp_path, [], progress_bar=False)
-    assert names(standard.in_order) == ["Timing", "StepHistory", "RecordingsFile", "EpochLine", "LastCheckpoint"]
+    assert names(standard.in_order) == ["Timing", "MetricsLogger", "RecordingsFile", "EpochLine", "ResumeCheckpoint"]
     assert standard.thread_changes == []

@@ -20,7 +20,7 @@ from test_train import TINY
 
 from cifarbn import train
 from cifarbn.cli.outcomes import Outcome, table
-from cifarbn.cli.sweep import Journal, Sweep
+from cifarbn.cli.sweep import Journal, SweepCallback
 from cifarbn.errors import UserError
 from cifarbn.runs.result_file import read_result, write_result
 
@@ -121,9 +121,9 @@ def test_a_run_under_changed_code_is_refused(tmp_path):
     file.write_text(json.dumps(result))
     refused = sweep(tmp_path, *one)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "other code has made (changed: cifarbn.models.resnet). changed_code=accept" in refused.stderr
+    assert "other code has made (changed: cifarbn.models.resnet). on_code_change=accept" in refused.stderr
     assert json.loads(file.read_text()) == result
-    assert "nothing to do" in sweep(tmp_path, *one, "changed_code=accept").stdout
+    assert "nothing to do" in sweep(tmp_path, *one, "on_code_change=accept").stdout
 
 
 @pytest.fixture
@@ -213,9 +213,9 @@ def test_a_search_without_a_validation_accuracy_is_refused_at_once(tmp_path, cap
     config = OmegaConf.create({"data": {"val_size": 0}, "hydra": {"sweeper": sweeper, "sweep": {"dir": str(tmp_path)}}})
     config.hydra.mode = RunMode.MULTIRUN
     with pytest.raises(SystemExit, match=r"^error: .*OptunaSweeper searches by .*; raise data\.val_size$"):
-        Sweep().on_multirun_start(config)
+        SweepCallback().on_multirun_start(config)
     config.data.val_size = 5
-    Sweep().on_multirun_start(config)
+    SweepCallback().on_multirun_start(config)
 
 
 class Searching:
@@ -224,7 +224,7 @@ class Searching:
     def __init__(self, tmp_path):
         self.folder = tmp_path / "run"
         self.folder.mkdir()
-        self.sweep = Sweep()
+        self.sweep = SweepCallback()
         self.sweep.journal = Journal.begin(tmp_path)
         self.config = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(self.folder)}}})
 

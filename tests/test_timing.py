@@ -30,11 +30,11 @@ def test_the_first_step_of_each_batch_size_counts_neither_as_training_nor_in_the
         step(size, seconds)
     watched.on_train_end(trainer, module)
     assert watched.seconds == {"first_step": 80.0, "train": 4.5, "evaluate": 0.0, "checkpoint": 0.0}
-    assert watched.pictures_per_second == (3 * 4 + 2) / 4.5
+    assert watched.images_per_second == (3 * 4 + 2) / 4.5
 
 
 def test_a_run_that_fails_before_training_has_no_seconds_and_no_throughput(clock):
     clock.seconds = 4555.0
     watched = Timing()
     watched.on_exception(None, None, ValueError())
-    assert set(watched.seconds.values()) == {0.0} and watched.pictures_per_second is None
+    assert set(watched.seconds.values()) == {0.0} and watched.images_per_second is None

@@ -194,12 +194,19 @@ def test_recorders_by_name_on_the_deep_linear_net(tmp_path):
     recorders = "record=[last_layer_gradients,gradient_probe,step_change,covariate_shift]"
     finished = run(
         tmp_path,
-        *("-m", "experiment=paper_dln", "model=dln,dln_bn", "optim.lr=1e-6", "data.steps_per_epoch=20", "epochs=2"),
+        *(
+            "-m",
+            "experiment=santurkar2018_dln",
+            "model=dln,dln_bn",
+            "optim.lr=1e-6",
+            "data.steps_per_epoch=20",
+            "epochs=2",
+        ),
         *(recorders, "record.gradient_probe.every=10", "record.gradient_probe.steps=[1e-8,1e-7]"),
         "trainer.enable_progress_bar=false",
     )
     assert finished.returncode == 0, finished.stderr
-    files = list((tmp_path / "multirun_outputs" / "paper_dln").glob("*/recordings.npz"))
+    files = list((tmp_path / "multirun_outputs" / "santurkar2018_dln").glob("*/recordings.npz"))
     assert len(files) == 2
     for file in files:
         recorded = np.load(file)

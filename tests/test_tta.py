@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cifarbn.errors import UserError
-from cifarbn.training.tta import check_views, mean_over_views
+from cifarbn.training.tta import check_tta, tta_logits
 
 
 def corner(pictures):
@@ -12,7 +12,7 @@ def corner(pictures):
 
 def test_flip_is_the_mean_of_both_sides():
     pictures = torch.arange(9.0).view(1, 1, 3, 3)
-    assert mean_over_views(corner, pictures, corner(pictures), "flip") == (0 + 2) / 2
+    assert tta_logits(corner, pictures, corner(pictures), "flip") == (0 + 2) / 2
 
 
 def test_flip_shift_is_half_of_that_and_a_quarter_of_each_shift():
@@ -20,16 +20,16 @@ def test_flip_shift_is_half_of_that_and_a_quarter_of_each_shift():
     # 3 4 5 moved down and right shows the pixel mirrored from (1, 1), 4, and flipped that from (1, 1), 4.
     # 6 7 8
     pictures = torch.arange(9.0).view(1, 1, 3, 3)
-    assert mean_over_views(corner, pictures, corner(pictures), "flip_shift") == 0.5 * 1 + 0.25 * 4 + 0.25 * 4
+    assert tta_logits(corner, pictures, corner(pictures), "flip_shift") == 0.5 * 1 + 0.25 * 4 + 0.25 * 4
 
 
 def test_a_net_that_is_blind_to_position_says_the_same_of_every_view():
     pictures = torch.full((2, 3, 8, 8), 0.7)
     plain = pictures.mean((2, 3))
     for views in ("flip", "flip_shift"):
-        torch.testing.assert_close(mean_over_views(lambda x: x.mean((2, 3)), pictures, plain, views), plain)
+        torch.testing.assert_close(tta_logits(lambda x: x.mean((2, 3)), pictures, plain, views), plain)
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(UserError, match="test_views must be one of plain, flip, flip_shift, not 'rotate'"):
-        check_views("rotate")
+    with pytest.raises(UserError, match="tta must be one of none, flip, flip_shift, not 'rotate'"):
+        check_tta("rotate")

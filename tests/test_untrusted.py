@@ -163,7 +163,7 @@ def test_a_hostile_table_tex_compiles(evil):
 @pytest.mark.parametrize("data", [{}, {"data": DATA | {"name": "cifar10"}}])
 def test_table_tex_fits_on_a_page(tmp_path, data):
     """With every column that it may have, and the longest labels that the project's experiments make."""
-    for name, facts in (("report/augmentation", {}), ("report/vgg_a_bn_with_a_longer_name", data)):
+    for name, facts in (("course_report/augmentation", {}), ("report/vgg_a_bn_with_a_longer_name", data)):
         for seed, accuracy in enumerate((0.9, 0.92)):
             said = (f"experiment={name}", "trainer=gpu", f"seed={seed}")
             make_run(tmp_path, *said, accuracy=accuracy, config={"target": 0.9}, **facts)
@@ -182,7 +182,7 @@ def test_what_cannot_be_encoded_ends_nothing(tmp_path, capsys):
     failed = make_run(tmp_path, "seed=1", error="\ud800", status="failed")
     failed.rename(tmp_path / os.fsdecode(b"bad\xff"))
     main([str(tmp_path), "--nets", "0", "--out", str(tmp_path / "out")])
-    ((run, _, reason),) = gather(tmp_path).left_out
+    ((run, _, reason),) = gather(tmp_path).excluded
     assert run == "bad\N{REPLACEMENT CHARACTER}"
     assert f"left out: {run}: {reason}" in capsys.readouterr().out
     assert run in (tmp_path / "out" / "report.md").read_text()
@@ -301,7 +301,7 @@ def test_the_same_experiment_and_seed_counts_once(tmp_path):
     sweep = gather(tmp_path)
     (group,) = sweep.groups
     assert [run.name for run in group.runs] == ["copy", "seed=1"]
-    reasons = {run: reason for run, _, reason in sweep.left_out}
+    reasons = {run: reason for run, _, reason in sweep.excluded}
     assert reasons == {
         **{f"x={i}": "the same experiment and seed as copy, which counts" for i in range(4)},
         "again/defaults": "failed: no memory",
@@ -366,10 +366,10 @@ def test_a_result_of_another_shape_is_one_line(tmp_path, facts, said):
     file = make_run(tmp_path, "seed=1") / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | facts))
     sweep = gather(tmp_path)
-    (left_out,) = sweep.left_out
-    assert left_out[0] == "seed=1" and "\n" not in left_out[2]
+    (excluded,) = sweep.excluded
+    assert excluded[0] == "seed=1" and "\n" not in excluded[2]
     assert sweep.groups[0].metric("test/acc") == [0.5]
-    assert said in left_out[2] and left_out[2].startswith("unreadable: result.json")
+    assert said in excluded[2] and excluded[2].startswith("unreadable: result.json")
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_what_is_no_result_is_one_line(tmp_path, content):
     make_run(tmp_path, "seed=0")
     folder = make_run(tmp_path, "seed=1")
     (folder / "result.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    ((run, _, reason),) = gather(tmp_path).left_out
+    ((run, _, reason),) = gather(tmp_path).excluded
     assert run == "seed=1" and reason.startswith("unreadable: ") and str(tmp_path) not in reason
 
 
@@ -413,7 +413,7 @@ def test_a_result_that_is_no_file_is_one_line(tmp_path, make):
     file = make_run(tmp_path, "seed=1") / "result.json"
     file.unlink()
     make(file)
-    ((run, _, reason),) = gather(tmp_path).left_out
+    ((run, _, reason),) = gather(tmp_path).excluded
     assert run == "seed=1" and reason.startswith("unreadable: ") and "result.json" in reason and "\n" not in reason
 
 
@@ -446,7 +446,7 @@ def test_a_damaged_metrics_csv_costs_a_run_its_curves_alone(tmp_path, content, s
     folder = make_run(tmp_path, "seed=1", accuracy=0.7)
     (folder / "metrics.csv").write_bytes(content)
     sweep = gather(tmp_path)
-    assert sweep.groups[0].metric("test/acc") == [0.5, 0.7] and not sweep.left_out
+    assert sweep.groups[0].metric("test/acc") == [0.5, 0.7] and not sweep.excluded
     ((run, _, reason),) = sweep.read_in_part
     assert run == "seed=1" and reason.startswith("metrics.csv ") and said in reason and "\n" not in reason
     assert sweep.groups[0].curves("val/acc").shape == (2, 2)
@@ -643,4 +643,4 @@ def test_whatever_a_file_holds_there_is_a_report_that_names_the_run(two_runs, mo
     if name in ("metrics.csv", "recordings.npz", "last.ckpt"):
         assert f"{name} " in (root / "report" / "report.md").read_text()
     if name == "result.json":
-        assert found["optim.lr=0.2,seed=1"]["left_out"].startswith("unreadable: ")
+        assert found["optim.lr=0.2,seed=1"]["excluded"].startswith("unreadable: ")

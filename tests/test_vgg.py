@@ -14,7 +14,7 @@ def parameters(net):
 
 
 @pytest.mark.parametrize(
-    ("letter", "plain", "bn"),
+    ("variant", "plain", "bn"),
     [
         ("A", 9_750_922, 9_756_426),
         ("B", 9_935_434, 9_941_322),
@@ -22,10 +22,10 @@ def parameters(net):
         ("E", 20_554_826, 20_565_834),
     ],
 )
-def test_parameter_counts(letter, plain, bn):
+def test_parameter_counts(variant, plain, bn):
     with torch.device("meta"):
-        assert parameters(VGG(letter, init="torch")) == plain
-        assert parameters(VGG(letter, init="torch", norm=nn.BatchNorm2d)) == bn
+        assert parameters(VGG(variant, init="torch")) == plain
+        assert parameters(VGG(variant, init="torch", norm=nn.BatchNorm2d)) == bn
 
 
 def test_classifier_norm_adds_two_batch_norms():
@@ -36,13 +36,13 @@ def test_classifier_norm_adds_two_batch_norms():
 
 
 @pytest.mark.parametrize("norm", [nn.Identity, nn.BatchNorm2d])
-@pytest.mark.parametrize("letter", "ABDE")
-def test_torchvisions_weights_load_and_give_its_features(letter, norm):
+@pytest.mark.parametrize("variant", "ABDE")
+def test_torchvisions_weights_load_and_give_its_features(variant, norm):
     torch.manual_seed(0)
     # What torchvision's vgg11/13/16/19(_bn) calls `features`; its classifier of 120 million weights is left out.
-    theirs = make_layers(cfgs[letter], batch_norm=norm is nn.BatchNorm2d)
+    theirs = make_layers(cfgs[variant], batch_norm=norm is nn.BatchNorm2d)
     with torch.device("meta"):
-        ours = VGG(letter, norm=norm, init="torch").features
+        ours = VGG(variant, norm=norm, init="torch").features
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())
     pictures = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -65,10 +65,10 @@ def test_the_head_is_the_last_layer_and_linear():
         assert list(net.modules())[-1] is net.head
 
 
-@pytest.mark.parametrize("letter", "AE")
-def test_the_plain_net_starts_at_a_loss_of_about_ln_10(letter):
+@pytest.mark.parametrize("variant", "AE")
+def test_the_plain_net_starts_at_a_loss_of_about_ln_10(variant):
     torch.manual_seed(0)
-    net = VGG(letter)
+    net = VGG(variant)
     with torch.no_grad():
         logits = net(torch.randn(8, 3, 32, 32))
     loss = functional.cross_entropy(logits, torch.arange(8)).item()
@@ -134,8 +134,8 @@ def test_compiles_into_one_graph_and_takes_channels_last():
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"letter": "C"}, "letter must be one of A, B, D, E, not 'C'"),
-        ({"letter": "a"}, "letter must be one of A, B, D, E, not 'a'"),
+        ({"variant": "C"}, "variant must be one of A, B, D, E, not 'C'"),
+        ({"variant": "a"}, "variant must be one of A, B, D, E, not 'a'"),
         ({"init": "glorot"}, "init must be one of kaiming, xavier, torch, not 'glorot'"),
         ({"width": 0}, "width must be a whole number of at least 1, not 0"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), not 1.0"),
@@ -143,5 +143,5 @@ def test_compiles_into_one_graph_and_takes_channels_last():
 )
 def test_what_no_switch_takes_is_refused(switches, message):
     with pytest.raises(ValueError) as refusal:
-        VGG(**({"letter": "A", "width": 1} | switches))
+        VGG(**({"variant": "A", "width": 1} | switches))
     assert str(refusal.value) == message

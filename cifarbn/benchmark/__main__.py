@@ -9,17 +9,17 @@ from pathlib import Path
 from cifarbn import benchmark
 from cifarbn.benchmark.checks import measure_checks
 from cifarbn.benchmark.gpu import PARTS, measure_gpu
+from cifarbn.benchmark.harness import as_text
+from cifarbn.benchmark.loader import measure_passes
 from cifarbn.benchmark.loop import measure_loop
-from cifarbn.benchmark.passes import measure_passes
 from cifarbn.benchmark.probe import measure_probe
-from cifarbn.benchmark.sides import as_text
 from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import NETS, measure_step
 from cifarbn.benchmark.threads import measure_threads
 from cifarbn.cli.command_line import data_root, finish_imports
 from cifarbn.errors import UserError
 from cifarbn.fast.hardware import Hardware
-from cifarbn.runs.provenance import surroundings
+from cifarbn.runs.provenance import environment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     chosen = parser.parse_args(arguments)
     try:
-        report = chosen.measure(chosen) | {"device": Hardware.choose().device} | surroundings()
+        report = chosen.measure(chosen) | {"device": Hardware.choose().device} | environment()
         print(as_text(report))
         if chosen.json:
             chosen.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -20,9 +20,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+from cifarbn.benchmark.harness import Report
 from cifarbn.benchmark.lightning import plain_trainer
-from cifarbn.benchmark.passes import our_loader
-from cifarbn.benchmark.sides import Report
+from cifarbn.benchmark.loader import our_loader
 from cifarbn.cli.command_line import CONF
 from cifarbn.data import Images
 from cifarbn.errors import UserError
@@ -32,7 +32,7 @@ from cifarbn.fast.training_step import WITHOUT_GRAPHS, TrainingStep
 from cifarbn.recorders import LastLayerGradients
 from cifarbn.runs.schema import METRICS, Result, Status, StepColumn
 from cifarbn.train import train
-from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 from cifarbn.training.classifier import Classifier
 
 # Three steps, the last of them with a smaller batch; cuDNN's search for algorithms would take most of the time.
@@ -105,7 +105,7 @@ def check_no_waiting(folder: Path) -> None:
     images = Images(pixels, torch.arange(2080, device="cuda") % 10)
     model = accelerate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), Hardware.choose())
     classifier = Classifier(model, nn.CrossEntropyLoss(), torch.optim.Adam, cuda_graphs=True)
-    callbacks = [_Watch(), StepHistory(folder), LastLayerGradients(folder)]
+    callbacks = [_Watch(), MetricsLogger(folder), LastLayerGradients(folder)]
     trainer = plain_trainer(Hardware.choose(), callbacks, default_root_dir=folder, max_epochs=2)
     try:
         trainer.fit(classifier, our_loader(images, 16))

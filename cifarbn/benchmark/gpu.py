@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from cifarbn.benchmark.harness import Report
 from cifarbn.benchmark.images import data_overrides, has_cifar10
-from cifarbn.benchmark.sides import Report
 from cifarbn.errors import UserError
 from cifarbn.runs.folder import find_runs
-from cifarbn.runs.provenance import surroundings
+from cifarbn.runs.provenance import environment
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import Status
 
@@ -65,20 +65,20 @@ PARTS = {
     "checks": Part("what must hold", 90, ("cifarbn.benchmark", "checks", "--seconds", "60"), ("report",)),
     "resnet18_512": _loop("ResNet-18, batch 512, compiled", 110, 512, "--compile"),
     "resnet18_128": _loop("ResNet-18, batch 128, compiled", 110, 128, "--compile"),
-    "vgg_a_bn": _train("VGG-A with BN, 20 epochs at batch 128", 90, "vgg_a_bn", "experiment=course/vgg_a_bn"),
+    "vgg_a_bn": _train("VGG-A with BN, 20 epochs at batch 128", 90, "vgg_a_bn", "experiment=course_handout/vgg_a_bn"),
     "speedrun": Part("94 % as quickly as possible", 150, ("cifarbn.benchmark", "speedrun"), ("report", "root", "peer")),
     "resnet18_512_uncompiled": _loop("ResNet-18, batch 512, captured only", 80, 512),
     "resnet18_128_uncompiled": _loop("ResNet-18, batch 128, captured only", 80, 128),
     "report": Part(
         "the course report at scale fast",
         600,
-        ("cifarbn.reproduce", "report", "--scale", "fast", "--jobs", "auto", "resume=false"),
+        ("cifarbn.reproduce", "course_report", "--scale", "fast", "--jobs", "auto", "resume=false"),
         ("overrides", "budget"),
         runs=Path("multirun_outputs") / "report_fast",
         needs_cifar10=True,
     ),
     "resnet18_200_epochs": _train(
-        "ResNet-18, 200 epochs at batch 128", 300, "resnet18_200_epochs", "experiment=report/augmentation"
+        "ResNet-18, 200 epochs at batch 128", 300, "resnet18_200_epochs", "experiment=course_report/augmentation"
     ),
 }
 # What a run's figures are of its result.
@@ -101,7 +101,7 @@ def measure_gpu(args: argparse.Namespace) -> Report:
         raise UserError("benchmark gpu needs a CUDA device, and torch sees none")
     FOLDER.mkdir(parents=True, exist_ok=True)
     deadline, began = time.monotonic() + 60 * args.minutes, time.monotonic()
-    facts = {"device": torch.cuda.get_device_name(), "driver": _driver(), **surroundings()}
+    facts = {"device": torch.cuda.get_device_name(), "driver": _driver(), **environment()}
     parts: dict[str, Any] = {}
     for name in args.only or PARTS:
         left = deadline - time.monotonic()

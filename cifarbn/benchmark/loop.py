@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarbn.benchmark.harness import Report, in_turn, median_ratio, wait_for
 from cifarbn.benchmark.images import read_images
 from cifarbn.benchmark.lightning import adam_classifier, recording_trainer
-from cifarbn.benchmark.passes import DRAWN, our_loader, usual_loader
-from cifarbn.benchmark.sides import Report, in_turn, median_ratio, wait_for
+from cifarbn.benchmark.loader import DRAWN, our_loader, usual_loader
 from cifarbn.benchmark.step import NETS, training_step
 from cifarbn.data import Images, InMemoryLoader
 from cifarbn.fast.accelerate import accelerate

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from cifarbn.benchmark.harness import Report, wait_for
 from cifarbn.benchmark.lightning import adam_classifier, plain_trainer
-from cifarbn.benchmark.sides import Report, wait_for
 from cifarbn.benchmark.step import NETS
 from cifarbn.data import Augmentation, Shapes
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.recorders import Recorder
 from cifarbn.runs.measures import TABLES
-from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 from cifarbn.training.callbacks.timing import Timing
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end")
 RECORDERS: dict[str, Callable[[Path], pl.Callback]] = {
-    "step history": StepHistory,
+    "step history": MetricsLogger,
     **{table.title: resolve_name(table.recorder) for table in TABLES},
 }
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from cifarbn.benchmark.harness import Report
 from cifarbn.benchmark.images import read_images
 from cifarbn.benchmark.lightning import recording_trainer
-from cifarbn.benchmark.sides import Report
 from cifarbn.benchmark.speedrun_bare import BareSpeedrun
 from cifarbn.benchmark.speedrun_peer import run_peer
 from cifarbn.benchmark.speedrun_recipe import Outcome, Recipe
@@ -60,16 +60,18 @@ def measure_speedrun(args: argparse.Namespace) -> Report:
         except UserError as error:  # what has been measured is kept
             notes.append(str(error))
     seconds = {side: [each.seconds for each in results] for side, results in outcomes.items()}
-    notes = [_summary(side, results, recipe.views, outcomes.get(PEER)) for side, results in outcomes.items()] + notes
+    notes = [_summary(side, results, recipe.tta, outcomes.get(PEER)) for side, results in outcomes.items()] + notes
     return {
         "what": f"{EXPERIMENT}: {recipe.epochs} epochs of {len(train):,} images of {name}, batch {recipe.batch_size}; "
         f"{hardware.precision}, compile {mode or 'off'}, CUDA graph {'on' if bare.graph else 'off'}",
         "unit": "images/s",
         "amount": recipe.epochs * len(train),
         "seconds": seconds,
-        "views": recipe.views,
+        "views": recipe.tta,
         "accuracy": {side: [each.accuracy for each in results] for side, results in outcomes.items()},
-        "plain_accuracy": {side: [each.plain_accuracy for each in results] for side, results in outcomes.items()},
+        "accuracy_without_tta": {
+            side: [each.accuracy_without_tta for each in results] for side, results in outcomes.items()
+        },
         "notes": notes,
     }
 
@@ -86,7 +88,7 @@ class FullSpeedrun:
         self.model = accelerate(recipe.make_model(), hardware)
         self.data = _Given(train, test, recipe)
         self.classifier = Classifier(
-            *(self.model, recipe.loss, recipe.make_optimizer, recipe.make_schedule, len(CLASSES), recipe.views),
+            *(self.model, recipe.loss, recipe.make_optimizer, recipe.make_schedule, len(CLASSES), recipe.tta),
             compile=hardware.compile,
             cuda_graphs=hardware.cuda_graphs,
         )
@@ -103,7 +105,7 @@ class FullSpeedrun:
             trainer.test(classifier, self.data, verbose=False)
         seconds = sum(value for kind, value in timing.seconds.items() if kind != "checkpoint")
         seconds -= classifier.step.build_seconds - built_before
-        plain, views = (trainer.callback_metrics[f"test/acc{suffix}"].item() for suffix in ("", f"_{recipe.views}"))
+        plain, views = (trainer.callback_metrics[f"test/acc{suffix}"].item() for suffix in ("", f"_{recipe.tta}"))
         return Outcome(seconds, views, plain)
 
 
@@ -146,7 +148,8 @@ def _in_turn(runs: int, sides: dict[str, Callable[[int], Outcome]]) -> dict[str,
             outcome = side(max(seed, 0))
             run = "warm-up" if seed < 0 else f"seed {seed}"
             print(
-                f"\n{name}, {run}: {outcome.seconds:.3f} s, {outcome.accuracy:.2%}, plain {outcome.plain_accuracy:.2%}"
+                f"\n{name}, {run}: {outcome.seconds:.3f} s, {outcome.accuracy:.2%}, "
+                f"without TTA {outcome.accuracy_without_tta:.2%}"
             )
             if seed >= 0:
                 outcomes[name].append(outcome)
@@ -162,6 +165,6 @@ def _summary(side: str, outcomes: Sequence[Outcome], views: str, peer: Sequence[
     ratio = f", {median / statistics.median(each.seconds for each in peer):.2f} times the peer's" if peer else ""
     return (
         f"{side}: {mean([each.accuracy for each in outcomes])} with {views} views, "
-        f"{mean([each.plain_accuracy for each in outcomes])} plain, n = {len(outcomes)}; "
+        f"{mean([each.accuracy_without_tta for each in outcomes])} plain, n = {len(outcomes)}; "
         f"median {median:.3f} s{ratio}"
     )

@@ -8,16 +8,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cifarbn.benchmark.sides import wait_for
+from cifarbn.benchmark.harness import wait_for
 from cifarbn.benchmark.speedrun_recipe import Outcome, Recipe
 from cifarbn.data import Images
-from cifarbn.data.augmentation import Canvas, Draws
+from cifarbn.data.augmentation import CropFlipParams, PaddedImages
 from cifarbn.data.cifar10 import MEAN, STD
-from cifarbn.data.loader import EpochOrder
+from cifarbn.data.loader import EpochSampler
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.losses import in_full_precision
-from cifarbn.training.tta import mean_over_views
+from cifarbn.training.tta import tta_logits
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class BareSpeedrun:
         self._reset(seed)
         stop = _stopwatch(self.device)
         self.model.initialize_from(self._normalize(self.train.pixels[: self.recipe.batch_size]))
-        canvas = Canvas(self.train.pixels, self.recipe.augmentation)
+        canvas = PaddedImages(self.train.pixels, self.recipe.augmentation)
         steps = self.recipe.epochs * (len(self.train) // self.recipe.batch_size)
         rates = iter(torch.linspace(self.recipe.lr, 0, steps, device=self.device))
         self.model.train()
@@ -90,14 +90,14 @@ class BareSpeedrun:
             for value in state.values():
                 value.zero_()
 
-    def _batches(self, canvas: Canvas, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, canvas: PaddedImages, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Those of `InMemoryLoader` before normalisation, all augmented at once."""
-        order = EpochOrder(len(self.train), shuffle=True, seed=seed)
+        order = EpochSampler(len(self.train), shuffle=True, seed=seed)
         order.set_epoch(epoch)
         used = len(self.train) - len(self.train) % self.recipe.batch_size
         draws = self.recipe.augmentation.draw(len(self.train), seed, epoch)
         index, *drawn = (self._to_device(tensor) for tensor in (order.indices()[:used], *draws))
-        pixels, labels = canvas.crop(index, Draws(*drawn)), self.train.labels[index]
+        pixels, labels = canvas.crop(index, CropFlipParams(*drawn)), self.train.labels[index]
         return zip(pixels.split(self.recipe.batch_size), labels.split(self.recipe.batch_size), strict=True)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -170,8 +170,8 @@ class BareSpeedrun:
         for pixels, labels in zip(self.test.pixels.split(size), self.test.labels.split(size), strict=True):
             images = self._normalize(pixels)
             plain = logits = self.logits(images)
-            if self.recipe.views != "plain":
-                logits = mean_over_views(self._logits_of_view, images, plain, self.recipe.views)
+            if self.recipe.tta != "none":
+                logits = tta_logits(self._logits_of_view, images, plain, self.recipe.tta)
             counts += torch.stack([(each.argmax(1) == labels).sum() for each in (logits, plain)])
         return counts[0], counts[1]
 

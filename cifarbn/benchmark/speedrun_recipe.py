@@ -27,7 +27,7 @@ class Recipe:
         batch_size: images in a training batch.
         eval_batch_size: images in a test batch.
         epochs: passes over the training images.
-        views: the test-time augmentation, a name of `cifarbn.training.tta.NAMES`.
+        tta: the test-time augmentation, a name of `cifarbn.training.tta.POLICIES`.
     """
 
     make_model: Callable[[], SpeedNet]
@@ -39,7 +39,7 @@ class Recipe:
     batch_size: int
     eval_batch_size: int
     epochs: int
-    views: str
+    tta: str
 
     @classmethod
     def of(cls, experiment: str, overrides: Sequence[str] = ()) -> "Recipe":
@@ -56,7 +56,7 @@ class Recipe:
             batch_size=cfg.data.batch_size,
             eval_batch_size=cfg.data.eval_batch_size,
             epochs=cfg.epochs,
-            views=cfg.test_views,
+            tta=cfg.tta,
         )
 
 
@@ -67,9 +67,9 @@ class Outcome:
     Attributes:
         seconds: of whitening, training and the final test.
         accuracy: fraction of the test images, with test-time augmentation.
-        plain_accuracy: the same without it.
+        accuracy_without_tta: the same without it.
     """
 
     seconds: float
     accuracy: float
-    plain_accuracy: float
+    accuracy_without_tta: float

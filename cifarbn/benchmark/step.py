@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifarbn.benchmark.sides import Report, in_turn, wait_for
+from cifarbn.benchmark.harness import Report, in_turn, wait_for
 from cifarbn.fast.accelerate import use_fast_layers
 from cifarbn.models import VGG, ResNet
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from cifarbn.benchmark.sides import Report, in_turn, median_ratio
+from cifarbn.benchmark.harness import Report, in_turn, median_ratio
 from cifarbn.benchmark.step import NETS, TrainingStep
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.cores import OtherProcesses, usable_cpus

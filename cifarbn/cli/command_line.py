@@ -20,13 +20,13 @@ from cifarbn.cli.composition import resolved
 from cifarbn.cli.errors import first_lines
 from cifarbn.cli.resolvers import data_root as data_root
 from cifarbn.errors import Interrupted, UserError, machine_fault
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT, completed, differences, key_of
+from cifarbn.runs.identity import EXECUTION_KEYS, completed, differences, key_of
 
 PLAIN = "CIFARBN_PLAIN_ERRORS"  # in the environment while HYDRA_FULL_ERROR=1 is ours, also of DDP's processes
 PATHS = ("resume_from", "data.root")  # keys whose value is a path
 
 
-def run_plainly(hydra_main: Callable[[], Any]) -> None:
+def run_cli(hydra_main: Callable[[], Any]) -> None:
     """Run a Hydra main with Hydra's own error handler off, since it prints a traceback for whatever it does not know.
 
     Whoever sets HYDRA_FULL_ERROR=1 sees every traceback.
@@ -38,7 +38,7 @@ def run_plainly(hydra_main: Callable[[], Any]) -> None:
         return
     os.environ |= {"HYDRA_FULL_ERROR": "1", PLAIN: "1"}
     try:
-        with plain_errors():
+        with friendly_errors():
             read_arguments()
             hydra_main()
     finally:
@@ -111,7 +111,7 @@ def repeat_saved_run() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         then, now = resolved(saved), resolved(compose("train", overrides=before))
     given = map(key_of, args.overrides)
-    decided = tuple(f"{key}{end}" for key in (*given, *NOT_THE_EXPERIMENT) for end in (":", "."))
+    decided = tuple(f"{key}{end}" for key in (*given, *EXECUTION_KEYS) for end in (":", "."))
     if changes := [change for change in differences(completed(then), now) if not change.startswith(decided)]:
         raise UserError(
             f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or it has changed. "
@@ -136,7 +136,7 @@ def _without_options(arguments: list[str], options: Collection[str]) -> list[str
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def friendly_errors() -> Iterator[None]:
     """End the program with one message and no traceback where the mistake is the user's or their machine's.
 
     Where the user has set HYDRA_FULL_ERROR=1, let the error through.

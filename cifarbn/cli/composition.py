@@ -26,6 +26,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from cifarbn.cli import resolvers
 from cifarbn.cli.errors import first_lines
 from cifarbn.errors import UserError
+from cifarbn.runs.old_names import modern_override
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Beside the package in a checkout, inside it in a wheel.
@@ -65,6 +66,7 @@ class Loader(ConfigLoaderImpl):
         how = (run_mode, from_shell, validate_sweep_overrides)
         if not self._is_ours():
             return super().load_configuration(config_name, overrides, *how)
+        overrides = [_modern(override) for override in overrides]
         # Hydra knows a null in a list of defaults, but not on the command line.
         overrides = [NO_RECORDERS.get(override, override) for override in overrides if override != f"{EXPERIMENT}=null"]
         self._overrides, self._defaults = _parsed(overrides), OmegaConf.create()
@@ -191,6 +193,12 @@ class Loader(ConfigLoaderImpl):
 # Hydra offers no other place between its composition of the files and the command line's values. `hydra.main` and
 # `hydra.compose` both take the name from there; configs of other projects are composed as ever.
 hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
+
+
+def _modern(override: str) -> str:
+    if (modern := modern_override(override)) != override:
+        _say_once(f"{override} is now written {modern}; the old spelling will stop working in the next release")
+    return modern
 
 
 def check_values(parsed: Iterable[Override], defaults: DictConfig, cfg: DictConfig, groups: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from cifarbn.errors import UserError
 
 
 @contextmanager
-def building(what: str) -> Iterator[None]:
+def instantiation_errors(what: str) -> Iterator[None]:
     """Turn a constructor's refusal of its arguments into the user's error, under the key that holds them.
 
     Raises:

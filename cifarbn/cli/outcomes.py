@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from cifarbn.errors import MadeElsewhere, UserError, without_folders
+from cifarbn.errors import RunLocked, UserError, without_folders
 from cifarbn.formatting import number, text_table
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import RESULT, Status
@@ -86,7 +86,7 @@ def read_outcome(
 
 def not_made(folder: Path, overrides: list[str], error: Exception) -> Outcome:
     """Return the outcome of a run that an error kept from being made, such as another run in its folder."""
-    status = End.ELSEWHERE if isinstance(error, MadeElsewhere) else End.REFUSED
+    status = End.ELSEWHERE if isinstance(error, RunLocked) else End.REFUSED
     return Outcome(folder.name, overrides, status, why=short(str(error), folder))
 
 

@@ -20,9 +20,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifarbn.cli.command_line import plain_errors
+from cifarbn.cli.command_line import friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, is_failure, not_made, read_outcome, short, table
-from cifarbn.errors import Interrupted, Refused, UserError, machine_fault
+from cifarbn.errors import Interrupted, RunConflict, UserError, machine_fault
 from cifarbn.formatting import duration
 from cifarbn.runs.locks import Held, Lock
 from cifarbn.runs.schema import RESULT
@@ -91,7 +91,7 @@ class Journal:
             file.write(json.dumps(event) + "\n")
 
 
-class Sweep(Callback):
+class SweepCallback(Callback):
     """Hydra's callback: turns a failed run into a line of the final table, which a failure makes exit with 1.
 
     It takes the place of Hydra's own way, which is to raise the first failure after the last run. Launchers carry it
@@ -107,7 +107,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Plan; Hydra takes an exception here for a warning, but not an exit."""
-        with plain_errors():
+        with friendly_errors():
             check_one_process(config.get("trainer") or {})
             if searches(config.hydra) and OmegaConf.select(config, "data.val_size") == 0:
                 raise UserError(
@@ -193,7 +193,7 @@ def searches(hydra_config: Any) -> bool:
 
 
 def _outcome(folder: Path, overrides: list[str], error: BaseException | None, said: str | None, found: bool) -> Outcome:
-    if isinstance(error, Refused):
+    if isinstance(error, RunConflict):
         return not_made(folder, overrides, error)
     why = short(said or f"{type(error).__name__}: {error}", folder) if error else None
     return read_outcome(folder, overrides, why=why, found=found)

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from cifarbn.data.images import SIDE, Images
+from cifarbn.data.images import IMAGE_SIZE, Images
 from cifarbn.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -117,7 +117,7 @@ def _decode(files: dict[str, bytes], batches: list[list[str]]) -> Images:
     pixels, labels = [], []
     for name, _ in batches:
         batch = pickle.loads(files[name], encoding="latin1")
-        pixels.append(torch.from_numpy(batch["data"]).view(-1, 3, SIDE, SIDE))
+        pixels.append(torch.from_numpy(batch["data"]).view(-1, 3, IMAGE_SIZE, IMAGE_SIZE))
         labels.extend(batch["labels"])
     return Images(torch.cat(pixels).contiguous(memory_format=torch.channels_last), torch.tensor(labels))
 

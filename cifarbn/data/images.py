@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-SIDE = 32
+IMAGE_SIZE = 32
 """Height and width of every picture, in pixels."""
 
 
@@ -28,9 +28,10 @@ class Images:
 
     def __post_init__(self) -> None:
         n = len(self.labels)
-        if self.pixels.shape != (n, 3, SIDE, SIDE) or self.pixels.dtype != torch.uint8:
+        if self.pixels.shape != (n, 3, IMAGE_SIZE, IMAGE_SIZE) or self.pixels.dtype != torch.uint8:
             raise ValueError(
-                f"pixels must be uint8 ({n}, 3, {SIDE}, {SIDE}), not {self.pixels.dtype} {tuple(self.pixels.shape)}"
+                f"pixels must be uint8 ({n}, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), "
+                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
             )
         if self.labels.shape != (n,) or self.labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64 ({n},), not {self.labels.dtype} {tuple(self.labels.shape)}")

@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cifarbn.data.augmentation import Augmentation, Canvas, Draws
-from cifarbn.data.images import SIDE, Images
+from cifarbn.data.augmentation import Augmentation, CropFlipParams, PaddedImages
+from cifarbn.data.images import IMAGE_SIZE, Images
 from cifarbn.data.randomness import keyed_generator
 from cifarbn.errors import UserError
 
@@ -18,7 +18,7 @@ GPU_IMAGES = 4096
 NO_AUGMENTATION = Augmentation(pad=0, flip="none")
 
 
-class EpochOrder:
+class EpochSampler:
     """The order in which an epoch visits `count` pictures; a pure function of (seed, epoch).
 
     Lightning calls `set_epoch` before every epoch. Whoever iterates without Lightning calls it too, or sees the
@@ -99,7 +99,7 @@ class InMemoryLoader:
             )
         self.images = images
         self.augmentation = augmentation or NO_AUGMENTATION
-        self.sampler = EpochOrder(len(images), shuffle=shuffle, seed=seed)
+        self.sampler = EpochSampler(len(images), shuffle=shuffle, seed=seed)
         # Every world_size-th picture of the epoch's order, from number `rank` on: its k-th batch then lies wholly
         # in the k-th global batch.
         self._share = slice(rank, used, world_size)
@@ -108,15 +108,15 @@ class InMemoryLoader:
         # One value per number of a picture rather than per channel: the innermost loop then runs over 3072
         # contiguous numbers instead of 3, which makes this step 4 times as fast on a CPU.
         device = images.pixels.device
-        self._mean = torch.tensor([float(m) for m in mean], device=device).repeat(SIDE * SIDE)
-        self._std = torch.tensor([float(s) for s in std], device=device).repeat(SIDE * SIDE)
+        self._mean = torch.tensor([float(m) for m in mean], device=device).repeat(IMAGE_SIZE * IMAGE_SIZE)
+        self._std = torch.tensor([float(s) for s in std], device=device).repeat(IMAGE_SIZE * IMAGE_SIZE)
         self._position = {"epoch": 0, "batches": 0}
         self._resume_at: dict[str, int] | None = None
 
     @cached_property
-    def _canvas(self) -> Canvas:
+    def _canvas(self) -> PaddedImages:
         # Padded when the first batch is asked for: Lightning builds a loader also to ask for its length.
-        return Canvas(self.images.pixels, self.augmentation)
+        return PaddedImages(self.images.pixels, self.augmentation)
 
     def __len__(self) -> int:
         """Return the number of batches this rank yields in an epoch."""
@@ -133,7 +133,7 @@ class InMemoryLoader:
         epoch = self.sampler.epoch
         order = self._on_device(self.sampler.indices()[self._share])
         draws = self.augmentation.draw(len(self.images), self.sampler.seed, epoch)
-        draws = Draws(*map(self._on_device, draws))
+        draws = CropFlipParams(*map(self._on_device, draws))
         together = max(1, GPU_IMAGES // self._batch_size) if order.is_cuda else 1
         for first in range(self._first_batch(epoch), len(self), together):
             index = order[first * self._batch_size : (first + together) * self._batch_size]
@@ -164,4 +164,4 @@ class InMemoryLoader:
     def _normalise(self, pixels: Tensor) -> Tensor:
         flat = pixels.permute(0, 2, 3, 1).reshape(len(pixels), -1).float()
         flat = flat.div_(255).sub_(self._mean).div_(self._std)
-        return flat.view(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2)
+        return flat.view(-1, IMAGE_SIZE, IMAGE_SIZE, 3).permute(0, 3, 1, 2)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cifarbn.data.images import SIDE, Images
+from cifarbn.data.images import IMAGE_SIZE, Images
 from cifarbn.data.randomness import keyed_generator
 
 TRAIN_SEED, TEST_SEED = 0, 1
@@ -32,7 +32,9 @@ def draw_shapes(n: int, seed: int) -> Images:
         The pictures, channels_last, on the CPU.
     """
     blocks = [_draw_block(seed, block) for block in range(math.ceil(n / _BLOCK))]
-    pixels = torch.cat([pixels for pixels, _ in blocks])[:n] if blocks else torch.empty(0, SIDE, SIDE, 3).byte()
+    pixels = (
+        torch.cat([pixels for pixels, _ in blocks])[:n] if blocks else torch.empty(0, IMAGE_SIZE, IMAGE_SIZE, 3).byte()
+    )
     labels = torch.cat([labels for _, labels in blocks])[:n] if blocks else torch.empty(0).long()
     return Images(pixels.permute(0, 3, 1, 2), labels)
 
@@ -46,14 +48,14 @@ def _draw_block(seed: int, block: int) -> tuple[Tensor, Tensor]:
 
     labels = torch.randperm(_BLOCK, generator=generator) % len(CLASSES)
     angle, radius = uniform(-math.pi / 6, math.pi / 6, 1, 1), uniform(8, 13, 1, 1)
-    x, y = (uniform(-1, 1, 1, 1) * (SIDE / 2 - 1 - radius) for _ in range(2))
+    x, y = (uniform(-1, 1, 1, 1) * (IMAGE_SIZE / 2 - 1 - radius) for _ in range(2))
     ground = uniform(0, 1, 1, 1, 3)
     # A third to two thirds around the circle of each channel: never close to the ground's colour.
     paint = (ground + uniform(1 / 3, 2 / 3, 1, 1, 3)) % 1
     shade = uniform(-0.25, 0.25, 2, 1, 1, 1)
-    grain = uniform(-0.08, 0.08, SIDE, SIDE, 3)
+    grain = uniform(-0.08, 0.08, IMAGE_SIZE, IMAGE_SIZE, 3)
 
-    centres = torch.arange(SIDE, dtype=torch.float64) - (SIDE - 1) / 2
+    centres = torch.arange(IMAGE_SIZE, dtype=torch.float64) - (IMAGE_SIZE - 1) / 2
     down, right = torch.meshgrid(centres, centres, indexing="ij")
     u = ((right - x) * angle.cos() + (down - y) * angle.sin()) / radius
     v = ((down - y) * angle.cos() - (right - x) * angle.sin()) / radius
@@ -63,8 +65,8 @@ def _draw_block(seed: int, block: int) -> tuple[Tensor, Tensor]:
         distance[chosen] = outline(u[chosen], v[chosen])
     cover = (0.5 - distance * radius).clamp(0, 1)[..., None]  # over one pixel at the edge: smooth outlines
 
-    slope = (shade[:, 0] * right[..., None] + shade[:, 1] * down[..., None]) / (SIDE / 2)
-    picture = torch.lerp(ground + slope, paint.expand(-1, SIDE, SIDE, -1), cover) + grain
+    slope = (shade[:, 0] * right[..., None] + shade[:, 1] * down[..., None]) / (IMAGE_SIZE / 2)
+    picture = torch.lerp(ground + slope, paint.expand(-1, IMAGE_SIZE, IMAGE_SIZE, -1), cover) + grain
     return (picture.clamp(0, 1) * 255).round().byte(), labels
 
 

@@ -88,20 +88,20 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         x, weight, patches = ctx.saved_tensors
-        of_x = of_weight = of_bias = None
+        grad_input = grad_weight = grad_bias = None
         again = torch.is_grad_enabled()  # this gradient is to be differentiated, so that it must come from x itself
         if ctx.needs_input_grad[0]:
             if patches is not None and ctx.stride == (1, 1) and not again:
-                of_x = input_gradient(weight, gradient, ctx.padding, True)
+                grad_input = input_gradient(weight, gradient, ctx.padding, True)
             else:
-                of_x = nn.grad.conv2d_input(list(x.shape), weight, gradient, ctx.stride, ctx.padding)  # type: ignore[attr-defined]
+                grad_input = nn.grad.conv2d_input(list(x.shape), weight, gradient, ctx.stride, ctx.padding)  # type: ignore[attr-defined]
         if ctx.needs_input_grad[1]:
             if patches is None or again:
                 patches = patches_of(x, weight.shape[2:], ctx.stride, ctx.padding, not again)
-            of_weight = weight_gradient(patches, gradient, weight.shape)
+            grad_weight = weight_gradient(patches, gradient, weight.shape)
         if ctx.needs_input_grad[2]:
-            of_bias = gradient.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, None, None, None
+            grad_bias = gradient.sum((0, 2, 3))
+        return grad_input, grad_weight, grad_bias, None, None, None
 
 
 def patches_of(

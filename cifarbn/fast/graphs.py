@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarbn.errors import UserError
-from cifarbn.smoothness.preserving import preserved
+from cifarbn.smoothness.preserve_state import preserve_state
 
 LossAndAccuracy = tuple[Tensor, Tensor]
 Forward = Callable[[Tensor, Tensor], LossAndAccuracy]
@@ -51,7 +51,7 @@ class CapturedStep:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         try:
-            with preserved(model), _uncached_autocast():
+            with preserve_state(model), _uncached_autocast():
                 try:
                     with torch.cuda.stream(side):
                         for _ in range(WARM_UP - 1):
@@ -89,7 +89,7 @@ class CapturedStep:
     def seconds(self) -> float:
         """Return the device's seconds for a replay."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with preserved(self._model):
+        with preserve_state(self._model):
             self._graph.replay()
             start.record()
             for _ in range(TIMED):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cifarbn.errors import UserError
 from cifarbn.fast.graphs import CannotCaptureError, CapturedStep, Forward, LossAndAccuracy, plain_attributes
 from cifarbn.losses import Loss
-from cifarbn.smoothness.preserving import preserved
+from cifarbn.smoothness.preserve_state import preserve_state
 
 # One H200 machine, torch 2.11, ResNet-18 in bf16: compiling took 14 and 20 s for 59 layers, and a captured step then
 # took 0.75 (batch 512) and 0.83 (batch 128) of the uncompiled one's time.
@@ -234,7 +234,7 @@ class TrainingStep:
 
     def _seconds(self, inputs: Tensor, labels: Tensor) -> float:
         """Return the seconds of a plain forward and backward pass."""
-        with preserved(self._modules):
+        with preserve_state(self._modules):
             for _ in range(2):  # the first one warms up
                 torch.cuda.synchronize()
                 start = time.perf_counter()
@@ -259,11 +259,11 @@ class TrainingStep:
             self._compiled = torch.compile(self._forward, mode=mode, dynamic=False)
         compiled = self._compiled
         try:
-            with preserved(self._modules):
+            with preserve_state(self._modules):
                 generators = _generators(inputs.device)
                 expected = float(self._forward(inputs, labels)[0].detach())
                 random = generators != _generators(inputs.device)
-            with preserved(self._modules):
+            with preserve_state(self._modules):
                 found = self._gradients(compiled, inputs, labels)
         except UserError:
             raise

@@ -2,8 +2,8 @@
 
 from cifarbn.figures.confusion import confusion_matrix
 from cifarbn.figures.curves import comparison, training_curves
+from cifarbn.figures.images import FeatureMaps, feature_maps, first_layer_filters, misclassified
 from cifarbn.figures.layers import Distribution, distributions, layers
-from cifarbn.figures.pictures import FeatureMaps, feature_maps, first_layer_filters, misclassified
 from cifarbn.figures.smoothness import bands, distance_curves, factors, lines, walks
 from cifarbn.figures.structure import Layer, structure
 from cifarbn.figures.style import save

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cifarbn.models.switches import check_choice
+from cifarbn.models.types import check_choice
 
 
 class NoisyBatchNorm2d(nn.BatchNorm2d):
@@ -31,7 +31,7 @@ class NoisyBatchNorm2d(nn.BatchNorm2d):
         r_sigma: standard deviation of the law of a value's scale around its channel's.
     """
 
-    one_process = True  # torch would put its own SyncBatchNorm, which makes no noise, in its place
+    requires_single_process = True  # torch would put its own SyncBatchNorm, which makes no noise, in its place
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class LpNorm2d(nn.Module):
         ValueError: where p is none of these.
     """
 
-    one_process = True  # its statistics are of one process's share of the batch
+    requires_single_process = True  # its statistics are of one process's share of the batch
 
     running_mean: Tensor
     running_norm: Tensor

@@ -5,8 +5,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cifarbn.models.initialization import initialize
-from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
+from cifarbn.models.init import initialize
+from cifarbn.models.types import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
 
 class ResidualModule(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarbn.models.switches import Activation, Norm, check_at_least_one
+from cifarbn.models.types import Activation, Norm, check_at_least_one
 
 
 class SpeedNet(nn.Module):
@@ -23,8 +23,8 @@ class SpeedNet(nn.Module):
             convolutions have a bias.
         norm_scale: whether the norms' scales are trained; the paper leaves them at 1.
         activation: makes the layer after the whitening and after every norm.
-        identity: the first filters of each convolution start by passing one channel of its input each through, so that
-            at the start pictures arrive at the head; the others start at torch's default.
+        dirac_init: initialise each convolution's first filters as identity (Dirac) filters, one per input channel, so
+            that at the start the image reaches the head; the others start at torch's default.
         whitening_bias_epochs: epochs for which the whitening layer's bias is trained; None: all. Afterwards nothing
             below the first group needs a gradient, which saves about 5 % of a step. DDP, which wants a gradient of
             every parameter it started with, takes only 0 or None.
@@ -41,7 +41,7 @@ class SpeedNet(nn.Module):
         norm: Norm = nn.BatchNorm2d,
         norm_scale: bool = False,
         activation: Activation = nn.GELU,
-        identity: bool = True,
+        dirac_init: bool = True,
         whitening_bias_epochs: int | None = 3,
         num_classes: int = 10,
     ) -> None:
@@ -58,7 +58,7 @@ class SpeedNet(nn.Module):
             "norm": norm,
             "norm_scale": norm_scale,
             "activation": activation,
-            "identity": identity,
+            "dirac_init": dirac_init,
         }
         self.groups = nn.Sequential(*(Group(i, o, **switches) for i, o in zip(inputs, widths, strict=True)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
@@ -135,7 +135,7 @@ class Group(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, norm: Norm, norm_scale: bool, activation: Activation, identity: bool
+        self, inputs: int, outputs: int, *, norm: Norm, norm_scale: bool, activation: Activation, dirac_init: bool
     ) -> None:
         super().__init__()
         bias = isinstance(norm(outputs), nn.Identity)
@@ -146,7 +146,7 @@ class Group(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=bias)
         self.norm2 = norm(outputs)
         self.act2 = activation()
-        if identity:
+        if dirac_init:
             for conv in (self.conv1, self.conv2):
                 nn.init.dirac_(conv.weight[: conv.in_channels].detach())
         for layer in (self.norm1, self.norm2):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from cifarbn.models.initialization import initialize
-from cifarbn.models.switches import Activation, Norm, check_at_least_one, check_choice, check_dropout
+from cifarbn.models.init import initialize
+from cifarbn.models.types import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
 # 3x3 convolutions in each of the five stages, a max pool after each stage (table 1 of the paper; C has 1x1 ones).
 CONVOLUTIONS = {
@@ -21,7 +21,7 @@ class VGG(nn.Module):
     where there is a norm, so that their convolutional weights load. Convolutions have a bias either way.
 
     Args:
-        letter: "A", "B", "D" or "E", the column of the paper's table 1: 11, 13, 16 or 19 layers with weights.
+        variant: "A", "B", "D" or "E", the column of the paper's table 1: 11, 13, 16 or 19 layers with weights.
         norm: channels -> layer after every convolution; one that makes an `nn.Identity` means none.
         classifier_norm: BatchNorm1d after both hidden linear layers as well.
         activation: makes the layer after every convolution and hidden linear layer.
@@ -31,12 +31,12 @@ class VGG(nn.Module):
         num_classes: C.
 
     Raises:
-        ValueError: where letter or init is unknown, width less than 1, or dropout outside [0, 1).
+        ValueError: where variant or init is unknown, width less than 1, or dropout outside [0, 1).
     """
 
     def __init__(
         self,
-        letter: str,
+        variant: str,
         *,
         norm: Norm = nn.Identity,
         classifier_norm: bool = False,
@@ -47,11 +47,11 @@ class VGG(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        check_choice("letter", letter, CONVOLUTIONS)
+        check_choice("variant", variant, CONVOLUTIONS)
         check_at_least_one("width", width)
         check_dropout(dropout)
         hidden = 8 * width
-        self.features = nn.Sequential(*_features(CONVOLUTIONS[letter], width, norm, activation))
+        self.features = nn.Sequential(*_features(CONVOLUTIONS[variant], width, norm, activation))
         self.classifier = nn.Sequential()
         for _ in range(2):
             self.classifier.append(nn.Dropout(dropout))

@@ -13,7 +13,7 @@ from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, net_of
 from cifarbn.runs.measures import CovariateShiftKeys, Key
 from cifarbn.smoothness.covariate_shift import covariate_shift
-from cifarbn.smoothness.evaluation import standing_at
+from cifarbn.smoothness.evaluation import parameters_at
 
 
 class CovariateShift(Recorder):
@@ -57,7 +57,7 @@ class CovariateShift(Recorder):
             return
         groups = [layer for _, layer in layers(net_of(pl_module))]
         everything = [p for layer in groups for p in layer]
-        with measuring(pl_module, batch) as loss_fn, standing_at(everything, self._before) as after:
+        with measuring(pl_module, batch) as loss_fn, parameters_at(everything, self._before) as after:
             remaining = iter(after)
             shift = covariate_shift(loss_fn, groups, [[next(remaining) for _ in layer] for layer in groups])
         self.note(

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, trained
-from cifarbn.runs.measures import Key, ProbeKeys, WalkKeys
-from cifarbn.smoothness.evaluation import LossAndGradient, loss_and_gradient, standing_at
+from cifarbn.runs.measures import DirectionalProbeKeys, Key, ProbeKeys
+from cifarbn.smoothness.directional_probe import DirectionalProbe, dln_steps, probe_along, vgg_steps
+from cifarbn.smoothness.evaluation import LossAndGradient, loss_and_gradient, parameters_at
 from cifarbn.smoothness.vectors import norm, random_direction
-from cifarbn.smoothness.walk import Walk, dln_steps, vgg_steps, walk
 
 DIRECTIONS = ("gradient", "random", "update")
 SHARES = (0.5, 1.0, 2.0, 4.0)  # the paper's [1/2, 4] x eta, in true steps
@@ -26,8 +26,8 @@ class GradientProbe(Recorder):
     """Walks theta_t(s) = theta_t - s d from step t's parameters, on step t's minibatch, and records what it meets.
 
     Santurkar et al. 2018 (arXiv 1805.11604), section 3.2. For each direction the arrays are those of
-    `smoothness.walk.Walk`, named `gradient.loss`, `gradient.gradient_distance`, ...: entries (probes, S) and, per
-    parameter tensor, (probes, S, P). The parameters are saved and copied back, bit for bit.
+    `smoothness.directional_probe.DirectionalProbe`, named `gradient.loss`, `gradient.gradient_distance`, ...:
+    (probes, S) and, per parameter tensor, (probes, S, P). The parameters are saved and copied back, bit for bit.
 
     The paper's step sizes are made for SGD at a rate of 0.1; under Adam the same s is another number of optimizer
     steps at every rate. `matched.loss`, ... are of a further walk along the gradient, by `shares` of the length of the
@@ -115,7 +115,7 @@ class GradientProbe(Recorder):
                 if kind == "random":
                     generator = torch.Generator().manual_seed(torch.initial_seed() + trainer.global_step)
                     direction = random_direction(start.gradient, generator)
-                seen = walk(loss_fn, parameters, self.s, start=start, direction=direction)
+                seen = probe_along(loss_fn, parameters, self.s, start=start, direction=direction)
                 self._enter(self.table.random if kind == "random" else self.table.gradient, seen)
         if "update" in self.directions:
             self._before, self._start = [p.detach().clone() for p in parameters], start
@@ -129,19 +129,20 @@ class GradientProbe(Recorder):
         if self._start is None:
             return
         parameters = list(trained(pl_module).values())
-        with measuring(pl_module, batch) as loss_fn, standing_at(parameters, self._before) as after:
+        with measuring(pl_module, batch) as loss_fn, parameters_at(parameters, self._before) as after:
             update = [old - new for old, new in zip(self._before, after, strict=True)]
-            self._enter(self.table.update, walk(loss_fn, parameters, [1.0], start=self._start, direction=update))
+            self._enter(self.table.update, probe_along(loss_fn, parameters, [1.0], start=self._start, direction=update))
             if self.shares:
                 scale = norm(update) / norm(self._start.gradient)
                 as_long = [g * scale.to(g.dtype) for g in self._start.gradient]
                 self._enter(
-                    self.table.matched, walk(loss_fn, parameters, self.shares, start=self._start, direction=as_long)
+                    self.table.matched,
+                    probe_along(loss_fn, parameters, self.shares, start=self._start, direction=as_long),
                 )
         self.note(self._entry)
         self._before, self._start = [], None
 
-    def _enter(self, keys: WalkKeys, seen: Walk) -> None:
+    def _enter(self, keys: DirectionalProbeKeys, seen: DirectionalProbe) -> None:
         self._entry |= {
             keys.distance_moved: seen.distance_moved,
             keys.loss_at_start: seen.loss_at_start,

@@ -14,7 +14,7 @@ from cifarbn.errors import UserError
 from cifarbn.losses import accuracy
 from cifarbn.recorders.recorder import Recorder, due, loss_of, net_of
 from cifarbn.runs.measures import HeldOutKeys, Key
-from cifarbn.smoothness.preserving import preserved
+from cifarbn.smoothness.preserve_state import preserve_state
 
 
 class HeldOutAccuracy(Recorder):
@@ -72,7 +72,7 @@ class HeldOutAccuracy(Recorder):
         net, loss = net_of(pl_module), loss_of(pl_module)
         total = right = torch.zeros((), device=pl_module.device)
         count = 0
-        with preserved(net, train=False), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with preserve_state(net, train=False), torch.no_grad(), trainer.precision_plugin.forward_context():
             for pictures, labels in self._batches:
                 logits = net(pictures)
                 total = total + loss(logits, labels) * len(labels)

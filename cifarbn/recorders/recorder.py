@@ -18,8 +18,8 @@ from cifarbn.runs.durable import replace_file
 from cifarbn.runs.measures import Key, Table
 from cifarbn.runs.schema import RECORDINGS
 from cifarbn.smoothness.evaluation import LossFunction
-from cifarbn.smoothness.preserving import preserved
-from cifarbn.smoothness.randomness import replayed
+from cifarbn.smoothness.preserve_state import preserve_state
+from cifarbn.smoothness.randomness import with_fixed_rng
 
 
 class Recorder(pl.Callback):
@@ -128,9 +128,9 @@ def measuring(pl_module: pl.LightningModule, batch: Batch) -> Iterator[LossFunct
     matmul = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with preserved(net, train=True), _in_full_precision(net), autocast_off, one_algorithm, torch.enable_grad():
+        with preserve_state(net, train=True), _in_full_precision(net), autocast_off, one_algorithm, torch.enable_grad():
             with torch.compiler.set_stance("force_eager"):
-                yield replayed(lambda: loss(net(pictures), labels), net)
+                yield with_fixed_rng(lambda: loss(net(pictures), labels), net)
     finally:
         torch.set_float32_matmul_precision(matmul)
 
@@ -139,7 +139,7 @@ def measuring(pl_module: pl.LightningModule, batch: Batch) -> Iterator[LossFunct
 def _in_full_precision(net: nn.Module) -> Iterator[None]:
     """Let a net of half-precision weights (trainer.precision=bf16-true) compute in float32, and put the weights back.
 
-    Only the weights: `preserved`, around it, puts back the buffers.
+    Only the weights: `preserve_state`, around it, puts back the buffers.
     """
     halves = [(p, p.data) for p in net.parameters() if p.dtype in HALF]
     if halves:

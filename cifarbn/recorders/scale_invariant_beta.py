@@ -12,7 +12,7 @@ from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, trained
 from cifarbn.runs.measures import Key, ScaleInvariantBetaKeys
-from cifarbn.smoothness.weight_walks import SHARES, walk_each_weight
+from cifarbn.smoothness.weight_probes import SHARES, probe_each_weight
 
 
 class ScaleInvariantBeta(Recorder):
@@ -20,8 +20,8 @@ class ScaleInvariantBeta(Recorder):
 
     A weight is a trained parameter of more than one dimension: a bias before a normalisation has no gradient but
     rounding, and the scale of a normalisation is no weight that a normalisation follows. The arrays are those of
-    `smoothness.weight_walks.WeightWalks`, one entry a measurement, with the weights' names in `weights`;
-    `smoothness.weight_walks.scale_invariant_beta` makes beta ||w||^2 of them.
+    `smoothness.weight_probes.WeightProbes`, one entry a measurement, with the weights' names in `weights`;
+    `smoothness.weight_probes.scale_invariant_beta` makes beta ||w||^2 of them.
 
     Costs one forward-backward pass, and len(shares) passes for every weight (VGG-A has 11), whose backward part goes
     no deeper than that weight. Holds one gradient of all weights and two copies of one weight.
@@ -54,7 +54,7 @@ class ScaleInvariantBeta(Recorder):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Walk before the step is taken."""
+        """DirectionalProbe before the step is taken."""
         if not due(trainer, self.every):
             return
         walked = weights(pl_module)
@@ -64,7 +64,7 @@ class ScaleInvariantBeta(Recorder):
                 "cannot be compared between steps; leave this recorder out"
             )
         with measuring(pl_module, batch) as loss_fn:
-            seen = walk_each_weight(loss_fn, walked.values(), self.shares)
+            seen = probe_each_weight(loss_fn, walked.values(), self.shares)
         self.note(
             {
                 self.table.step: trainer.global_step,

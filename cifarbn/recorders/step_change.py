@@ -12,8 +12,8 @@ from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, by_name, due, last_layer_of, measuring, trained
 from cifarbn.runs.measures import Key, StepChangeKeys
-from cifarbn.smoothness.evaluation import loss_and_gradient, standing_at
-from cifarbn.smoothness.step_change import consecutive_split, step_change
+from cifarbn.smoothness.evaluation import loss_and_gradient, parameters_at
+from cifarbn.smoothness.step_change import drift_noise_split, step_change
 
 
 class StepChange(Recorder):
@@ -90,11 +90,11 @@ class StepChange(Recorder):
         parameters = list(trained(pl_module).values())
         with measuring(pl_module, batch) as loss_fn:
             following = loss_and_gradient(loss_fn, parameters).gradient
-            with standing_at(parameters, self._before):
+            with parameters_at(parameters, self._before):
                 crossed = loss_and_gradient(loss_fn, parameters).gradient
-        split = consecutive_split(self._gradient, crossed, following)
+        split = drift_noise_split(self._gradient, crossed, following)
         head = list(trained(pl_module)).index(f"{self._layer}.weight".lstrip("."))
-        of_head = consecutive_split(*([g[head]] for g in (self._gradient, crossed, following)))
+        of_head = drift_noise_split(*([g[head]] for g in (self._gradient, crossed, following)))
         self.note(
             {
                 **self._entry,

@@ -4,8 +4,8 @@
 turns them into figures; `page` puts table and sections into index.html and report.md.
 """
 
-from cifarbn.report.gather import Group, RunRecord, Sweep, gather
+from cifarbn.report.gather import Group, RunRecord, RunSet, gather
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.write import write_report
 
-__all__ = ["Drawing", "Group", "Options", "RunRecord", "Section", "Sweep", "gather", "write_report"]
+__all__ = ["Drawing", "Group", "Options", "RunRecord", "Section", "RunSet", "gather", "write_report"]

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarbn.cli.command_line import data_root, plain_errors
+from cifarbn.cli.command_line import data_root, friendly_errors
 from cifarbn.errors import UserError
 from cifarbn.report.gather import gather
-from cifarbn.report.inside import look_inside
 from cifarbn.report.section import Options
+from cifarbn.report.trained_model import look_inside
 from cifarbn.report.write import default_folder, write_report
 from cifarbn.runs.load import check_prefixes
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--nets", type=int, default=4, help="of how many groups, from the best, to look into the net (default: 4)"
     )
     chosen = parser.parse_intermixed_args(arguments)
-    with plain_errors():
+    with friendly_errors():
         for folder in chosen.folders:
             if not folder.is_dir():
                 raise UserError(f"there is no folder {folder}; `python -m cifarbn.train` makes multirun_outputs/")
@@ -56,13 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = chosen.out or default_folder(chosen.folders[0])
         sweep = gather(*chosen.folders)
         write_report(sweep, out, options)
-        for run, _, reason in sweep.left_out:
+        for run, _, reason in sweep.excluded:
             print(f"left out: {run}: {reason}")
         for run, _, reason in sweep.read_in_part:
             print(f"read in part: {run}: {reason}")
         # Not on the page: it says where things are on this machine.
-        for trouble in dict.fromkeys(inside.trouble for inside in look_inside(sweep, options) if inside.trouble):
-            print(f"no look into the net: {trouble}")
+        for exclusion_reason in dict.fromkeys(
+            inside.exclusion_reason for inside in look_inside(sweep, options) if inside.exclusion_reason
+        ):
+            print(f"no look into the net: {exclusion_reason}")
         print(out / "index.html")
 
 

@@ -40,13 +40,18 @@ _PART_1 = tuple(
 )
 _DECAYED, _AUGMENTED, _L2 = _PART_1[1:], _PART_1[2:], _PART_1[3:]
 _POOLED = _PART_1[5:]
-_PART_2 = ("report/vgg_a", "report/vgg_a_bn")
+_PART_2 = ("course_report/vgg_a", "course_report/vgg_a_bn")
 _PAPER_VGG = tuple(
     f"paper/{name}"
     for name in ("vgg", "vgg_bn", "vgg_augmented", "vgg_bn_augmented", "vgg_noisy_bn", "vgg_l1", "vgg_l2", "vgg_linf")
 )
-_PAPER_DLN = ("paper/dln", "paper/dln_bn", "paper/dln_small_lr", "paper/dln_bn_small_lr")
-_COURSE = ("course/vgg_a", "course/vgg_a_bn")
+_PAPER_DLN = (
+    "santurkar2018/dln",
+    "santurkar2018/dln_bn",
+    "santurkar2018/dln_small_lr",
+    "santurkar2018/dln_bn_small_lr",
+)
+_COURSE = ("course_handout/vgg_a", "course_handout/vgg_a_bn")
 
 _PRECISION = Assumption(
     "Precision: not given. Here bf16 where the hardware multiplies it natively, otherwise fp32; weights and optimizer "
@@ -85,7 +90,7 @@ def _vgg_in_the_course_setting(rows: tuple[str, ...]) -> tuple[Assumption, ...]:
 
 
 ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
-    "report": (
+    "course_report": (
         Assumption("Batch size: not given for part 1. Here 128.", values={"data.batch_size": 128}),
         Assumption(
             "Random crop: the amount and kind of padding are not given. Here 4 black pixels on each side (zeros, "
@@ -108,7 +113,7 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
         Assumption(
             "Baseline: the report compares learning rates 0.01 and 0.001 and does not say which one, how many epochs "
             "and which Adam its accuracy belongs to. Here 0.001, 200 epochs and betas (0.5, 0.9), as in its table 1.",
-            ("report/baseline",),
+            ("course_report/baseline",),
             {"optim.lr": 1e-3, "epochs": 200, "optim.betas": [0.5, 0.9]},
         ),
         Assumption(
@@ -124,7 +129,7 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
         ),
         Assumption(
             "Dropout: its rate and place are not given. Here 0.5, before the last linear layer.",
-            ("report/dropout",),
+            ("course_report/dropout",),
             {"model.dropout": 0.5},
         ),
         Assumption(
@@ -135,15 +140,17 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
         ),
         Assumption(
             "SGD: the momentum is not given. Here 0.9, without Nesterov.",
-            ("report/sgd",),
+            ("course_report/sgd",),
             {"optim.momentum": 0.9, "optim.nesterov": False},
         ),
         Assumption(
-            "RMSprop: its alpha is not given. Here torch's default, 0.99.", ("report/rmsprop",), {"optim.alpha": 0.99}
+            "RMSprop: its alpha is not given. Here torch's default, 0.99.",
+            ("course_report/rmsprop",),
+            {"optim.alpha": 0.99},
         ),
         Assumption(
             "MSE: its scale is not given. Here the mean over the batch and the ten outputs, of the logits themselves.",
-            ("report/mse",),
+            ("course_report/mse",),
             {"loss._target_": "cifarbn.losses.OneHotMSELoss"},
         ),
         Assumption(
@@ -154,12 +161,12 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
         *_vgg_in_the_course_setting(_PART_2),
         _PRECISION,
     ),
-    "paper": (
+    "santurkar2018": (
         Assumption(
             "Which VGG: here VGG-A of width 64 with two hidden linear layers of 512, batch normalisation (where there "
             "is one) after every convolution and not in the classifier, and no dropout.",
             _PAPER_VGG,
-            {"model.letter": "A", "model.width": 64, "model.classifier_norm": False, "model.dropout": 0.0},
+            {"model.variant": "A", "model.width": 64, "model.classifier_norm": False, "model.dropout": 0.0},
         ),
         Assumption("Glorot initialisation: here its normal form, with zero biases.", values={"model.init": "xavier"}),
         Assumption(
@@ -168,7 +175,7 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
         ),
         Assumption(
             "Augmentation: here 4 black pixels on each side and a random crop, then a flip with probability 1/2.",
-            ("paper/vgg_augmented", "paper/vgg_bn_augmented"),
+            ("santurkar2018/vgg_augmented", "santurkar2018/vgg_bn_augmented"),
             {
                 "data.augmentation.pad": 4,
                 "data.augmentation.padding_mode": "constant",
@@ -182,8 +189,8 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
             {"data.mean": [0.4914, 0.4822, 0.4465], "data.std": [0.2470, 0.2435, 0.2616], "data.val_size": 0},
         ),
         Assumption(
-            "Walk along the gradient: the number of points and of probed steps is not given. Here 8 points between 1/2 "
-            "and 4 times the learning rate, at every 100th step, in fp32.",
+            "Probe along the gradient: the number of points and of probed steps is not given. Here 8 points between "
+            "1/2 and 4 times the learning rate, at every 100th step, in fp32.",
             _PAPER_VGG,
             {"record.gradient_probe.points": 8, "record.gradient_probe.every": 100, "record.gradient_probe.eta": 0.1},
         ),
@@ -200,5 +207,5 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
             {"trainer.precision": "auto"},
         ),
     ),
-    "course": (*_vgg_in_the_course_setting(_COURSE), _PRECISION),
+    "course_handout": (*_vgg_in_the_course_setting(_COURSE), _PRECISION),
 }

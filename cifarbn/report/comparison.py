@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from cifarbn.formatting import interval, number, plus_minus, points
-from cifarbn.report.gather import RunRecord, Sweep
+from cifarbn.report.gather import RunRecord, RunSet
 from cifarbn.report.interval import Estimate, estimate
 from cifarbn.report.section import Section
 from cifarbn.report.table import as_csv
@@ -19,7 +19,7 @@ class Row:
     """One experiment that a source describes, and the runs that repeat it.
 
     Attributes:
-        name: as on the command line, such as "report/l2".
+        name: as on the command line, such as "course_report/l2".
         source: where it stands there.
         target: the test accuracy given there, a fraction; None if none is.
         base: the name of the row that this one changes, if it is one of the table's.
@@ -36,7 +36,7 @@ class Row:
 
 
 def comparison(
-    rows: Sequence[Row], sweep: Sweep, text: str, *, comparable: bool, refused: Mapping[str, str] = NOTHING
+    rows: Sequence[Row], sweep: RunSet, text: str, *, comparable: bool, refused: Mapping[str, str] = NOTHING
 ) -> Section:
     """The section with one line a row, in the order given.
 
@@ -45,7 +45,7 @@ def comparison(
     Where the runs are not the source's experiments (`comparable` is false) there is no gap; what a row changes of the
     one it builds on stands beside the same difference in the source instead.
     """
-    records = {run.folder.name: run for group in sweep.groups for run in group.runs + group.left_out}
+    records = {run.folder.name: run for group in sweep.groups for run in group.runs + group.excluded}
     records = {name: run for name, run in records.items() if name not in refused}
     troubles = {name: f"refused: {why}" for name, why in refused.items()} | sweep.unreadable
     measured = {row.name: _estimate(row, records) for row in rows}
@@ -78,7 +78,7 @@ def comparison(
 
 def _runs(row: Row, records: Mapping[str, RunRecord]) -> list[RunRecord]:
     """The row's runs that count."""
-    return [run for name in row.folders if (run := records.get(name)) and not run.trouble]
+    return [run for name in row.folders if (run := records.get(name)) and not run.exclusion_reason]
 
 
 def _estimate(row: Row, records: Mapping[str, RunRecord]) -> Estimate | None:
@@ -97,9 +97,9 @@ def _loss(row: Row, records: Mapping[str, RunRecord]) -> str:
 def _missing(row: Row, records: Mapping[str, RunRecord], troubles: Mapping[str, str]) -> str:
     """How many runs do not count, and why."""
     why = Counter(
-        records[name].trouble if name in records else troubles.get(name, "not begun")
+        records[name].exclusion_reason if name in records else troubles.get(name, "not begun")
         for name in row.folders
-        if name not in records or records[name].trouble
+        if name not in records or records[name].exclusion_reason
     )
     return "; ".join(f"{count} {trouble}" for trouble, count in why.items())
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cifarbn import figures
-from cifarbn.report.gather import Group, Sweep
+from cifarbn.report.captions import accuracy, data_and_n, heading, names_and_n, slugs
+from cifarbn.report.gather import Group, RunSet
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.report.wording import accuracy, data_and_n, heading, names_and_n, slugs
 from cifarbn.runs.schema import EPOCH_COLUMNS, EpochColumn
 
 MOST_FIGURES = 16  # of single groups; the comparison and curves.csv have all of them
@@ -28,7 +28,7 @@ VALIDATION = Part("val/loss", "val/acc", "validation")
 TEST = Part("test_curve/loss", "test_curve/acc", "test")
 
 
-def training_curves(sweep: Sweep, options: Options) -> Section | None:
+def training_curves(sweep: RunSet, options: Options) -> Section | None:
     """Accuracy and loss of all groups against each other, then the training procedure of each."""
     groups = [group for group in sweep.counted if _measured(group.curves(TRAINING.loss))]
     if not groups:

@@ -11,8 +11,8 @@ import numpy as np
 from cifarbn import figures
 from cifarbn.report.families import Family
 from cifarbn.report.gather import RunRecord
+from cifarbn.report.probe_curves import AT_ONE_DISTANCE, SHARES, at_true_steps
 from cifarbn.report.section import Drawing
-from cifarbn.report.walks import AT_ONE_DISTANCE, SHARES, at_true_steps
 from cifarbn.runs.measures import MEASURES, PREDICTIVENESS, Curve, Origin
 from cifarbn.smoothness.factors import FEWEST, Factor, factor, factor_at_matched_loss
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cifarbn.report.gather import RunRecord, Sweep
-from cifarbn.report.names import name_groups, short
+from cifarbn.report.gather import RunRecord, RunSet
+from cifarbn.report.labels import name_groups, short
 from cifarbn.runs.identity import Tag, keys_with, without, without_seed
 from cifarbn.runs.schema import Result
 
@@ -20,7 +20,7 @@ class Family:
         norm: its normalisation layer's class, such as BatchNorm2d; Identity for none.
         besides: its config without seed, rate and norm: what families to be paired have in common.
         runs: learning rate -> its runs that count, by seed.
-        left_out: name of run -> why it is in no figure.
+        excluded: name of run -> why it is in no figure.
         data: the name of its data set.
     """
 
@@ -28,7 +28,7 @@ class Family:
     norm: str = ""
     besides: str = ""
     runs: dict[str, list[RunRecord]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)
     data: str = ""
 
     def each(self) -> list[tuple[str, RunRecord]]:
@@ -47,11 +47,11 @@ class Family:
         return [by_rate for by_rate in by_seed.values() if len(by_rate) == most > 1]
 
 
-def find_families(sweep: Sweep) -> list[Family]:
+def find_families(sweep: RunSet) -> list[Family]:
     """All families under a folder, in the order of its table but those without normalisation last."""
     members: dict[str, list[RunRecord]] = {}
     for group in sweep.groups:
-        for run in (*group.runs, *group.left_out):
+        for run in (*group.runs, *group.excluded):
             if run.config.get("optim", {}).get("lr") is None:
                 continue  # an optimizer that has no rate of its own: nothing here could be said of it
             members.setdefault(json.dumps(_without_rate(run.config), sort_keys=True), []).append(run)
@@ -70,8 +70,8 @@ def find_families(sweep: Sweep) -> list[Family]:
         besides = json.dumps(without(_without_rate(config), keys_with(Tag.NORM)), sort_keys=True)
         family = Family(label, norm, besides, data=runs[0].data)
         for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
-            if run.trouble:
-                family.left_out[run.name] = run.trouble
+            if run.exclusion_reason:
+                family.excluded[run.name] = run.exclusion_reason
             else:
                 family.runs.setdefault(short(run.config["optim"]["lr"]), []).append(run)
         families.append(family)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from cifarbn.report.captions import count
 from cifarbn.report.families import Family
-from cifarbn.report.wording import count
 from cifarbn.runs.measures import Curve
 
 SCALE = (

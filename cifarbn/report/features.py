@@ -10,17 +10,17 @@ from cifarbn import figures
 from cifarbn.data.images import Images
 from cifarbn.errors import UserError
 from cifarbn.figures import FeatureMaps
-from cifarbn.report.gather import Sweep
-from cifarbn.report.inside import Inside, look_inside
+from cifarbn.report.captions import count
+from cifarbn.report.gather import RunSet
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.structure import is_block
-from cifarbn.report.wording import count
+from cifarbn.report.trained_model import Inside, look_inside
 
 SHIP = "ship"  # as in the report's figure 9
 MOST_STAGES = 16
 
 
-def feature_maps(sweep: Sweep, options: Options) -> Section | None:
+def feature_maps(sweep: RunSet, options: Options) -> Section | None:
     """What comes out of every residual block, or of every stage of convolutions, for one test picture.
 
     Raises:
@@ -40,7 +40,7 @@ def feature_maps(sweep: Sweep, options: Options) -> Section | None:
     return Section("Feature maps", text, drawings) if drawings else None
 
 
-def first_layer_filters(sweep: Sweep, options: Options) -> Section | None:
+def first_layer_filters(sweep: RunSet, options: Options) -> Section | None:
     """The filters of the first convolution, where it looks at colours."""
     drawings = []
     for inside in look_inside(sweep, options):
@@ -58,7 +58,7 @@ def first_layer_filters(sweep: Sweep, options: Options) -> Section | None:
     return Section("First-layer filters", text, drawings) if drawings else None
 
 
-def choose_picture(wanted: str | None, test: Images, classes: tuple[str, ...]) -> tuple[int, str]:
+def choose_image(wanted: str | None, test: Images, classes: tuple[str, ...]) -> tuple[int, str]:
     """The number of the wanted test picture, and its class.
 
     Args:
@@ -120,7 +120,7 @@ def stage_outputs(net: nn.Module, picture: Tensor) -> list[FeatureMaps]:
 def _feature_maps(inside: Inside, wanted: str | None) -> Drawing | None:
     if inside.trained is None or inside.test is None:
         return None
-    index, truth = choose_picture(wanted, inside.test, inside.trained.classes)
+    index, truth = choose_image(wanted, inside.test, inside.trained.classes)
     pixels = inside.test.pixels[index]
     stages = stage_outputs(inside.trained.net, inside.trained.normalised(pixels[None]))
     if not stages:

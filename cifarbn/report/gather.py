@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from cifarbn.errors import UserError, without_folders
-from cifarbn.report.names import leaves, name_groups
+from cifarbn.report.labels import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT, SEED, completed, role_of
+from cifarbn.runs.identity import EXECUTION_KEYS, SEED, completed, role_of
 from cifarbn.runs.measures import Key
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
 from cifarbn.runs.untrusted import clean, stored_result
@@ -43,7 +43,7 @@ class RunRecord:
     faults: list[str] = field(default_factory=list)
 
     @cached_property
-    def trouble(self) -> str | None:
+    def exclusion_reason(self) -> str | None:
         """Why this run counts in no mean, or None: only a run that was finished and did not die counts."""
         status = self.result["status"]
         if status == Status.RUNNING:
@@ -118,22 +118,22 @@ class Group:
     Attributes:
         label: what sets this group apart from the others, to be read by people.
         runs: those that count, by seed; maybe none.
-        left_out: those that count in no mean, with `trouble`.
+        excluded: those that count in no mean, with `exclusion_reason`.
     """
 
     label: str
     runs: list[RunRecord]
-    left_out: list[RunRecord]
+    excluded: list[RunRecord]
 
     @property
     def data(self) -> str:
         """The data set's name."""
-        return (self.runs + self.left_out)[0].data
+        return (self.runs + self.excluded)[0].data
 
     @property
     def config(self) -> dict[str, Any]:
         """The config of one of its runs."""
-        return (self.runs + self.left_out)[0].config
+        return (self.runs + self.excluded)[0].config
 
     @property
     def target(self) -> float | None:
@@ -141,7 +141,7 @@ class Group:
 
         None, too, where the command line changed the experiment, for then it is another one.
         """
-        overrides = (self.runs + self.left_out)[0].result.get("overrides", [])
+        overrides = (self.runs + self.excluded)[0].result.get("overrides", [])
         kept = all(role_of(override) for override in overrides)
         return self.config.get("target") if kept else None
 
@@ -156,7 +156,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class RunSet:
     """All runs under some folders.
 
     Attributes:
@@ -183,19 +183,19 @@ class Sweep:
         return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
 
     @property
-    def left_out(self) -> list[tuple[str, str, str]]:
+    def excluded(self) -> list[tuple[str, str, str]]:
         """(run, group, reason) of every run that counts in no mean."""
-        runs = [(run.name, group.label, str(run.trouble)) for group in self.groups for run in group.left_out]
+        runs = [(run.name, group.label, str(run.exclusion_reason)) for group in self.groups for run in group.excluded]
         return runs + [(folder, "", reason) for folder, reason in self.unreadable.items()]
 
     @property
     def read_in_part(self) -> list[tuple[str, str, str]]:
         """(run, group, reason) of the runs of which a file could not be read; complete once the sections are made."""
-        runs = ((group, run) for group in self.groups for run in group.runs + group.left_out)
+        runs = ((group, run) for group in self.groups for run in group.runs + group.excluded)
         return [(run.name, group.label, "; ".join(run.faults)) for group, run in runs if run.faults]
 
 
-def gather(*roots: Path) -> Sweep:
+def gather(*roots: Path) -> RunSet:
     """Read every run folder under some folders, or these folders themselves. Links to folders are followed.
 
     Raises:
@@ -221,10 +221,10 @@ def gather(*roots: Path) -> Sweep:
     together = [_once_each(runs) for runs in by_config.values()]
     labels, same = name_groups([runs[0].result for runs in together])
     groups = [
-        Group(label, [run for run in runs if not run.trouble], [run for run in runs if run.trouble])
+        Group(label, [run for run in runs if not run.exclusion_reason], [run for run in runs if run.exclusion_reason])
         for label, runs in zip(labels, together, strict=True)
     ]
-    return Sweep(roots, sorted(groups, key=_rank), same, unreadable)
+    return RunSet(roots, sorted(groups, key=_rank), same, unreadable)
 
 
 def constant_loss(result: Result) -> float | None:
@@ -287,7 +287,7 @@ def _identity(node: Any, prefix: str = "") -> Any:
         return {
             key: _identity(value, f"{prefix}{key}.")
             for key, value in node.items()
-            if key != SEED and f"{prefix}{key}" not in NOT_THE_EXPERIMENT
+            if key != SEED and f"{prefix}{key}" not in EXECUTION_KEYS
         }
     if isinstance(node, list):
         return [_identity(item) for item in node]
@@ -302,7 +302,7 @@ def _once_each(runs: Sequence[RunRecord]) -> list[RunRecord]:
     counting: dict[int, str] = {}
     told = []
     for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name)):
-        if run.seed is not None and not run.trouble:
+        if run.seed is not None and not run.exclusion_reason:
             first = counting.setdefault(run.seed, run.name)
             run = run if first == run.name else replace(run, same_as=first, faults=[])
         told.append(run)

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cifarbn import figures
+from cifarbn.report.captions import count
 from cifarbn.report.families import Family
 from cifarbn.report.family_captions import SEED_LINES, ending, span
 from cifarbn.report.section import Drawing
-from cifarbn.report.wording import count
 from cifarbn.runs.measures import ActivationDriftKeys, CovariateShiftKeys, Key, Layers, Recordings, shown_in
 from cifarbn.smoothness.bands import SeedBand, over_seeds
 

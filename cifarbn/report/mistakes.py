@@ -4,16 +4,16 @@ import numpy as np
 import torch
 
 from cifarbn import figures
-from cifarbn.report.gather import Sweep
-from cifarbn.report.inside import Inside, best, look_inside
+from cifarbn.report.captions import accuracy, count, heading
+from cifarbn.report.gather import RunSet
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.report.wording import accuracy, count, heading
+from cifarbn.report.trained_model import Inside, best, look_inside
 
 MISTAKES = 15  # pictures in a figure
 AT_ONCE, AT_MOST = 100, 2000  # pictures to look at until there are so many mistakes
 
 
-def confusion_matrices(sweep: Sweep, options: Options) -> Section | None:
+def confusion_matrices(sweep: RunSet, options: Options) -> Section | None:
     """Which classes are taken for which, summed over the runs of a group."""
     drawings = []
     for group, slug in best(sweep, options):
@@ -35,7 +35,7 @@ def confusion_matrices(sweep: Sweep, options: Options) -> Section | None:
     return Section("Confusion", "", drawings) if drawings else None
 
 
-def misclassified(sweep: Sweep, options: Options) -> Section | None:
+def misclassified(sweep: RunSet, options: Options) -> Section | None:
     """Test pictures that the nets take for something else, the surest mistakes first."""
     drawings = [drawing for inside in look_inside(sweep, options) if (drawing := _misclassified(inside))]
     text = "True class → what it was called, and how sure the net was."

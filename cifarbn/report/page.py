@@ -10,10 +10,10 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cifarbn.report import table
+from cifarbn.report.captions import NO_BREAK, count, data_and_n
 from cifarbn.report.escape import markdown, markdown_code
-from cifarbn.report.gather import Sweep
+from cifarbn.report.gather import RunSet
 from cifarbn.report.section import Section
-from cifarbn.report.wording import NO_BREAK, count, data_and_n
 from cifarbn.runs.untrusted import clean
 
 CSS_PIXELS_PER_INCH = 96
@@ -44,7 +44,7 @@ class Image(NamedTuple):
 
 
 def html_page(
-    sweep: Sweep, sections: Sequence[Section], images: Mapping[str, Image], opening: Section | None = None
+    sweep: RunSet, sections: Sequence[Section], images: Mapping[str, Image], opening: Section | None = None
 ) -> str:
     """The page: table, what was left out, then the sections. No script, no network; images are part of it.
 
@@ -70,7 +70,7 @@ def html_page(
     )
 
 
-def markdown_page(sweep: Sweep, sections: Sequence[Section], opening: Section | None = None) -> str:
+def markdown_page(sweep: RunSet, sections: Sequence[Section], opening: Section | None = None) -> str:
     """The same for GitHub and editors; its images are the files in figures/."""
     parts = [f"# {markdown(title(sweep))}", markdown(summary(sweep))]
     if opening:
@@ -78,7 +78,7 @@ def markdown_page(sweep: Sweep, sections: Sequence[Section], opening: Section | 
     if sweep.counted:
         parts.append(table.as_markdown(table.columns(sweep)).rstrip())
     parts += [*map(markdown, notes(sweep)), _markdown_files(NUMBERS)]
-    for heading, runs in (("Left out of every mean", sweep.left_out), ("Read in part", sweep.read_in_part)):
+    for heading, runs in (("Left out of every mean", sweep.excluded), ("Read in part", sweep.read_in_part)):
         lines = [
             f"- {markdown_code(run)}{f' ({markdown(group)})' if group else ''}: {markdown(reason)}"
             for run, group, reason in runs
@@ -92,18 +92,18 @@ def markdown_page(sweep: Sweep, sections: Sequence[Section], opening: Section | 
     return "\n\n".join([*parts, "---", markdown(provenance(sweep))]) + "\n"
 
 
-def title(sweep: Sweep) -> str:
+def title(sweep: RunSet) -> str:
     """The folders' names; not where they are, for that is the machine's."""
     return f"Runs of {', '.join(clean(root.resolve().name) for root in sweep.roots)}"
 
 
-def summary(sweep: Sweep) -> str:
+def summary(sweep: RunSet) -> str:
     """How many runs, and of what."""
     runs = sum(len(group.runs) for group in sweep.groups)
     text = f"{count(runs, 'run')} in {count(len(sweep.counted), 'group')}"
     text += "; groups differ in more than the seed." if len(sweep.counted) > 1 else "."
-    if left_out := len(sweep.left_out):
-        text += f" {count(left_out, 'run')} left out, see below."
+    if excluded := len(sweep.excluded):
+        text += f" {count(excluded, 'run')} left out, see below."
     if not sweep.counted:
         return text
     hardware = table.devices(sweep)
@@ -111,7 +111,7 @@ def summary(sweep: Sweep) -> str:
     return f"{text} {data_and_n(sweep.counted)}{trained_on}"
 
 
-def notes(sweep: Sweep) -> list[str]:
+def notes(sweep: RunSet) -> list[str]:
     """What a reader must know to read the table right."""
     if not sweep.counted:
         return ["No run has finished yet, so there is nothing to average."]
@@ -128,9 +128,9 @@ def notes(sweep: Sweep) -> list[str]:
     return [" ".join(found)]
 
 
-def provenance(sweep: Sweep) -> str:
+def provenance(sweep: RunSet) -> str:
     """Which code and packages made the runs."""
-    results = [run.result for group in sweep.groups for run in group.runs + group.left_out]
+    results = [run.result for group in sweep.groups for run in group.runs + group.excluded]
     versions = {f"{name} {version}" for result in results for name, version in result.get("versions", {}).items()}
     commits = {str(result.get("git_commit") or "no commit")[:20] for result in results}
     return f"Made by {', '.join(sorted(versions)) or 'unknown versions'}; code: {', '.join(sorted(commits))}."

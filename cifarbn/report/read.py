@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifarbn.errors import UserError
-from cifarbn.report.walks import walk_of
+from cifarbn.report.probe_curves import probe_bands
 from cifarbn.runs.durable import check_ordinary
 from cifarbn.runs.measures import (
     AXES,
@@ -88,7 +88,7 @@ def read_recordings(folder: Path) -> dict[Key, NDArray]:
         for name, (steps, values) in curves(found).items():
             if steps.shape != values.shape:
                 raise ValueError(f"{name} has not a value for each step")
-        walk_of(found)
+        probe_bands(found)
     except Exception as error:  # an array that is needed is missing, or holds something else
         raise UserError(f"{RECORDINGS} does not hold what a recorder writes ({_reason(error)})") from error
     return found

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from matplotlib.figure import Figure
 
-from cifarbn.report.gather import Sweep
+from cifarbn.report.gather import RunSet
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ class Options:
     trust: tuple[str, ...] = ()
 
 
-MakeSection: TypeAlias = Callable[[Sweep, Options], Section | None]
+MakeSection: TypeAlias = Callable[[RunSet, Options], Section | None]
 """Makes a section, or None where the runs have nothing to show in it."""

@@ -10,14 +10,14 @@ import numpy as np
 
 from cifarbn import figures
 from cifarbn.report import factors
+from cifarbn.report.captions import count
 from cifarbn.report.families import Family, find_families, find_pairs
 from cifarbn.report.family_captions import SCALE, SEEDS, data_of, ending, runs_of, span
-from cifarbn.report.gather import Sweep
+from cifarbn.report.gather import RunSet
 from cifarbn.report.layers import activation_distributions, activation_moments, covariate_shift
+from cifarbn.report.probe_curves import probe_bands
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.report.walks import walk_of
-from cifarbn.report.wording import count
-from cifarbn.runs.measures import MEASURES, Band, Curve, HeldOutKeys, Lines, ProbeKeys, Walk, curves, shown_in
+from cifarbn.runs.measures import MEASURES, Band, Curve, HeldOutKeys, Lines, ProbeKeys, ProbePanel, curves, shown_in
 from cifarbn.smoothness.bands import SeedBand, band, over_seeds
 
 DISTANCE_CURVES = 4  # steps in the figure of distance curves
@@ -25,7 +25,7 @@ DISTANCE_CURVES = 4  # steps in the figure of distance curves
 RATES = "The band runs over learning rates, that is over different trajectories: it measures sensitivity to the rate."
 
 
-def smoothness(sweep: Sweep, options: Options) -> Section | None:
+def smoothness(sweep: RunSet, options: Options) -> Section | None:
     """All figures that the recordings allow, and every definition's values as one long table."""
     everyone = find_families(sweep)
     families = [family for family in everyone if family.runs]
@@ -39,9 +39,9 @@ def smoothness(sweep: Sweep, options: Options) -> Section | None:
         alike = [family for family in families if family.data == data]
         own = _drawings(alike, found, [pair for pair in pairs if pair[0].data == data])
         drawings += own if len(sets) == 1 else [replace(d, name=f"{d.name}-{data}") for d in own]
-    left_out = {name: why for family in everyone for name, why in family.left_out.items()}
+    excluded = {name: why for family in everyone for name, why in family.excluded.items()}
     text = "Three definitions of smoothness, and controls, of the same runs. "
-    text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in left_out.items()) + "." if left_out else ""
+    text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in excluded.items()) + "." if excluded else ""
     files = {"smoothness.csv": _as_csv(families, found), "factors.csv": factors.as_csv(pairs)}
     measured = {name for own in found.values() for name in own}
     points = [f"{m.name} ({m.origin.source}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in measured]
@@ -231,15 +231,15 @@ def _walks(families: list[Family]) -> list[Drawing]:
         probed = {
             family.label: seen
             for family in families
-            if (seen := [walk for run in family.runs.get(rate, []) if (walk := walk_of(run.recordings))])
+            if (seen := [walk for run in family.runs.get(rate, []) if (walk := probe_bands(run.recordings))])
         }
         if not probed:
             continue
         shown = {
             panel.label: {family: over_seeds([walk[panel.label] for walk in seen]) for family, seen in probed.items()}
-            for _, panel in shown_in(Walk)
+            for _, panel in shown_in(ProbePanel)
         }
-        lines = [panel.label for _, panel in shown_in(Walk) if panel.edges is None]
+        lines = [panel.label for _, panel in shown_in(ProbePanel) if panel.edges is None]
         drawn = {
             family: f"n = {count(len(seen), 'run')} of {span((_probes(walk) for walk in seen), 'probe')}"
             for family, seen in probed.items()

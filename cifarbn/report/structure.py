@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from cifarbn import figures
-from cifarbn.data.images import SIDE
+from cifarbn.data.images import IMAGE_SIZE
 from cifarbn.errors import UserError
 from cifarbn.figures import Layer
-from cifarbn.report.gather import Group, Sweep
+from cifarbn.report.captions import count, slugs
+from cifarbn.report.gather import Group, RunSet
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.report.wording import count, slugs
 from cifarbn.runs.load import build_net
 from cifarbn.runs.untrusted import clean
 
@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
-def structures(sweep: Sweep, options: Options) -> Section | None:
+def structures(sweep: RunSet, options: Options) -> Section | None:
     """A diagram of each net whose modules are not those of one before it."""
     drawings: list[Drawing] = []
     seen: list[Any] = []
@@ -90,7 +90,7 @@ def is_block(module: nn.Module) -> bool:
 def input_shape(net: nn.Module) -> tuple[int, ...]:
     """What a net takes: a picture (3, 32, 32) if it has convolutions, else as many numbers as its first matrix."""
     if any(isinstance(module, nn.Conv2d) for module in net.modules()):
-        return 3, SIDE, SIDE
+        return 3, IMAGE_SIZE, IMAGE_SIZE
     return (next(module.in_features for module in net.modules() if isinstance(module, nn.Linear)),)
 
 

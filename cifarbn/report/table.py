@@ -9,7 +9,7 @@ from typing import Any
 
 from cifarbn.formatting import interval, number, plus_minus, points
 from cifarbn.report import escape
-from cifarbn.report.gather import Group, RunRecord, Sweep
+from cifarbn.report.gather import Group, RunRecord, RunSet
 from cifarbn.report.interval import estimate
 from cifarbn.runs.schema import FINAL_METRICS, FinalMetric, throughout
 
@@ -24,19 +24,19 @@ NOT_ON_PAPER = ("steps", "parameters", "training, s", "images/s", "device")
 LONG_LABEL, LABEL_WIDTH, FEW_COLUMNS = 22, "2.6cm", 6
 
 
-def rows(sweep: Sweep) -> list[dict[str, Any]]:
+def rows(sweep: RunSet) -> list[dict[str, Any]]:
     """One row a group that counts, best first, with everything there is to tell; accuracies are fractions."""
     return [_row(group) for group in sweep.counted]
 
 
-def run_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """One row a run, also of those that count in no mean; `left_out` says why."""
-    runs = [(group, run) for group in sweep.groups for run in group.runs + group.left_out]
+def run_rows(sweep: RunSet) -> list[dict[str, Any]]:
+    """One row a run, also of those that count in no mean; `excluded` says why."""
+    runs = [(group, run) for group in sweep.groups for run in group.runs + group.excluded]
     found = [_run_row(group, run) for group, run in runs]
-    return found + [{"run": name, "left_out": reason} for name, reason in sweep.unreadable.items()]
+    return found + [{"run": name, "excluded": reason} for name, reason in sweep.unreadable.items()]
 
 
-def columns(sweep: Sweep) -> dict[str, list[str]]:
+def columns(sweep: RunSet) -> dict[str, list[str]]:
     """The table for people: heading -> a cell a group, without the columns that nobody has anything in."""
     table = rows(sweep)
     shown: dict[str, list[str]] = {"runs": [row["group"] for row in table], "n": [str(row["n"]) for row in table]}
@@ -59,7 +59,7 @@ def columns(sweep: Sweep) -> dict[str, list[str]]:
     return {heading: cells for heading, cells in shown.items() if _has(cells)}
 
 
-def devices(sweep: Sweep) -> list[str]:
+def devices(sweep: RunSet) -> list[str]:
     """What the runs that count were trained on; the table has a column for it where there are several."""
     return list(dict.fromkeys(_device(run) for group in sweep.counted for run in group.runs))
 
@@ -80,7 +80,7 @@ def as_markdown(shown: Mapping[str, Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def as_latex(sweep: Sweep) -> str:
+def as_latex(sweep: RunSet) -> str:
     r"""The columns that an article's page has room for as a LaTeX tabular; needs \usepackage{array, booktabs}."""
     every = columns(sweep)
     alike = ["data"] if len(set(every.get("data", []))) <= 1 else []
@@ -127,7 +127,7 @@ def _row(group: Group) -> dict[str, Any]:
 def _run_row(group: Group, run: RunRecord) -> dict[str, Any]:
     result = run.result
     row: dict[str, Any] = {"run": run.name, "group": group.label, "status": result.get("status")}
-    row |= {"left_out": run.trouble, "seed": run.seed, "data": run.data}
+    row |= {"excluded": run.exclusion_reason, "seed": run.seed, "data": run.data}
     row |= {name: result.get("metrics", {}).get(name) for name in FINAL_METRICS}
     row |= {"target": group.target, "steps": result.get("steps"), "parameters": result.get("parameters")}
     row |= {f"seconds {part}": seconds for part, seconds in result.get("seconds", {}).items()}

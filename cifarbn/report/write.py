@@ -9,7 +9,7 @@ from cifarbn.errors import UserError
 from cifarbn.figures import save
 from cifarbn.report import curves, features, mistakes, smoothness, structure, table
 from cifarbn.report.escape import csv_file
-from cifarbn.report.gather import Sweep
+from cifarbn.report.gather import RunSet
 from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.section import Drawing, MakeSection, Options, Section
 from cifarbn.runs.durable import replace_file, temporary_path
@@ -41,7 +41,7 @@ def default_folder(root: Path) -> Path:
 
 
 def write_report(
-    sweep: Sweep,
+    sweep: RunSet,
     out: Path,
     options: Options = DEFAULTS,
     opening: Section | None = None,

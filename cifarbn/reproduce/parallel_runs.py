@@ -257,7 +257,7 @@ def _has_passed(deadline: float | None) -> bool:
 _terminal = threading.Lock()
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print whole lines that those of other threads cannot interrupt."""
     with _terminal:
         sys.stdout.write(f"{text}\n")
@@ -270,7 +270,7 @@ def _print_lines(output: IO[str], label: str) -> None:
             # Keep reading when our own output is closed: a process whose pipe is full waits forever.
             with suppress(OSError, ValueError):
                 if line.strip():
-                    say(f"[{label}] {line.rstrip()}")
+                    print_line(f"[{label}] {line.rstrip()}")
 
 
 @contextmanager

@@ -15,17 +15,43 @@ OTHER_RATES = (" optim.lr=5e-4", " optim.lr=2e-3", " optim.lr=1e-4")
 # The experiments of each source, in the order of running: when the time is up, the most telling ones are there. The
 # shortest ones are last, so that of several runs at a time none is left alone at the end for long.
 SUITES: dict[str, tuple[str, ...]] = {
-    "report": (
-        *("report/vgg_a_bn", "report/vgg_a", "report/augmentation", "report/l2", "report/pool", "report/baseline"),
-        *("report/stem_decay", "report/dropout", "report/sgd", "report/mse", "report/mish", "report/swish"),
-        *("report/rmsprop", *(f"report/{net}{rate}" for rate in OTHER_RATES for net in ("vgg_a_bn", "vgg_a"))),
+    "course_report": (
+        *(
+            "course_report/vgg_a_bn",
+            "course_report/vgg_a",
+            "course_report/augmentation",
+            "course_report/l2",
+            "course_report/pool",
+            "course_report/baseline",
+        ),
+        *(
+            "course_report/stem_decay",
+            "course_report/dropout",
+            "course_report/sgd",
+            "course_report/mse",
+            "course_report/mish",
+            "course_report/swish",
+        ),
+        *(
+            "course_report/rmsprop",
+            *(f"course_report/{net}{rate}" for rate in OTHER_RATES for net in ("vgg_a_bn", "vgg_a")),
+        ),
     ),
-    "paper": (
-        *("paper/dln_bn", "paper/dln", "paper/dln_bn_small_lr", "paper/dln_small_lr", "paper/vgg_bn", "paper/vgg"),
-        *("paper/vgg_noisy_bn", "paper/vgg_l1", "paper/vgg_l2", "paper/vgg_linf"),
-        *("paper/vgg_bn_augmented", "paper/vgg_augmented"),
+    "santurkar2018": (
+        *(
+            "santurkar2018/dln_bn",
+            "santurkar2018/dln",
+            "santurkar2018/dln_bn_small_lr",
+            "santurkar2018/dln_small_lr",
+            "santurkar2018/vgg_bn",
+            "santurkar2018/vgg",
+        ),
+        *("santurkar2018/vgg_noisy_bn", "santurkar2018/vgg_l1", "santurkar2018/vgg_l2", "santurkar2018/vgg_linf"),
+        *("santurkar2018/vgg_bn_augmented", "santurkar2018/vgg_augmented"),
     ),
-    "course": tuple(f"course/{net}{rate}" for rate in ("", *OTHER_RATES) for net in ("vgg_a_bn", "vgg_a")),
+    "course_handout": tuple(
+        f"course_handout/{net}{rate}" for rate in ("", *OTHER_RATES) for net in ("vgg_a_bn", "vgg_a")
+    ),
 }
 
 SCALES = {
@@ -49,30 +75,30 @@ _RESNET = ("epochs=30", "data.batch_size=256", "schedule=onecycle")
 # fifteenth of the others' multiplications, and 10 VGG-A x 20 epochs.
 FAST: dict[str, tuple[str, ...]] = {
     # Without augmentation the training images are soon learnt by heart; smaller batches and larger steps delay it.
-    "report/baseline": ("epochs=30", "data.batch_size=128", "schedule=onecycle", "optim.lr=3e-3"),
+    "course_report/baseline": ("epochs=30", "data.batch_size=128", "schedule=onecycle", "optim.lr=3e-3"),
     # Adam: 3e-3 at batch 512, times sqrt(256 / 512) (Malladi et al. 2022, arXiv 2205.10287).
-    "report/stem_decay": (*_RESNET, "optim.lr=2e-3"),
-    "report/augmentation": (*_RESNET, "optim.lr=2e-3"),
-    "report/l2": (*_RESNET, "optim.lr=2e-3"),
-    "report/dropout": (*_RESNET, "optim.lr=2e-3"),
-    "report/pool": (*_RESNET, "optim.lr=2e-3"),
-    "report/mish": (*_RESNET, "optim.lr=2e-3"),
-    "report/swish": (*_RESNET, "optim.lr=2e-3"),
+    "course_report/stem_decay": (*_RESNET, "optim.lr=2e-3"),
+    "course_report/augmentation": (*_RESNET, "optim.lr=2e-3"),
+    "course_report/l2": (*_RESNET, "optim.lr=2e-3"),
+    "course_report/dropout": (*_RESNET, "optim.lr=2e-3"),
+    "course_report/pool": (*_RESNET, "optim.lr=2e-3"),
+    "course_report/mish": (*_RESNET, "optim.lr=2e-3"),
+    "course_report/swish": (*_RESNET, "optim.lr=2e-3"),
     # The gradient of a squared error does not vanish for an image that is classified right, so its noise stays.
-    "report/mse": (*_RESNET, "optim.lr=1e-3"),
+    "course_report/mse": (*_RESNET, "optim.lr=1e-3"),
     # 0.1 for 256 images is usual (He et al. 2016, arXiv 1512.03385; Goyal et al. 2017, arXiv 1706.02677).
-    "report/sgd": (*_RESNET, "optim.lr=0.1"),
+    "course_report/sgd": (*_RESNET, "optim.lr=0.1"),
     # Its first step moves each weight by ten learning rates (alpha 0.99), so the warm-up, from a tenth, is needed.
-    "report/rmsprop": (*_RESNET, "optim.lr=1e-3"),
+    "course_report/rmsprop": (*_RESNET, "optim.lr=1e-3"),
     # At the constant rate that the source has, 75.51 % (one run on an H200); the report's 78 % need one that decays.
-    "report/vgg_a": ("schedule=onecycle",),
-    "report/vgg_a_bn": ("schedule=onecycle",),
-    "course/vgg_a": ("schedule=onecycle",),
-    "course/vgg_a_bn": ("schedule=onecycle",),
+    "course_report/vgg_a": ("schedule=onecycle",),
+    "course_report/vgg_a_bn": ("schedule=onecycle",),
+    "course_handout/vgg_a": ("schedule=onecycle",),
+    "course_handout/vgg_a_bn": ("schedule=onecycle",),
 }
 # What has one cycle above is made at its constant rate as well: the figures compare four constant rates.
 _CONSTANT = {source: tuple(f"{source}/{net} optim.lr=1e-3" for net in ("vgg_a_bn", "vgg_a")) for source in SUITES}
-FAST_ADDS = {source: _CONSTANT[source] for source in ("report", "course")}
+FAST_ADDS = {source: _CONSTANT[source] for source in ("course_report", "course_handout")}
 
 
 def suite(source: str, scale: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`python -m cifarbn.reproduce report|paper|course`: a source's experiments, as far as time allows, then its page."""
+"""`python -m cifarbn.reproduce SUITE`: run a publication's experiments within a time budget, then write its page."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cifarbn.cli.command_line import CONF, data_root, plain_errors
+from cifarbn.cli.command_line import CONF, data_root, friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, is_failure, not_made, read_outcome, table
 from cifarbn.errors import UserError
 from cifarbn.formatting import duration
@@ -21,7 +21,7 @@ from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import default_folder, write_report
-from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, say
+from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, print_line
 from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run, is_being_made
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = [key for key in keys_of_role(*HOW) if key not in CHOSEN_HERE and not key.startswith("record.")]
     parser.add_argument("how", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
     chosen = parser.parse_intermixed_args(arguments)
-    with plain_errors():
+    with friendly_errors():
         if strange := [said for said in chosen.how if role_of(said) not in HOW or key_of(said) in CHOSEN_HERE]:
             raise UserError(
                 f"{strange[0]}: this would change the experiments, which are those of the source and the scale. Only "
@@ -137,7 +137,7 @@ def _make(
             elif processes.wait_for_slot(deadline):
                 left = processes.seconds_left(len(runs) - index)
                 togo = "" if left is None else f", about {duration(left)} to go"
-                say(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{togo}")
+                print_line(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{togo}")
                 processes.start(index, _command(run), _label(plan, seed, runs))
                 begun.append(index)
             elif (folder / RESULT).exists():
@@ -179,7 +179,7 @@ def _slots(jobs: int | None, planned: Sequence[Planned], runs: int) -> list[Slot
         gpus = len({slot.get("CUDA_VISIBLE_DEVICES") for slot in slots})
         threads = slots[0].get("OMP_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]
         over = f" on {gpus} GPUs" if gpus > 1 else ""
-        say(f"up to {len(slots)} runs at a time{over}, CPU threads of each: {threads}")
+        print_line(f"up to {len(slots)} runs at a time{over}, CPU threads of each: {threads}")
     return slots
 
 
@@ -188,7 +188,7 @@ def _finished(overrides: list[str], folder: Path) -> bool:
     if not cfg.resume:
         return False
     config = container(cfg)
-    run = Run.open(folder, config, overrides, sources(config), retry=cfg.retry, changed_code=cfg.changed_code)
+    run = Run.open(folder, config, overrides, sources(config), retry=cfg.retry, on_code_change=cfg.on_code_change)
     return run.finished
 
 

@@ -21,6 +21,9 @@ from cifarbn.runs.schema import CHECKPOINT, METRICS
 
 PREVIOUS = "previous.ckpt"
 CHECKSUMS = "checkpoints.sha256"
+# Keys of callback states inside a checkpoint, as version 0.1 wrote them.
+METRICS_STATE = "StepHistory"
+RESUME_STATE = "LastCheckpoint"
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def _read(path: Path, listed: Mapping[str, str] | None, digest: str) -> dict[str
 
 def _has_rows(metrics: Path, state: Mapping[str, Any]) -> bool:
     """Whether `metrics.csv` begins with exactly the bytes that the checkpoint counts on."""
-    counted = state.get("callbacks", {}).get("StepHistory", {}).get("file")
+    counted = state.get("callbacks", {}).get(METRICS_STATE, {}).get("file")
     if not counted or not counted["bytes"]:
         return True
     try:

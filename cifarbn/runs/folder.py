@@ -17,13 +17,13 @@ from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.errors import Diverged, Interrupted, MadeElsewhere, Refused, UserError, machine_fault, without_folders
+from cifarbn.errors import Diverged, Interrupted, RunConflict, RunLocked, UserError, machine_fault, without_folders
 from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_whole
 from cifarbn.runs.durable import replace_file, temporary_path
 from cifarbn.runs.identity import Role, completed, differences, experiment, role_of
 from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
 from cifarbn.runs.longer import check_longer
-from cifarbn.runs.provenance import surroundings
+from cifarbn.runs.provenance import environment
 from cifarbn.runs.result_file import Damaged, overwrite_result, read_result, read_result_file, write_result
 from cifarbn.runs.schema import (
     CHECKPOINT,
@@ -83,7 +83,7 @@ class Run:
         *,
         resume: bool = True,
         retry: bool = True,
-        changed_code: str = "refuse",
+        on_code_change: str = "error",
         resume_from: Path | None = None,
     ) -> "Run":
         """The run that belongs in `folder`: finished, cut off, failed, or new. Nobody else can open it meanwhile.
@@ -96,19 +96,19 @@ class Run:
             resume: leave a finished run alone, and let one that was cut off go on from its checkpoint. Otherwise this
                 program's files are moved to `.replaced/` beside the folder, and the run starts anew.
             retry: try a failed run again, from its checkpoint if it has one; otherwise leave it as it is.
-            changed_code: "refuse" a folder that other code has made, or "accept" it.
+            on_code_change: "error" a folder that other code has made, or "accept" it.
             resume_from: another run's folder, of the same config but for fewer epochs. A run that has no checkpoint of
                 its own begins where that one ended. The other folder is only read.
 
         Raises:
-            MadeElsewhere: if another process has the folder open.
-            Refused: if the folder holds a run of another config or, finished or with a checkpoint, of other code; if
-                it holds files that this program did not write and no run, or links in place of its own files; if the
+            RunLocked: if another process has the folder open.
+            RunConflict: if the folder holds a run of another config or, finished or with a checkpoint, of other code;
+                if it holds files that this program did not write and no run, or links in place of its own files; if the
                 run cannot begin where that in `resume_from` ended.
-            UserError: if its checkpoint is whole but cannot be loaded, or `changed_code` is neither word.
+            UserError: if its checkpoint is whole but cannot be loaded, or `on_code_change` is neither word.
         """
-        if changed_code not in ("refuse", "accept"):
-            raise UserError(f"changed_code must be refuse or accept, not {changed_code!r}")
+        if on_code_change not in ("error", "accept"):
+            raise UserError(f"on_code_change must be error or accept, not {on_code_change!r}")
         folder = Path(folder)
         config, code = experiment(config), dict(code or {})
         try:
@@ -127,14 +127,14 @@ class Run:
             run = cls(folder, new, retry=retry, lock=lock)
         else:
             run = cls(folder, old, retry=retry, lock=lock)
-            run._check(config, code, changed_code)
+            run._check(config, code, on_code_change)
         if run.finished:
             return run
         run.result["code"] = code
         if old is not None:
             run._choose_checkpoint()
         if run.checkpoint is None and resume_from is not None:
-            run._begin_with(Path(resume_from), changed_code)
+            run._begin_with(Path(resume_from), on_code_change)
         if damage and old is not None and _first_process():
             then = f"continuing from {run.checkpoint}, step {run.steps}" if run.checkpoint else "starting anew"
             print(f"warning: {damage}; the run is known by its {MARKER}, {then}", file=sys.stderr, flush=True)
@@ -237,34 +237,34 @@ class Run:
             rank_zero_only(print)(f"{self.folder}: {found.notes}", flush=True)
             self.result["recovery"] = [*self.result.get("recovery", []), found.notes]
 
-    def _check(self, config: Mapping[str, Any], code: Mapping[str, str], changed_code: str) -> None:
+    def _check(self, config: Mapping[str, Any], code: Mapping[str, str], on_code_change: str) -> None:
         """Refuse what is in the folder where it is another run, or other code's."""
         elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
         if changed := differences(completed(self.result["config"]), config):
-            raise Refused(f"{self.folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
+            raise RunConflict(f"{self.folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
         made = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
-        if made and (changed := _changed_modules(self.result, code, changed_code)):
-            raise Refused(
+        if made and (changed := _changed_modules(self.result, code, on_code_change)):
+            raise RunConflict(
                 f"{self.folder} holds a run that other code has made (changed: {', '.join(changed)}). "
-                f"changed_code=accept takes it as it is; {elsewhere}"
+                f"on_code_change=accept takes it as it is; {elsewhere}"
             )
 
-    def _begin_with(self, source: Path, changed_code: str) -> None:
+    def _begin_with(self, source: Path, on_code_change: str) -> None:
         """Let the run begin where that in `source` ended."""
         theirs = read_result(source)
         if theirs is None:
-            raise Refused(f"resume_from={source} is not a run folder: it has no {RESULT}")
+            raise RunConflict(f"resume_from={source} is not a run folder: it has no {RESULT}")
         if _first_process() and is_being_made(source):
-            raise Refused(f"another process is making the run in resume_from={source}; wait for it to end")
+            raise RunConflict(f"another process is making the run in resume_from={source}; wait for it to end")
         check_longer(source, theirs, self.result["config"])
-        if changed := _changed_modules(theirs, self.result["code"], changed_code):
-            raise Refused(
+        if changed := _changed_modules(theirs, self.result["code"], on_code_change):
+            raise RunConflict(
                 f"the run in resume_from={source} was made by other code (changed: {', '.join(changed)}). "
-                "changed_code=accept takes it as it is"
+                "on_code_change=accept takes it as it is"
             )
         found = newest_whole(source, repair=False)
         if found is None or found.path is None:
-            raise Refused(
+            raise RunConflict(
                 f"resume_from={source} has no whole checkpoint ({CHECKPOINT}), so nothing can begin where it ended"
             )
         self.source, self.checkpoint, self.steps = source, found.path, found.steps
@@ -279,7 +279,7 @@ class Run:
         # A start of which no step is left has made nothing.
         self.result["starts"] = [start for start in _starts(self.result) if start.get("step", 0) < self.steps]
         self.result |= {"status": Status.RUNNING, "error": None}
-        self.result |= surroundings()
+        self.result |= environment()
         if not _first_process():
             return
         self._opened = OpenFolder(self.folder)
@@ -363,9 +363,7 @@ def _lock(folder: Path) -> Lock:
     try:
         return Lock(file)
     except Held:
-        raise MadeElsewhere(
-            f"another process is making {folder}; it, or the same command later, will finish it"
-        ) from None
+        raise RunLocked(f"another process is making {folder}; it, or the same command later, will finish it") from None
     except OSError as error:
         raise UserError(machine_fault(error) or f"cannot open the lock {file}: {error}") from error
 
@@ -374,12 +372,12 @@ def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
     """What an earlier start of the run left in its folder, None in a new one; and what is wrong with its result.json.
 
     Raises:
-        Refused: if something is there that this program did not write.
+        RunConflict: if something is there that this program did not write.
     """
     names = sorted(os.listdir(folder)) if folder.exists() else []
     of_hydra = [name for name in names if name == HYDRA or name.endswith(".log")]
     if links := [name for name in names if (name in of_hydra or _is_own(name)) and (folder / name).is_symlink()]:
-        raise Refused(
+        raise RunConflict(
             f"{folder}: {', '.join(links)} is a link, and a run writes nothing outside of its own folder; remove the "
             "link, or name=OTHER puts the run elsewhere"
         )
@@ -390,12 +388,12 @@ def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
     except Damaged as error:
         damage = str(error).rpartition(";")[0]
         if MARKER not in names:
-            raise Refused(f"{error}, or name=OTHER puts the run elsewhere") from error
+            raise RunConflict(f"{error}, or name=OTHER puts the run elsewhere") from error
     if (marked := read_result_file(folder / MARKER)) is not None:
         return marked, damage
     if strange := [name for name in names if name not in of_hydra and name not in _TEMPORARY]:
         several = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
-        raise Refused(
+        raise RunConflict(
             f"{folder} is not a run folder: it holds files that this program did not write ({several}). They are left "
             "alone; name=OTHER, or hydra.run.dir=FOLDER with a new or empty folder, puts the run elsewhere"
         )
@@ -412,9 +410,9 @@ def _own_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: (file.name in (RESULT, MARKER), file.name))
 
 
-def _changed_modules(old: Result, code: Mapping[str, str], changed_code: str) -> list[str]:
+def _changed_modules(old: Result, code: Mapping[str, str], on_code_change: str) -> list[str]:
     """The modules in which the code of an old result differs, unless that is accepted; none where it does not say."""
-    if changed_code == "accept":
+    if on_code_change == "accept":
         return []
     made_with = old.get("code", code)
     return sorted(name for name in made_with.keys() | code.keys() if made_with.get(name) != code.get(name))

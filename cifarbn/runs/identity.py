@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, Flag, auto
 from typing import Any, NamedTuple
 
+from cifarbn.runs.old_names import modern_config
+
 LONGEST_NAME = 120
 SEED = "seed"  # also further down, as data.seed
 
@@ -65,7 +67,7 @@ class Use(NamedTuple):
 KEYS: dict[str, Use] = {
     "resume": Use(Role.EXECUTION),
     "retry": Use(Role.EXECUTION),
-    "changed_code": Use(Role.EXECUTION),
+    "on_code_change": Use(Role.EXECUTION),
     "checkpoint_minutes": Use(Role.EXECUTION),
     "name": Use(Role.EXECUTION, Tag.SUITE),
     "trainer.enable_progress_bar": Use(Role.EXECUTION),
@@ -128,7 +130,7 @@ RENAMED = {
 # Keys that older versions did not have, and the value that stands for what they did.
 ADDED = {"trainer.cuda_graphs": "auto"}
 # Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
-NOT_THE_EXPERIMENT = keys_of_role(Role.EXECUTION, Role.PLACE)
+EXECUTION_KEYS = keys_of_role(Role.EXECUTION, Role.PLACE)
 
 
 def role_of(override: str) -> Role | None:
@@ -152,7 +154,7 @@ def folder_name(overrides: Sequence[str]) -> str:
     >>> folder_name(["optim.lr=1e-3", "model=vgg_a", "resume=false"])
     'model=vgg_a,optim.lr=1e-3'
     """
-    what = sorted(o for o in overrides if key_of(o) not in NOT_THE_EXPERIMENT)
+    what = sorted(o for o in overrides if key_of(o) not in EXECUTION_KEYS)
     exact = ",".join(what) or "defaults"
     name = re.sub(r"[^\w=,.+~-]", "_", exact, flags=re.ASCII)[:LONGEST_NAME]
     return name if name == exact else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
@@ -160,7 +162,7 @@ def folder_name(overrides: Sequence[str]) -> str:
 
 def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as JSON would give it back, without what says only how the run is carried out, or where."""
-    return without(config, NOT_THE_EXPERIMENT)
+    return without(config, EXECUTION_KEYS)
 
 
 def todays_target(target: Any) -> Any:
@@ -174,7 +176,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> completed({"trainer": {"compile": "auto"}, "norm": {"_target_": "cifarbn.models.BatchNorm2d"}})
     {'trainer': {'compile': 'auto', 'cuda_graphs': 'auto'}, 'norm': {'_target_': 'torch.nn.BatchNorm2d'}}
     """
-    kept: dict[str, Any] = _with_todays_targets(config)
+    kept: dict[str, Any] = _with_todays_targets(modern_config(config))
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
         if isinstance(kept.get(group), dict):

@@ -19,10 +19,10 @@ from hydra.utils import get_object, instantiate
 from torch import Tensor, nn
 
 from cifarbn.data import Augmentation
-from cifarbn.data.images import SIDE
+from cifarbn.data.images import IMAGE_SIZE
 from cifarbn.errors import UserError
 from cifarbn.runs.checkpoints import verify
-from cifarbn.runs.identity import todays_target
+from cifarbn.runs.identity import completed, todays_target
 from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
 from cifarbn.runs.untrusted import clean, stored_result
 
@@ -114,7 +114,7 @@ def build_net(config: Mapping[str, Any], trust: Sequence[str] = ()) -> nn.Module
         raise UserError("cannot build the run's model: its config has none")
     try:
         with torch.random.fork_rng(devices=[]):
-            net = build(config["model"], trust)
+            net = build(completed(config)["model"], trust)
     except UserError as error:
         raise UserError(f"cannot build the run's model: {error}") from error
     except Exception as error:
@@ -271,11 +271,11 @@ def _load_weights(net: nn.Module, checkpoint: Path) -> None:
 def _try_out(trained: TrainedNet, folder: Path) -> None:
     """Classify a black picture: a net need not fit the pictures and classes that the result names beside it."""
     try:
-        probabilities = trained.probabilities(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+        probabilities = trained.probabilities(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8))
     except Exception as error:  # whatever the layers make of an input that they are not for
         reason = clean(str(error).split("\n")[0])
         raise UserError(
-            f"the model of {folder} takes no picture of 3x{SIDE}x{SIDE} ({reason}); name another run"
+            f"the model of {folder} takes no picture of 3x{IMAGE_SIZE}x{IMAGE_SIZE} ({reason}); name another run"
         ) from error
     shape = tuple(probabilities.shape)
     if not probabilities.isfinite().all():

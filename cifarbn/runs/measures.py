@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifarbn.smoothness.differences import course_distance, report_beta, report_lipschitz
-from cifarbn.smoothness.walk_curves import effective_beta, loss_band, predictiveness_band, relative_distance
-from cifarbn.smoothness.weight_walks import scale_invariant_beta
+from cifarbn.smoothness.probe_curves import effective_beta, loss_band, predictiveness_band, relative_distance
+from cifarbn.smoothness.weight_probes import scale_invariant_beta
 
 
 class Key(str):
@@ -72,15 +72,15 @@ class Table:
     def keys(cls) -> Iterator[Key]:
         """Every key of the table."""
         for value in vars(cls).values():
-            if isinstance(value, WalkKeys):
+            if isinstance(value, DirectionalProbeKeys):
                 yield from vars(value).values()
             elif isinstance(value, Key):
                 yield value
 
 
 @dataclass(frozen=True)
-class WalkKeys:
-    """The keys of one walk, see `cifarbn.smoothness.walk.Walk`; all but its step sizes."""
+class DirectionalProbeKeys:
+    """The keys of one walk, see `cifarbn.smoothness.directional_probe.DirectionalProbe`; all but its step sizes."""
 
     distance_moved: Key
     loss_at_start: Key
@@ -93,7 +93,7 @@ class WalkKeys:
     parameter_norm: Key
 
     @classmethod
-    def of(cls, name: str, points: str) -> "WalkKeys":
+    def of(cls, name: str, points: str) -> "DirectionalProbeKeys":
         """Return the keys under a name such as "probe.gradient"; `points` is the axis of the walk's points."""
         return cls(
             distance_moved=Key(f"{name}.distance_moved", f"T{points}"),
@@ -144,14 +144,14 @@ class ProbeKeys(Table):
     every = Key("probe.every")
     parameters = Key("probe.parameters")
     dimensions = Key("probe.dimensions", "P")
-    gradient = WalkKeys.of("probe.gradient", "S")
-    random = WalkKeys.of("probe.random", "S")
-    update = WalkKeys.of("probe.update", "1")
-    matched = WalkKeys.of("probe.matched", "M")
+    gradient = DirectionalProbeKeys.of("probe.gradient", "S")
+    random = DirectionalProbeKeys.of("probe.random", "S")
+    update = DirectionalProbeKeys.of("probe.update", "1")
+    matched = DirectionalProbeKeys.of("probe.matched", "M")
 
 
 class ScaleInvariantBetaKeys(Table):
-    """Each weight walked alone, see `cifarbn.smoothness.weight_walks.WeightWalks`."""
+    """Each weight walked alone, see `cifarbn.smoothness.weight_probes.WeightProbes`."""
 
     recorder = "cifarbn.recorders.ScaleInvariantBeta"
     title = "scale-invariant beta"
@@ -225,9 +225,9 @@ TABLES: tuple[type[Table], ...] = (
 class Origin(str, Enum):
     """Who defines a measure; the value is what CSV files say."""
 
-    REPORT = "report"
-    COURSE = "course"
-    PAPER = "paper"
+    COURSE_REPORT = "course report"
+    COURSE_HANDOUT = "course handout"
+    SANTURKAR_2018 = "Santurkar et al. 2018"
     CONTROL = "control"
 
     __str__ = str.__str__
@@ -240,9 +240,9 @@ class Origin(str, Enum):
 
 
 _SOURCES = {
-    Origin.REPORT: "course report",
-    Origin.COURSE: "course handout",
-    Origin.PAPER: "Santurkar et al. 2018",
+    Origin.COURSE_REPORT: "course report",
+    Origin.COURSE_HANDOUT: "course handout",
+    Origin.SANTURKAR_2018: "Santurkar et al. 2018",
     Origin.CONTROL: "control",
 }
 
@@ -280,7 +280,7 @@ class Band:
 
 
 @dataclass(frozen=True)
-class Walk:
+class ProbePanel:
     """Show a measure of `ProbeKeys` in a panel of the figure of the walk along the gradient.
 
     Attributes:
@@ -307,9 +307,9 @@ class Layers:
     log: bool = False
 
 
-Figure = Lines | Band | Walk | Layers
+Figure = Lines | Band | ProbePanel | Layers
 """How a measure is shown by itself, beside the figures of factors, which show all."""
-F = TypeVar("F", Lines, Band, Walk, Layers)
+F = TypeVar("F", Lines, Band, ProbePanel, Layers)
 
 
 NOISE = (
@@ -414,7 +414,7 @@ RELATIVE_DISTANCE = "relative gradient distance"
 MEASURES: tuple[Measure, ...] = (
     Measure(
         "report Lipschitz",
-        Origin.REPORT,
+        Origin.COURSE_REPORT,
         LastLayerKeys,
         lambda r: report_lipschitz(r[LastLayerKeys.first_difference]),
         unit="loss / parameter",
@@ -424,7 +424,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "report beta",
-        Origin.REPORT,
+        Origin.COURSE_REPORT,
         LastLayerKeys,
         lambda r: report_beta(r[LastLayerKeys.second_difference]),
         unit="loss / parameter",
@@ -434,7 +434,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "course gradient distance",
-        Origin.COURSE,
+        Origin.COURSE_HANDOUT,
         LastLayerKeys,
         lambda r: course_distance(r[LastLayerKeys.first_difference]),
         unit="loss / parameter",
@@ -444,34 +444,34 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "paper loss range",
-        Origin.PAPER,
+        Origin.SANTURKAR_2018,
         ProbeKeys,
         _loss_range,
         unit="loss",
         meaning="the greatest minus the least loss at the points of the walk along the gradient",
-        figure=Walk("loss", edges=_loss_band),
+        figure=ProbePanel("loss", edges=_loss_band),
     ),
     Measure(
         PREDICTIVENESS,
-        Origin.PAPER,
+        Origin.SANTURKAR_2018,
         ProbeKeys,
         lambda r: _predictiveness_band(r)[1],
         unit="loss / parameter",
         meaning="the greatest ‖∇L(θ − s g) − g‖ over the points of the walk",
-        figure=Walk("gradient distance", edges=_predictiveness_band),
+        figure=ProbePanel("gradient distance", edges=_predictiveness_band),
     ),
     Measure(
         EFFECTIVE_BETA,
-        Origin.PAPER,
+        Origin.SANTURKAR_2018,
         ProbeKeys,
         _paper_beta,
         unit="loss / parameter²",
         meaning="the greatest ‖∇L(θ − s g) − g‖ / (s ‖g‖) over the points of the walk",
-        figure=Walk("effective β"),
+        figure=ProbePanel("effective β"),
     ),
     Measure(
         "covariate shift",
-        Origin.PAPER,
+        Origin.SANTURKAR_2018,
         CovariateShiftKeys,
         lambda r: _median(r[CovariateShiftKeys.distance][:, 1:]),
         unit="loss / parameter",
@@ -480,7 +480,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "covariate shift angle",
-        Origin.PAPER,
+        Origin.SANTURKAR_2018,
         CovariateShiftKeys,
         lambda r: _median(_angle(r)[:, 1:]),
         unit="degrees",
@@ -489,7 +489,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "activation mean change",
-        Origin.PAPER,
+        Origin.SANTURKAR_2018,
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.mean]),
         unit="units of the activation",
@@ -498,7 +498,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "activation std change",
-        Origin.PAPER,
+        Origin.SANTURKAR_2018,
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.std]),
         unit="units of the activation",

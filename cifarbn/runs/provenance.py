@@ -10,7 +10,7 @@ from cifarbn.runs.schema import Result
 PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
 
 
-def surroundings() -> Result:
+def environment() -> Result:
     """What a result depends on beside its config: package versions and the commit of this checkout."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
     return {"versions": versions, "git_commit": _git_commit()}

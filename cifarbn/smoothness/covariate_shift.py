@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cifarbn.smoothness.evaluation import LossFunction, loss_and_gradient, place, restored
+from cifarbn.smoothness.evaluation import LossFunction, loss_and_gradient, place, restore_parameters
 from cifarbn.smoothness.vectors import distance, dot, norm
 
 
@@ -43,7 +43,7 @@ def covariate_shift(
     remaining = iter(loss_and_gradient(loss_fn, everything).gradient)
     plain = [[next(remaining) for _ in layer] for layer in layers]
     rows = [_compare(plain[0], plain[0])]
-    with restored(everything):
+    with restore_parameters(everything):
         for earlier, moved, layer, gradient in zip(
             layers[:-1], after[: len(layers) - 1], layers[1:], plain[1:], strict=True
         ):

@@ -29,7 +29,7 @@ def loss_and_gradient(loss_fn: LossFunction, parameters: Iterable[Tensor]) -> Lo
 
 
 @contextmanager
-def restored(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+def restore_parameters(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Lets the block move the parameters and puts them back bit for bit; yields the saved copies.
 
     Copies back, for in floating point theta - v + v is not theta. Holds one copy of the parameters.
@@ -43,9 +43,9 @@ def restored(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 
 
 @contextmanager
-def standing_at(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """`restored`, with the parameters at `values` inside the block."""
-    with restored(parameters) as saved:
+def parameters_at(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """`restore_parameters`, with the parameters at `values` inside the block."""
+    with restore_parameters(parameters) as saved:
         place(parameters, values)
         yield saved
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cifarbn.smoothness.evaluation import LossFunction, restored
+from cifarbn.smoothness.evaluation import LossFunction, restore_parameters
 
 
 def filter_normalised_direction(parameters: Iterable[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -30,7 +30,7 @@ def line(
 ) -> Tensor:
     """f(a) = L(theta + a d), shape (A,); see `surface`."""
     parameters = list(parameters)
-    with restored(parameters) as theta:
+    with restore_parameters(parameters) as theta:
         return torch.stack([_loss_at(loss_fn, parameters, theta, (x, direction)) for x in a])
 
 
@@ -47,11 +47,11 @@ def surface(
     A * B forward passes without gradients; the parameters are back at theta, bit for bit, afterwards. Holds one
     copy of the parameters beside the two directions.
 
-    Trap: in train mode every pass moves BN's running statistics (`preserving.preserved`), and train and eval mode
-    have different landscapes: store which with the result.
+    Trap: in train mode every pass moves BN's running statistics (`preserve_state.preserve_state`), and train and eval
+    mode have different landscapes: store which with the result.
     """
     parameters = list(parameters)
-    with restored(parameters) as theta:
+    with restore_parameters(parameters) as theta:
         losses = [_loss_at(loss_fn, parameters, theta, (x, first), (y, second)) for x in a for y in b]
     return torch.stack(losses).view(len(a), len(b))
 

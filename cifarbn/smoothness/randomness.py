@@ -43,7 +43,7 @@ class Randomness:
             put(state)
 
 
-def replayed(loss_fn: LossFunction, module: nn.Module) -> LossFunction:
+def with_fixed_rng(loss_fn: LossFunction, module: nn.Module) -> LossFunction:
     """The loss function with the same random numbers at every call: those that come next as this is called.
 
     Trap: dropout and noisy normalisation draw anew at every pass, so a net with them has another L_t at every

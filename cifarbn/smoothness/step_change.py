@@ -29,7 +29,7 @@ def step_change(
     """The same-batch step change: one minibatch B_t, its gradient at theta_t and at theta_{t+1}, and both points.
 
     Free of minibatch noise and of any choice of s, so valid for momentum and Adam too (a control of ours).
-    Trap: both gradients are of L_t. The next step's own gradient is of L_{t+1}: see `consecutive_split`.
+    Trap: both gradients are of L_t. The next step's own gradient is of L_{t+1}: see `drift_noise_split`.
     """
     change, moved = distance(gradient_after, gradient_before), distance(after, before)
     return StepChange(change, moved, change / moved.where(moved > 0, torch.nan))
@@ -48,7 +48,7 @@ class ConsecutiveSplit(NamedTuple):
     """<drift, noise>."""
 
 
-def consecutive_split(
+def drift_noise_split(
     now: Sequence[Tensor], crossed: Sequence[Tensor], following: Sequence[Tensor]
 ) -> ConsecutiveSplit:
     """What the difference of two consecutive steps' gradients owes to the step and what to the change of minibatch.

@@ -26,7 +26,7 @@ from cifarbn.training.optimization import (
     rehearse,
 )
 from cifarbn.training.preflight import check_batch_of_one, check_logits, check_model, smallest_batch
-from cifarbn.training.tta import SHIFTS, check_views, mean_over_views
+from cifarbn.training.tta import SHIFTS, check_tta, tta_logits
 
 
 class Classifier(pl.LightningModule):
@@ -43,13 +43,13 @@ class Classifier(pl.LightningModule):
             every step, any other moves once an epoch. ReduceLROnPlateau watches val/loss or, with mode="max", val/acc.
             None keeps the learning rate.
         num_classes: of the data; 0 for a regression, None where the data does not say.
-        test_views: "plain", or what to average test logits over besides, see `mean_over_views`.
+        tta: "none", or what to average test logits over besides, see `tta_logits`.
         compile, cuda_graphs: see `cifarbn.fast.training_step.TrainingStep`.
 
     Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`, each the mean over images whatever the batch size; the training
-    curve is in `metrics.csv`, see `StepHistory`. Accuracies are fractions, of the plain images; an accuracy over other
-    views has their name, such as `test/acc_flip_shift`. `confusion`, (C, C) int64 with rows = true class, holds the
-    last test's counts.
+    curve is in `metrics.csv`, see `MetricsLogger`. Accuracies are fractions, without test-time
+    augmentation; one with it has the policy's name, such as `test/acc_flip_shift`. `confusion`, (C, C) int64 with
+    rows = true class, holds the last test's counts.
 
     Before the first step of a run it shows the net a batch of the training data and refuses what cannot work, see
     `cifarbn.training.preflight`.
@@ -62,18 +62,18 @@ class Classifier(pl.LightningModule):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory | None = None,
         num_classes: int | None = None,
-        test_views: str = "plain",
+        tta: str = "none",
         compile: str = "",
         cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
-        check_views(test_views)
+        check_tta(tta)
         self.net = net
         self.loss = loss
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.num_classes = num_classes
-        self.test_views = test_views
+        self.tta = tta
         others = [loss] if isinstance(loss, nn.Module) else []
         self.step = TrainingStep(net, self.loss_of, accuracy, compile, cuda_graphs, others)
         make_optimizer(optimizer, net.parameters())
@@ -97,7 +97,7 @@ class Classifier(pl.LightningModule):
         alone = {
             type(module).__name__
             for module in self.net.modules()
-            if getattr(module, "one_process", False) or (on_cpu and isinstance(module, _BatchNorm))
+            if getattr(module, "requires_single_process", False) or (on_cpu and isinstance(module, _BatchNorm))
         }
         if alone:
             raise UserError(
@@ -162,9 +162,9 @@ class Classifier(pl.LightningModule):
             if self.confusion_metric is None:
                 self.confusion_metric = MulticlassConfusionMatrix(logits.shape[1], validate_args=False).to(self.device)
             self.confusion_metric.update(logits, labels)
-        if self.test_views != "plain":
-            logits = mean_over_views(self.net, pictures, logits, self.test_views)
-            self._log_accuracy(self.test_views, f"test/acc_{self.test_views}", logits, labels)
+        if self.tta != "none":
+            logits = tta_logits(self.net, pictures, logits, self.tta)
+            self._log_accuracy(self.tta, f"test/acc_{self.tta}", logits, labels)
 
     def on_test_epoch_end(self) -> None:
         """Keep the confusion counts for whoever draws them."""
@@ -302,7 +302,7 @@ class Classifier(pl.LightningModule):
         pair = inputs_and_labels(trainer.precision_plugin.convert_input(batch))
         inputs, labels = (each.to(self.device) for each in pair)
         with trainer.precision_plugin.forward_context():
-            options: dict[str, Any] = {"num_classes": self.num_classes, "test_views": self.test_views}
+            options: dict[str, Any] = {"num_classes": self.num_classes, "tta": self.tta}
             check_model(self.net, self.loss, (inputs, labels), **options)
             batches = int(trainer.num_training_batches)
             if trainer.max_steps != -1:

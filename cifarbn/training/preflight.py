@@ -10,13 +10,11 @@ from torch.utils.data import DataLoader
 
 from cifarbn.errors import UserError
 from cifarbn.losses import Loss, in_full_precision
-from cifarbn.smoothness.preserving import preserved
-from cifarbn.training.tta import mean_over_views
+from cifarbn.smoothness.preserve_state import preserve_state
+from cifarbn.training.tta import tta_logits
 
 
-def check_model(
-    net: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], *, num_classes: int | None, test_views: str
-) -> None:
+def check_model(net: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], *, num_classes: int | None, tta: str) -> None:
     """Show the net two images of a training batch, in eval mode, and the loss what it says; leaves no trace on the net.
 
     Args:
@@ -24,14 +22,14 @@ def check_model(
         loss: `(logits, labels) -> scalar`.
         batch: on the net's device, in its precision.
         num_classes: of the data; None where the data does not say, 0 for a regression.
-        test_views: as the test will show them.
+        tta: as the test will show them.
 
     Raises:
         UserError: if the net does not take the inputs, its logits do not fit the labels, or the loss takes neither.
     """
     inputs, labels = (each[:2] for each in batch)
     shape = tuple(inputs.shape[1:])
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), preserved(net, train=False):
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), preserve_state(net, train=False):
         with _refusing(f"model: it does not take the inputs of this data, of shape {shape}"):
             logits = net(inputs)
         check_logits(logits, len(inputs))
@@ -52,9 +50,9 @@ def check_model(
             value = in_full_precision(loss, logits, labels)
         if not isinstance(value, Tensor) or value.dim():
             raise UserError("loss: it must return one number, a tensor without dimensions (reduction='mean')")
-        if test_views != "plain":
-            with _refusing(f"test_views={test_views}: it does not work for this model and data"):
-                mean_over_views(net, inputs, logits, test_views)
+        if tta != "none":
+            with _refusing(f"tta={tta}: it does not work for this model and data"):
+                tta_logits(net, inputs, logits, tta)
 
 
 def check_logits(logits: Any, images: int) -> None:
@@ -78,7 +76,7 @@ def check_batch_of_one(net: nn.Module, inputs: Tensor) -> None:
     Raises:
         UserError: naming the remedy.
     """
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), preserved(net, train=True):
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), preserve_state(net, train=True):
         try:
             net(inputs[:1])
         except ValueError as error:

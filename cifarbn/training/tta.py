@@ -1,4 +1,4 @@
-"""What a net says of a picture on average over mirrored and shifted views of it, at test time."""
+"""Test-time augmentation (TTA): average a model's logits over mirrored and shifted copies of each image."""
 
 from collections.abc import Callable
 
@@ -8,39 +8,40 @@ from torch.nn import functional
 
 from cifarbn.errors import UserError
 
-# Pixels down and to the right -> weight. Each is seen both ways round.
+# Pixels down and to the right -> weight. Each shift is evaluated with and without mirroring.
 SHIFTS = {"flip": {0: 1.0}, "flip_shift": {0: 0.5, -1: 0.25, 1: 0.25}}
-NAMES = ("plain", *SHIFTS)
+POLICIES = ("none", *SHIFTS)
 
 
-def check_views(views: str) -> None:
-    """Refuse a name that is not among `NAMES`.
+def check_tta(policy: str) -> None:
+    """Raise an error unless the policy is one of `POLICIES`.
 
     Raises:
-        UserError: naming the choices and the value.
+        UserError: naming the policies and the value.
     """
-    if views not in NAMES:
-        raise UserError(f"test_views must be one of {', '.join(NAMES)}, not {views!r}")
+    if policy not in POLICIES:
+        raise UserError(f"tta must be one of {', '.join(POLICIES)}, not {policy!r}")
 
 
-def mean_over_views(net: Callable[[Tensor], Tensor], pictures: Tensor, plain: Tensor, views: str) -> Tensor:
-    """The net's logits, averaged over views of the pictures (Jordan 2024, arXiv 2404.00498).
+def tta_logits(model: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor, policy: str) -> Tensor:
+    """Return the model's logits averaged over augmented copies of the images (Jordan 2024, arXiv 2404.00498).
 
     Args:
-        net: (N, 3, H, W) -> (N, C).
-        pictures: (N, 3, H, W).
-        plain: (N, C), the net's logits of the pictures as they are, which is one of the views.
-        views: "flip": the picture and its mirror image; "flip_shift": these with half of the weight, and with the other
-            half both of them moved by a pixel to the upper left and to the lower right, the border mirrored.
+        model: (N, 3, H, W) -> (N, C).
+        images: (N, 3, H, W).
+        logits: (N, C), the model's logits of the unchanged images, which count as one of the copies.
+        policy: "flip": each image and its mirror image. "flip_shift": both of these with half of the total weight, and
+            both shifted by one pixel to the upper left and to the lower right with the other half. Shifting fills
+            the border by reflection.
 
     Returns:
-        (N, C) of the logits' dtype.
+        (N, C), in the dtype of `logits`.
     """
-    height, width = pictures.shape[2:]
-    framed = functional.pad(pictures, (1, 1, 1, 1), mode="reflect")
-    mean = torch.zeros_like(plain)
-    for shift, weight in SHIFTS[views].items():
-        view = framed[:, :, 1 - shift : 1 - shift + height, 1 - shift : 1 - shift + width]
-        mean += weight / 2 * (net(view) if shift else plain)
-        mean += weight / 2 * net(view.flip(3))
+    height, width = images.shape[2:]
+    padded = functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    mean = torch.zeros_like(logits)
+    for shift, weight in SHIFTS[policy].items():
+        shifted = padded[:, :, 1 - shift : 1 - shift + height, 1 - shift : 1 - shift + width]
+        mean += weight / 2 * (model(shifted) if shift else logits)
+        mean += weight / 2 * model(shifted.flip(3))
     return mean

@@ -85,21 +85,21 @@ void normalize(long next, long rows, long channels, const bf16 *x, const bf16 *s
 }
 
 /* The gradient that reaches the normalisation, given that of y. */
-INLINE float reaching(int next, bf16 of_y, bf16 x, float scale, float shift) {
-    return next == RELU && __builtin_fmaf(wide(x), scale, shift) <= 0 ? 0 : wide(of_y);
+INLINE float reaching(int next, bf16 grad_output, bf16 x, float scale, float shift) {
+    return next == RELU && __builtin_fmaf(wide(x), scale, shift) <= 0 ? 0 : wide(grad_output);
 }
 
-INLINE void sum_rows(int next, long first, long last, long channels, const bf16 *of_y, const bf16 *x, const bf16 *y,
-                     const float *mean, const float *scale, const float *shift, bf16 *of_shortcut, float *sum) {
+INLINE void sum_rows(int next, long first, long last, long channels, const bf16 *grad_output, const bf16 *x, const bf16 *y,
+                     const float *mean, const float *scale, const float *shift, bf16 *grad_residual, float *sum) {
     float *product = sum + channels;
     memset(sum, 0, 2 * channels * sizeof(float));
     for (long i = first; i < last; i += channels)
 #pragma omp simd
         for (long c = 0; c < channels; c++) {
-            float gradient = reaching(next, of_y[i + c], x[i + c], scale[c], shift[c]);
+            float gradient = reaching(next, grad_output[i + c], x[i + c], scale[c], shift[c]);
             if (next == SHORTCUT_RELU) {
                 gradient = wide(y[i + c]) <= 0 ? 0 : gradient;
-                of_shortcut[i + c] = narrow(gradient);
+                grad_residual[i + c] = narrow(gradient);
             }
             sum[c] += gradient;
             product[c] = __builtin_fmaf(gradient, wide(x[i + c]) - mean[c], product[c]);
@@ -108,40 +108,40 @@ INLINE void sum_rows(int next, long first, long last, long channels, const bf16 
 
 /* sums[block] = each channel's sum of the gradient that reaches the normalisation, then of that times x - mean.
    Where a shortcut was added, y says what passed the ReLU, and the same gradient is also the shortcut's. */
-void gradient_sums(long next, long rows, long channels, const bf16 *of_y, const bf16 *x, const bf16 *y,
-                   const float *statistics, bf16 *of_shortcut, float *sums) {
-    FOR_EACH_BLOCK SPECIALIZED(sum_rows, FIRST, LAST, channels, of_y, x, y, MEAN, SCALE, SHIFT, of_shortcut,
+void gradient_sums(long next, long rows, long channels, const bf16 *grad_output, const bf16 *x, const bf16 *y,
+                   const float *statistics, bf16 *grad_residual, float *sums) {
+    FOR_EACH_BLOCK SPECIALIZED(sum_rows, FIRST, LAST, channels, grad_output, x, y, MEAN, SCALE, SHIFT, grad_residual,
                                sums + 2 * channels * block);
 }
 
 /* The gradients of weight and bias from both sums; and, with the mean of the gradient g that reaches the normalisation
-   and that of g * (x - mean), slope and level of
-   weight * inverse * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))) = g * scale + x * slope + level */
+   and that of g * (x - mean), x_scale and offset of
+   weight * inverse * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))) = g * scale + x * x_scale + offset */
 void gradient_coefficients(long rows, long channels, const double *sum, const float *statistics, const double *inverse,
-                           float *of_weight, float *of_bias, float *slope, float *level) {
+                           float *grad_weight, float *grad_bias, float *x_scale, float *offset) {
     for (long c = 0; c < channels; c++) {
         double product = sum[channels + c] * inverse[c], by_x = -SCALE[c] * inverse[c] * product / rows;
-        of_weight[c] = product;
-        of_bias[c] = sum[c];
-        slope[c] = by_x;
-        level[c] = -SCALE[c] * sum[c] / rows - by_x * MEAN[c];
+        grad_weight[c] = product;
+        grad_bias[c] = sum[c];
+        x_scale[c] = by_x;
+        offset[c] = -SCALE[c] * sum[c] / rows - by_x * MEAN[c];
     }
 }
 
-INLINE void gradient_rows(int next, long first, long last, long channels, const bf16 *of_y, const bf16 *x,
-                          const float *scale, const float *shift, const float *slope, const float *level, bf16 *of_x) {
+INLINE void gradient_rows(int next, long first, long last, long channels, const bf16 *grad_output, const bf16 *x,
+                          const float *scale, const float *shift, const float *x_scale, const float *offset, bf16 *grad_input) {
     for (long i = first; i < last; i += channels)
 #pragma omp simd
         for (long c = 0; c < channels; c++) {
-            float gradient = reaching(next, of_y[i + c], x[i + c], scale[c], shift[c]);
-            float rest = __builtin_fmaf(wide(x[i + c]), slope[c], level[c]);
-            of_x[i + c] = narrow(__builtin_fmaf(gradient, scale[c], rest));
+            float gradient = reaching(next, grad_output[i + c], x[i + c], scale[c], shift[c]);
+            float rest = __builtin_fmaf(wide(x[i + c]), x_scale[c], offset[c]);
+            grad_input[i + c] = narrow(__builtin_fmaf(gradient, scale[c], rest));
         }
 }
 
-/* of_x = the gradient that reaches the normalisation * scale + x * slope + level; after a shortcut, of_y is that
+/* grad_input = the gradient that reaches the normalisation * scale + x * x_scale + offset; after a shortcut, grad_output is that
    gradient already */
-void gradient(long next, long rows, long channels, const bf16 *of_y, const bf16 *x, const float *statistics,
-              const float *slope, const float *level, bf16 *of_x) {
-    FOR_EACH_BLOCK SPECIALIZED(gradient_rows, FIRST, LAST, channels, of_y, x, SCALE, SHIFT, slope, level, of_x);
+void gradient(long next, long rows, long channels, const bf16 *grad_output, const bf16 *x, const float *statistics,
+              const float *x_scale, const float *offset, bf16 *grad_input) {
+    FOR_EACH_BLOCK SPECIALIZED(gradient_rows, FIRST, LAST, channels, grad_output, x, SCALE, SHIFT, x_scale, offset, grad_input);
 }

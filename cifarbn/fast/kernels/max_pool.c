@@ -34,20 +34,20 @@ void max_pool(long pictures, long height, long width, long channels, const bf16 
             }
 }
 
-/* of_x = the gradient of y where x was the largest of its window, else 0; rows and columns that no window covers stay
+/* grad_input = the gradient of y where x was the largest of its window, else 0; rows and columns that no window covers stay
    as they are */
-void max_pool_gradient(long pictures, long height, long width, long channels, const bf16 *of_y, const uint16_t *which,
-                       bf16 *of_x) {
+void max_pool_gradient(long pictures, long height, long width, long channels, const bf16 *grad_output, const uint16_t *which,
+                       bf16 *grad_input) {
     long rows = height / 2, columns = width / 2;
 #pragma omp parallel for collapse(2) schedule(static)
     for (long picture = 0; picture < pictures; picture++)
         for (long row = 0; row < rows; row++)
             for (long column = 0; column < columns; column++) {
-                bf16 *corners[4] = {CORNERS(of_x)};
+                bf16 *corners[4] = {CORNERS(grad_input)};
                 long window = ((picture * rows + row) * columns + column) * channels;
                 for (int corner = 0; corner < 4; corner++)
 #pragma omp simd
                     for (long c = 0; c < channels; c++)
-                        corners[corner][c] = which[window + c] == corner ? of_y[window + c] : 0;
+                        corners[corner][c] = which[window + c] == corner ? grad_output[window + c] : 0;
             }
 }

@@ -136,13 +136,13 @@ def batch_norm_backward(
     sums = _sums(rows, channels)
     grad_residual = x.new_empty(0) if y is None else torch.empty_like(x)
     library.call("gradient_sums", following, rows, channels, grad_output, x, y, statistics, grad_residual, sums)
-    grad_weight, grad_bias, slope, level = (torch.empty_like(inverse, dtype=torch.float32) for _ in range(4))
-    coefficients = grad_weight, grad_bias, slope, level
+    grad_weight, grad_bias, x_scale, offset = (torch.empty_like(inverse, dtype=torch.float32) for _ in range(4))
+    coefficients = grad_weight, grad_bias, x_scale, offset
     total = sums.sum(0, dtype=torch.float64)
     library.call("gradient_coefficients", rows, channels, total, statistics, inverse, *coefficients)
     grad_x = torch.empty_like(x)
     reaching = grad_output if y is None else grad_residual
-    library.call("gradient", following, rows, channels, reaching, x, statistics, slope, level, grad_x)
+    library.call("gradient", following, rows, channels, reaching, x, statistics, x_scale, offset, grad_x)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cifarbn.errors import Diverged, UserError
+from cifarbn.runs.checkpoints import METRICS_STATE
 from cifarbn.runs.durable import naming, replace_file, sync_file
 from cifarbn.runs.schema import COLUMNS, METRICS
 from cifarbn.training.callbacks.host_copy import HostCopy
@@ -28,7 +29,7 @@ DDP_ASK_EVERY = 10  # steps between the ranks' agreeing whether it is time
 LOSS, ACC, NORM = range(3)  # columns of the device buffer
 
 
-class StepHistory(pl.Callback):
+class MetricsLogger(pl.Callback):
     """Writes `metrics.csv`: a row a step; the last row of each epoch holds the epoch's columns as well.
 
     Steps count from 0: `step/loss` of step t is L_t(theta_t), before the update, and `step/grad_norm` is the 2-norm
@@ -45,6 +46,8 @@ class StepHistory(pl.Callback):
         Diverged: when it sees a non-finite loss.
         UserError: if somebody else changes the file meanwhile.
     """
+
+    state_key = METRICS_STATE
 
     def __init__(self, folder: Path, flush_every: int = 50) -> None:
         self.file = Path(folder) / METRICS

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from cifarbn.fast.training_step import TrainingStep
 from cifarbn.formatting import duration
 from cifarbn.training.callbacks.host_copy import HostCopy
-from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 from cifarbn.training.callbacks.timing import Timing
 
 # Columns of the terminal, at least -> the bar.
@@ -124,7 +124,7 @@ class EpochLine(pl.Callback):
         timing: knows the seconds of its training steps; earlier in the list of callbacks.
     """
 
-    def __init__(self, history: StepHistory, timing: Timing) -> None:
+    def __init__(self, history: MetricsLogger, timing: Timing) -> None:
         self.history, self.timing = history, timing
         self._began, self._step, self._seconds, self._images = 0.0, 0, 0.0, 0
 

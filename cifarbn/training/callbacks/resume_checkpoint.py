@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.errors import Diverged, Interrupted, UserError
 from cifarbn.fast.training_step import TrainingStep
-from cifarbn.runs.checkpoints import forget_previous, write_checkpoint
+from cifarbn.runs.checkpoints import RESUME_STATE, forget_previous, write_checkpoint
 from cifarbn.runs.schema import CHECKPOINT
 from cifarbn.training.callbacks.timing import Timing
 
@@ -28,7 +28,7 @@ STOPPING = [signal.SIGINT, signal.SIGTERM]
 WARNING = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
-class LastCheckpoint(Checkpoint):
+class ResumeCheckpoint(Checkpoint):
     """Writes `last.ckpt` at the end of training and of each epoch, every so many minutes within one, and on signals.
 
     Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 lets the step in progress finish, saves and stops; the second Ctrl-C, or any
@@ -43,6 +43,8 @@ class LastCheckpoint(Checkpoint):
     Raises:
         Interrupted: after the save that follows a signal.
     """
+
+    state_key = RESUME_STATE
 
     def __init__(self, folder: Path, minutes: float, timing: Timing) -> None:
         if not minutes >= 0:

@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 
 from cifarbn.fast.threads import Threads
 from cifarbn.recorders import Recorder, RecordingsFile
-from cifarbn.training.callbacks.metrics_logger import StepHistory
+from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 from cifarbn.training.callbacks.progress import EpochLine, ProgressBar
-from cifarbn.training.callbacks.resume_checkpoint import LastCheckpoint
+from cifarbn.training.callbacks.resume_checkpoint import ResumeCheckpoint
 from cifarbn.training.callbacks.thread_watch import ThreadWatch
 from cifarbn.training.callbacks.timing import Timing
 
@@ -43,7 +43,7 @@ class StandardCallbacks:
         progress_bar: bool = True,
     ) -> None:
         self.timing = Timing()
-        self.history = StepHistory(folder)
+        self.history = MetricsLogger(folder)
         self._thread_watch = [ThreadWatch(threads)] if threads is not None else []
         self.in_order: list[pl.Callback] = [
             # First, so that the seconds of a step end before the other callbacks begin theirs.
@@ -58,7 +58,7 @@ class StandardCallbacks:
             *([ProgressBar()] if progress_bar else []),
             EpochLine(self.history, self.timing),
             # After all others, whose state it saves. Lightning moves checkpoint callbacks to the end in any case.
-            LastCheckpoint(folder, checkpoint_minutes, self.timing),
+            ResumeCheckpoint(folder, checkpoint_minutes, self.timing),
         ]
 
     @property

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from cifarbn.runs.durable import naming
-from cifarbn.runs.identity import NOT_THE_EXPERIMENT, key_of
+from cifarbn.runs.identity import EXECUTION_KEYS, key_of
 
 
 def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, An
     values = {}
     for override in overrides:
         key, text = key_of(override), override.partition("=")[2]
-        if key in NOT_THE_EXPERIMENT:
+        if key in EXECUTION_KEYS:
             continue
         value: Any = config
         for part in key.split("."):

@@ -23,7 +23,7 @@ class Timing(pl.Callback):
         self._sizes: set[int] = set()  # of the batches of this start so far
 
     @property
-    def pictures_per_second(self) -> float | None:
+    def images_per_second(self) -> float | None:
         """Training throughput; None before the second step."""
         return self.pictures / self.seconds["train"] if self.pictures and self.seconds["train"] > 0 else None
 

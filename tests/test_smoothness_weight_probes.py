@@ -1,0 +1,168 @@
+"""Each weight walked alone: exact on a quadratic, the same at every scale of a weight before batch normalisation."""
+
+import copy
+
+import numpy as np
+import pytest
+import slow_smoothness as slow
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cifarbn.models import VGG
+from cifarbn.smoothness.directional_probe import probe_along, vgg_steps
+from cifarbn.smoothness.preserve_state import preserve_state
+from cifarbn.smoothness.weight_probes import probe_each_weight, scale_invariant_beta
+
+SCALES = (0.5, 1.0, 2.0, 4.0)
+
+
+def loss_of(net, x, y):
+    return lambda: nn.functional.cross_entropy(net(x), y)
+
+
+def weights_of(net):
+    return [p for p in net.parameters() if p.ndim > 1]
+
+
+def betas(net, x, y):
+    """The median over the weights, as the report gives it."""
+    seen = probe_each_weight(loss_of(net, x, y), weights_of(net))
+    return scale_invariant_beta(seen.gradient_distance, seen.distance_moved, seen.weight_norm)
+
+
+def batch_norm_vgg():
+    """A VGG in float64 without eps (torch refuses 0; 1e-30 is lost in the variance), with a minibatch."""
+    torch.manual_seed(0)
+    net = VGG("A", norm=nn.BatchNorm2d, width=4).double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-30
+    return net, torch.randn(16, 3, 32, 32, dtype=torch.float64), torch.randint(10, (16,))
+
+
+@pytest.fixture(scope="module")
+def scaled():
+    """The same net at four scales of all its convolutions, and the minibatch."""
+    net, x, y = batch_norm_vgg()
+    nets = []
+    for c in SCALES:
+        one = copy.deepcopy(net)
+        with torch.no_grad():
+            for module in one.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight.mul_(c)
+        nets.append(one)
+    return nets, x, y
+
+
+def test_the_same_at_every_scale_of_all_convolutions_before_batch_norm(scaled):
+    nets, x, y = scaled
+    losses = [loss_of(net, x, y)().item() for net in nets]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-12), "the scale leaves the loss alone"
+    found = np.array([betas(net, x, y) for net in nets])
+    assert found.shape == (4, 11) and (found > 0).all()
+    np.testing.assert_allclose(found, np.broadcast_to(found[1], found.shape), rtol=1e-6)
+
+
+def test_one_walk_of_all_weights_together_is_not_the_same_at_every_scale(scaled):
+    """The formula that had the name before: each tensor's distance over its own move, times its norm squared."""
+    nets, x, y = scaled
+    found = []
+    for net in nets:
+        parameters = list(net.parameters())
+        seen = probe_along(loss_of(net, x, y), parameters, vgg_steps(0.1))
+        weights = [i for i, p in enumerate(parameters) if p.ndim > 1]
+        slope = (seen.parameter_distance / seen.parameter_moved).amax(0)
+        found.append((slope * seen.parameter_norm**2)[weights].median().item())
+    assert max(found) > 2 * min(found)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.floats(0.1, 10.0), st.integers(0, 3))
+def test_any_scale_of_one_convolution_divides_raw_beta_by_its_square_and_leaves_this_alone(c, seed):
+    net, x, y = slow.problem(seed=seed)
+    net, x = net.double(), x.double()
+    net[1].eps = 1e-30
+    seen = []
+    for scale in (1.0, c):
+        scaled = copy.deepcopy(net)
+        with torch.no_grad():
+            scaled[0].weight.mul_(scale)
+        seen.append(probe_each_weight(loss_of(scaled, x, y), [scaled[0].weight]))
+    raw = [(s.gradient_distance / s.distance_moved).max().item() for s in seen]
+    assert raw[1] == pytest.approx(raw[0] / c**2, rel=1e-6)
+    found = [scale_invariant_beta(s.gradient_distance, s.distance_moved, s.weight_norm)[0] for s in seen]
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def test_a_quadratic_has_its_curvature_times_the_squared_norm():
+    """L = (4 |u|^2 + 9 |v|^2) / 2: beta is 4 and 9, alone, at every share; |u|^2 = 5 and |v|^2 = 1."""
+    u = torch.tensor([[1.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    v = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
+    seen = probe_each_weight(lambda: (4 * (u**2).sum() + 9 * (v**2).sum()) / 2, [u, v], [0.01, 0.5])
+    assert seen.distance_moved.tolist() == [pytest.approx([share * 5**0.5, share]) for share in (0.01, 0.5)]
+    # The weight shrinks by its share, and its own half of the loss by the square of what is left.
+    expected = [[10 * (1 - share) ** 2 + 4.5, 10 + 4.5 * (1 - share) ** 2] for share in (0.01, 0.5)]
+    assert seen.loss.tolist() == [pytest.approx(row) for row in expected]
+    found = scale_invariant_beta(seen.gradient_distance, seen.distance_moved, seen.weight_norm)
+    assert found.tolist() == pytest.approx([4 * 5, 9 * 1], rel=1e-12)
+
+
+def test_agrees_with_a_second_implementation():
+    net, x, y = slow.problem()
+    shares = (0.01, 0.1)
+    seen = probe_each_weight(loss_of(net, x, y), weights_of(net), shares)
+    theta, (_, g) = slow.get(net), slow.evaluate(net, x, y)
+    parts = [part for part, p in zip(slow.spans(net), net.parameters(), strict=True) if p.ndim > 1]
+    for i, part in enumerate(parts):
+        for j, share in enumerate(shares):
+            moved = theta.copy()
+            step = share * slow.length(theta[part]) / slow.length(g[part])
+            moved[part] -= step * g[part]
+            loss, there = slow.evaluate(slow.put(net, moved), x, y)
+            assert seen.loss[j, i].item() == pytest.approx(loss, rel=1e-5)
+            distance = slow.length((there - g)[part])
+            assert seen.gradient_distance[j, i].item() == pytest.approx(distance, rel=1e-4)
+            assert seen.distance_moved[j, i].item() == pytest.approx(share * slow.length(theta[part]), rel=1e-5)
+
+
+def test_the_greatest_share_of_each_weight_counts_and_weights_stay_apart():
+    distance = np.array([[1.0, 9.0], [6.0, 2.0], [2.0, 1.0]])  # three shares, two weights
+    moved = np.array([[1.0, 3.0], [2.0, 2.0], [4.0, 1.0]])
+    assert scale_invariant_beta(distance, moved, [2.0, 1.0]).tolist() == [12, 3]
+    assert scale_invariant_beta([distance] * 2, [moved] * 2, [[2.0, 1.0], [1.0, 2.0]]).tolist() == [[12, 3], [3, 12]]
+
+
+def test_weights_buffers_gradients_and_random_numbers_are_as_they_were():
+    net, x, y = slow.problem(dropout=0.3)
+    loss_of(net, x, y)().backward()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    gradients = [(p.grad, p.grad.clone()) for p in net.parameters()]
+    rng = torch.get_rng_state()
+    with preserve_state(net, train=True):
+        probe_each_weight(loss_of(net, x, y), weights_of(net))
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in state.items())
+    assert all(p.grad is t and torch.equal(t, v) for p, (t, v) in zip(net.parameters(), gradients, strict=True))
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_costs_one_pass_and_one_for_every_share_of_every_weight():
+    u, v = (torch.ones(2, 2, requires_grad=True) for _ in range(2))
+    calls = []
+
+    def loss_fn():
+        calls.append(1)
+        return (u**2).sum() + (v**3).sum()
+
+    probe_each_weight(loss_fn, [u, v], [0.1, 0.2, 0.3])
+    assert len(calls) == 1 + 2 * 3
+
+
+def test_a_weight_without_a_gradient_is_nan_and_comes_back():
+    u, v = torch.ones(2, 2, requires_grad=True), torch.ones(1, 2, requires_grad=True)
+    seen = probe_each_weight(lambda: 0 * u.sum() + (v**2).sum(), [u, v])
+    found = scale_invariant_beta(seen.gradient_distance, seen.distance_moved, seen.weight_norm)
+    assert np.isnan(found[0]) and found[1] == pytest.approx(4, rel=1e-5)
+    assert torch.equal(u, torch.ones(2, 2))

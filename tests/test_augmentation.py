@@ -10,18 +10,18 @@ from cifarbn.errors import UserError
 
 @pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
 def test_every_crop_and_flip_is_torchvisions(make_images, padding_mode):
-    picture = make_images(3)[2:].pixels
+    image = make_images(3)[2:].pixels
     top, left, flipped = torch.cartesian_prod(torch.arange(9), torch.arange(9), torch.arange(2)).T
-    # 162 copies of one picture, so that each has draws of its own.
-    canvas = PaddedImages(picture.expand(162, -1, -1, -1), Augmentation(pad=4, padding_mode=padding_mode))
-    crops = canvas.crop(torch.arange(162), CropFlipParams(top, left, flipped.bool()))
-    padded = functional.pad(picture[0], 4, padding_mode=padding_mode)
+    # 162 copies of one image, one for each crop and flip.
+    padded_images = PaddedImages(image.expand(162, -1, -1, -1), Augmentation(pad=4, padding_mode=padding_mode))
+    crops = padded_images.crop(torch.arange(162), CropFlipParams(top, left, flipped.bool()))
+    padded = functional.pad(image[0], 4, padding_mode=padding_mode)
     for k in range(162):
         expected = functional.crop(padded, int(top[k]), int(left[k]), 32, 32)
         assert torch.equal(crops[k], functional.hflip(expected) if flipped[k] else expected)
 
 
-def test_crops_are_of_the_pictures_asked_for(make_images):
+def test_crops_are_of_the_requested_images(make_images):
     images = make_images(5)
     augmentation = Augmentation(pad=0, flip="none")
     index = torch.tensor([3, 0, 3])
@@ -56,14 +56,14 @@ def test_draws_differ_between_seeds_and_between_epochs(other):
         assert (a == b).float().mean() == pytest.approx(agreement, abs=0.06)
 
 
-def test_flip_and_crop_are_drawn_apart():
+def test_flip_and_crop_are_drawn_independently():
     both, flip, crop = Augmentation(4, "random"), Augmentation(0, "random"), Augmentation(4, "none")
     draws = [augmentation.draw(100, 0, 0) for augmentation in (both, flip, crop)]
     assert torch.equal(draws[0].flipped, draws[1].flipped) and not draws[1].top.any()
     assert torch.equal(draws[0].top, draws[2].top) and not draws[2].flipped.any()
 
 
-def test_alternating_shows_both_sides_in_two_successive_epochs():
+def test_alternating_shows_both_orientations_in_two_successive_epochs():
     augmentation = Augmentation(flip="alternating")
     flips = [augmentation.draw(1000, seed=0, epoch=epoch).flipped for epoch in range(4)]
     assert torch.equal(flips[1], ~flips[0])
@@ -83,6 +83,6 @@ def test_alternating_shows_both_sides_in_two_successive_epochs():
         ("padding_mode", "edge"),
     ],
 )
-def test_other_values_are_refused_by_their_key(key, value):
+def test_an_invalid_value_is_an_error_that_names_its_key(key, value):
     with pytest.raises(UserError, match=f"augment.{key} must be .*, not {value!r}"):
         Augmentation(**{key: value})

@@ -25,18 +25,18 @@ def assert_names_a_remedy(error: pytest.ExceptionInfo) -> None:
     assert "\n" not in message
 
 
-# The real one
+# The real data set
 
 
 @pytest.mark.cifar10
-def test_the_real_pictures_are_torchvisions(cifar10_root):
+def test_the_real_images_are_torchvisions(cifar10_root):
     for train, images in zip((True, False), read_cifar10(cifar10_root), strict=True):
-        theirs = torchvision.datasets.CIFAR10(cifar10_root, train=train)
+        reference = torchvision.datasets.CIFAR10(cifar10_root, train=train)
         assert len(images) == (50_000 if train else 10_000)
-        assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), theirs.data)
-        assert images.labels.tolist() == theirs.targets
+        assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), reference.data)
+        assert images.labels.tolist() == reference.targets
         assert torch.bincount(images.labels).tolist() == 10 * [len(images) // 10]
-        assert tuple(theirs.classes) == cifar10.CLASSES
+        assert tuple(reference.classes) == cifar10.CLASSES
 
 
 @pytest.mark.cifar10
@@ -50,28 +50,28 @@ def test_mean_and_std_are_those_of_the_real_training_pixels(cifar10_root):
     assert std.numpy().round(4) == pytest.approx(cifar10.STD, abs=1e-9)
 
 
-# A tiny one: what reading means
+# Reading a tiny data set
 
 
-def test_pictures_come_in_the_order_of_the_files(tiny_cifar10):
+def test_images_are_in_the_order_of_the_files(tiny_cifar10):
     train, test = read_cifar10(tiny_cifar10)
     batch = pickle.loads((tiny_cifar10 / BASE / "data_batch_3").read_bytes())
     assert (len(train), len(test)) == (50, 10)
     assert train.labels[20:30].tolist() == batch["labels"]
-    # A row is the red plane, then the green, then the blue, each row by row.
+    # A row holds the red, the green and the blue plane, each row by row.
     assert train.pixels[23, 1, 2, 5] == batch["data"][3, 1024 + 2 * 32 + 5]
 
 
-def test_the_root_may_be_the_folder_itself(tiny_cifar10):
+def test_the_root_may_be_the_folder_of_the_files(tiny_cifar10):
     assert read_cifar10(tiny_cifar10 / BASE)[0].fingerprint == read_cifar10(tiny_cifar10)[0].fingerprint
 
 
-def test_a_relative_root_counts_from_the_working_directory(tiny_cifar10, monkeypatch):
+def test_a_relative_root_is_relative_to_the_working_directory(tiny_cifar10, monkeypatch):
     monkeypatch.chdir(tiny_cifar10.parent)
     assert cifar10.find_cifar10("data") == tiny_cifar10 / BASE
 
 
-# Files that are there and wrong
+# Damaged files
 
 
 def truncate(file: Path) -> None:
@@ -85,9 +85,9 @@ def alter(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm, said", [(truncate, "truncated or altered"), (alter, "truncated or altered"), (os.remove, "missing")]
+    "harm, fault", [(truncate, "truncated or altered"), (alter, "truncated or altered"), (os.remove, "missing")]
 )
-def test_every_file_that_is_wrong_is_named_and_none_is_replaced(tiny_cifar10, tiny_archive, harm, said):
+def test_every_damaged_file_is_named_and_none_is_replaced(tiny_cifar10, tiny_archive, harm, fault):
     harmed = ["data_batch_2", "batches.meta"]
     for name in harmed:
         harm(tiny_cifar10 / BASE / name)
@@ -95,12 +95,12 @@ def test_every_file_that_is_wrong_is_named_and_none_is_replaced(tiny_cifar10, ti
     with pytest.raises(UserError) as error:
         read_cifar10(tiny_cifar10)
     assert_names_a_remedy(error)
-    assert all(f"{name} is {said}" in str(error.value) for name in harmed)
+    assert all(f"{name} is {fault}" in str(error.value) for name in harmed)
     assert "test_batch" not in str(error.value) and "Delete that folder" in str(error.value)
     assert {file: file.read_bytes() for file in (tiny_cifar10 / BASE).iterdir()} == before
 
 
-def test_a_folder_in_place_of_a_file_is_named(tiny_cifar10):
+def test_a_folder_instead_of_a_file_is_named(tiny_cifar10):
     (tiny_cifar10 / BASE / "test_batch").unlink()
     (tiny_cifar10 / BASE / "test_batch").mkdir()
     with pytest.raises(UserError, match="test_batch cannot be read"):
@@ -118,10 +118,10 @@ def test_an_altered_file_is_never_unpickled(tiny_cifar10, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-# Nothing there
+# Downloading
 
 
-def test_what_is_missing_is_downloaded_whole(tiny_cifar10, tiny_archive, tmp_path, capfd):
+def test_a_missing_data_set_is_downloaded(tiny_cifar10, tiny_archive, tmp_path, capfd):
     root = tmp_path / "new" / "root"
     assert read_cifar10(root)[0].fingerprint == read_cifar10(tiny_cifar10)[0].fingerprint
     assert [path.name for path in root.iterdir()] == [BASE]
@@ -129,13 +129,13 @@ def test_what_is_missing_is_downloaded_whole(tiny_cifar10, tiny_archive, tmp_pat
     assert "CIFAR-10: 100%" in capfd.readouterr().err
 
 
-def test_nothing_is_downloaded_unless_wanted(tiny_archive, tmp_path):
+def test_nothing_is_downloaded_if_download_is_false(tiny_archive, tmp_path):
     with pytest.raises(UserError, match="data.download is false") as error:
         read_cifar10(tmp_path / "new", download=False)
     assert_names_a_remedy(error)
 
 
-def test_without_a_network_one_message_says_where_it_looked(no_network, tmp_path, monkeypatch):
+def test_without_a_network_one_message_names_the_folder(no_network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="refused") as error:
         read_cifar10("new/root")
@@ -144,8 +144,8 @@ def test_without_a_network_one_message_says_where_it_looked(no_network, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_goes_silent_ends_the_download(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "_SECONDS_OF_SILENCE", 0.1)
+def test_a_download_times_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/archive")
         with pytest.raises(UserError, match="timed out") as error:
@@ -155,7 +155,7 @@ def test_a_server_that_goes_silent_ends_the_download(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("harm", [truncate, alter])
-def test_an_archive_that_arrives_wrong_leaves_nothing(tiny_archive, tmp_path, harm):
+def test_a_damaged_download_leaves_nothing(tiny_archive, tmp_path, harm):
     harm(tiny_archive)
     with pytest.raises(UserError, match="incomplete or altered") as error:
         read_cifar10(tmp_path / "new")
@@ -163,7 +163,7 @@ def test_an_archive_that_arrives_wrong_leaves_nothing(tiny_archive, tmp_path, ha
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".cifar*"))
 
 
-def test_an_archive_that_holds_a_wrong_file_leaves_nothing(tiny_archive, tmp_path, monkeypatch):
+def test_an_archive_with_a_wrong_file_leaves_nothing(tiny_archive, tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", "0" * 32]])
     with pytest.raises(UserError, match="test_batch in the archive is incomplete or altered"):
         read_cifar10(tmp_path / "new")
@@ -181,7 +181,7 @@ def test_an_interrupted_download_leaves_nothing(tiny_archive, tmp_path, monkeypa
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".cifar*"))
 
 
-def test_a_root_in_which_nothing_can_be_written_is_named(tiny_archive, tmp_path):
+def test_a_root_that_is_not_a_folder_is_named(tiny_archive, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError) as error:
         read_cifar10(tmp_path / "file" / "data")
@@ -197,14 +197,14 @@ def test_a_read_only_root_is_named(tiny_archive, tmp_path):
     assert_names_a_remedy(error)
 
 
-def test_several_that_download_at_once_all_read_the_same(tiny_cifar10, tiny_archive, tmp_path):
+def test_concurrent_downloads_all_read_the_same_images(tiny_cifar10, tiny_archive, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         sets = list(pool.map(lambda _: read_cifar10(tmp_path / "new")[0].fingerprint, range(4)))
     assert set(sets) == {read_cifar10(tiny_cifar10)[0].fingerprint}
     assert [path.name for path in (tmp_path / "new").iterdir()] == [BASE]
 
 
-def test_whoever_comes_second_uses_what_the_first_one_brought(tiny_cifar10, tmp_path):
+def test_the_second_of_two_downloads_keeps_the_files_of_the_first(tiny_cifar10, tmp_path):
     second = tmp_path / "second"
     second.mkdir()
     (second / "half").touch()
@@ -212,10 +212,10 @@ def test_whoever_comes_second_uses_what_the_first_one_brought(tiny_cifar10, tmp_
     assert len(read_cifar10(tiny_cifar10)[0]) == 50
 
 
-# An archive that is there, and what a killed download leaves
+# An existing archive, and the leftovers of a killed download
 
 
-def test_an_archive_beside_the_folder_is_used_without_a_network(tiny_cifar10, tiny_archive, no_network, tmp_path):
+def test_an_archive_in_the_root_is_used_without_a_network(tiny_cifar10, tiny_archive, no_network, tmp_path):
     for download in (True, False):
         root = tmp_path / f"root-{download}"
         root.mkdir()
@@ -225,7 +225,7 @@ def test_an_archive_beside_the_folder_is_used_without_a_network(tiny_cifar10, ti
 
 
 @pytest.mark.parametrize("harm", [truncate, alter])
-def test_an_archive_that_is_not_intact_is_named_and_left(tiny_archive, no_network, tmp_path, harm):
+def test_a_damaged_archive_is_named_and_kept(tiny_archive, no_network, tmp_path, harm):
     root = tmp_path / "root"
     root.mkdir()
     shutil.copy(tiny_archive, root / "cifar-10-python.tar.gz")
@@ -237,10 +237,10 @@ def test_an_archive_that_is_not_intact_is_named_and_left(tiny_archive, no_networ
     assert [path.name for path in root.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
-def test_what_a_killed_download_has_left_is_removed(tiny_archive, tmp_path):
-    left = tmp_path / "data2" / ".cifar-10-download-abc"
-    left.mkdir(parents=True)
-    (left / "archive").write_bytes(b"half")
+def test_leftovers_of_a_killed_download_are_removed(tiny_archive, tmp_path):
+    leftover = tmp_path / "data2" / ".cifar-10-download-abc"
+    leftover.mkdir(parents=True)
+    (leftover / "archive").write_bytes(b"half")
     read_cifar10(tmp_path / "data2")
     assert [path.name for path in (tmp_path / "data2").iterdir()] == [BASE]
 
@@ -249,8 +249,8 @@ DOWNLOADING = """
 import sys, time
 from pathlib import Path
 from cifarbn.data import cifar10
-with cifar10._alone_in(Path(sys.argv[1])) as alone:
-    assert alone
+with cifar10._locked(Path(sys.argv[1])) as locked:
+    assert locked
     (Path(sys.argv[1]) / ".cifar-10-download-theirs").mkdir()
     print("begun", flush=True)
     sys.stdin.read()
@@ -267,9 +267,9 @@ def test_a_second_process_waits_for_the_first(tiny_cifar10, tiny_archive, tmp_pa
     assert first.stdout.readline() == "begun\n"
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(read_cifar10, root)
-        said = ""
-        while "waiting for it" not in said and not second.done():
-            said += capfd.readouterr().out
+        output = ""
+        while "waiting for it" not in output and not second.done():
+            output += capfd.readouterr().out
             time.sleep(0.01)
         assert (root / ".cifar-10-download-theirs").exists() and not second.done()
         if end == "finished":
@@ -283,8 +283,8 @@ def test_a_second_process_waits_for_the_first(tiny_cifar10, tiny_archive, tmp_pa
 
 
 @pytest.mark.parametrize("root", ["", None, 5])
-def test_a_root_that_names_no_folder_is_refused(root):
-    with pytest.raises(UserError, match="data.root must name a folder"):
+def test_an_invalid_root_is_an_error(root):
+    with pytest.raises(UserError, match="data.root must be a folder"):
         CIFAR10(root)
     if root == "":
         with pytest.raises(UserError, match="data.root is empty"):

@@ -65,7 +65,7 @@ def fails(command, capsys):
         (["optim.lr=-1"], "Invalid learning rate: -1"),
         (["+optim.speed=3"], "unexpected keyword argument 'speed'"),
         (["data.batch_size=0"], "data.batch_size must be at least 1, not 0"),
-        (["data.val_size=200"], "data.val_size must leave some of the 200 pictures"),
+        (["data.val_size=200"], "data.val_size must be below the number of training images, 200"),
         (["model.stem=large"], "cifar"),
         (["trainer.precision=half"], "trainer.precision is auto or one of 32-true"),
         (["epochs=0"], "epochs must be at least 1"),

@@ -163,7 +163,7 @@ def test_the_command_line_decides_the_number_of_classes_where_the_data_does_not_
 def test_data_that_cannot_be_built_is_refused_by_the_run_itself_and_not_before(tmp_path):
     cfg = config("data=shapes", "data.val_size=10000", "trainer=cpu")
     assert resolved(cfg)["model"]["num_classes"] == 10
-    with pytest.raises(UserError, match="data.val_size must leave some of the 10000 pictures"):
+    with pytest.raises(UserError, match="data.val_size must be below the number of training images, 10000"):
         train(cfg, tmp_path, [])
     assert read_result(tmp_path)["status"] == "failed"
 

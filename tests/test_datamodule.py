@@ -44,7 +44,7 @@ def test_a_config_gives_every_option_its_default(name, kind, monkeypatch):
         assert value == special.get(key, default), key
 
 
-def test_the_environment_says_where_cifar10_is(tiny_cifar10, monkeypatch):
+def test_the_environment_variable_sets_the_root_of_cifar10(tiny_cifar10, monkeypatch):
     monkeypatch.delenv("CIFARBN_DATA", raising=False)
     assert compose("cifar10").root == "./data"
     monkeypatch.setenv("CIFARBN_DATA", str(tiny_cifar10))
@@ -62,13 +62,13 @@ def test_the_environment_says_where_cifar10_is(tiny_cifar10, monkeypatch):
         ("alternating_flip", Augmentation(pad=4, flip="alternating")),
     ],
 )
-def test_each_augment_config_is_the_augmentation_it_is_called(name, augmentation):
+def test_each_augment_config_gives_the_augmentation_of_its_name(name, augmentation):
     data = compose("shapes", name)
     assert data.augmentation == augmentation
     assert data.seed == 7
 
 
-def test_every_config_opens_with_what_it_is():
+def test_every_config_starts_with_a_comment():
     for file in [*CONF.glob("data/*.yaml"), *CONF.glob("augment/*.yaml")]:
         assert file.read_text().startswith("# "), file
 
@@ -76,7 +76,7 @@ def test_every_config_opens_with_what_it_is():
 # The split
 
 
-def test_the_held_out_pictures_depend_on_split_seed_alone():
+def test_the_validation_images_depend_only_on_split_seed():
     def held_out(**options) -> str:
         data = small(**options)
         data.setup()
@@ -86,7 +86,7 @@ def test_the_held_out_pictures_depend_on_split_seed_alone():
     assert held_out(split_seed=1) != held_out(split_seed=0)
 
 
-def test_training_and_validation_share_the_pictures_without_overlap():
+def test_training_and_validation_divide_the_images_without_overlap():
     data = small()
     data.setup()
     everything, _ = data.read()
@@ -125,7 +125,7 @@ def test_preparing_cifar10_downloads_it(tiny_archive, tmp_path):
 
 
 @pytest.mark.cifar10
-def test_5000_of_the_real_pictures_are_held_out(cifar10_root):
+def test_5000_of_the_real_images_are_held_out(cifar10_root):
     data = CIFAR10(cifar10_root)
     data.setup()
     assert [data.describe()[f"{part}_size"] for part in ("train", "val", "test")] == [45_000, 5_000, 10_000]
@@ -147,7 +147,7 @@ def test_training_is_shuffled_and_augmented_and_evaluation_is_not():
 @pytest.mark.parametrize(
     "val_size, test_curve, sizes", [(60, False, [60]), (60, True, [60, 100]), (0, False, []), (0, True, [100])]
 )
-def test_the_test_set_is_watched_only_on_request(val_size, test_curve, sizes):
+def test_the_test_set_is_evaluated_in_validation_only_on_request(val_size, test_curve, sizes):
     data = small(val_size=val_size, test_curve=test_curve)
     data.setup()
     assert [len(loader.images) for loader in data.val_dataloader()] == sizes
@@ -160,7 +160,7 @@ def trainer(device: str, rank: int = 0, world_size: int = 1) -> SimpleNamespace:
     )
 
 
-def test_the_pictures_go_to_the_trainers_device():
+def test_the_images_are_on_the_trainers_device():
     data = small()
     data.trainer = trainer("meta")
     data.setup()
@@ -208,17 +208,17 @@ def test_lightning_trains_and_tests_on_it_without_a_warning(tmp_path, val_size, 
     counter, data = Counter(), small(val_size=val_size, test_curve=test_curve)
     trainer.fit(counter, data)
     trainer.test(counter, data, verbose=False)
-    shown = [size for size in (val_size, 100 * test_curve) if size]
+    sizes = [size for size in (val_size, 100 * test_curve) if size]
     assert counter.seen == {"train": 2 * (300 - val_size), "test": 100} | {
-        f"val {k}": 2 * size for k, size in enumerate(shown)
+        f"val {k}": 2 * size for k, size in enumerate(sizes)
     }
 
 
-# What it refuses
+# Invalid values
 
 
 @pytest.mark.parametrize(
-    "key, value, said",
+    "key, value, message",
     [
         ("batch_size", 0, "at least 1, not 0"),
         ("batch_size", 1.5, "a whole number, not 1.5"),
@@ -226,7 +226,7 @@ def test_lightning_trains_and_tests_on_it_without_a_warning(tmp_path, val_size, 
         ("batch_size", True, "a whole number, not True"),
         ("eval_batch_size", -1, "at least 1, not -1"),
         ("val_size", -1, "at least 0, not -1"),
-        ("val_size", 300, "leave some of the 300 pictures to train on, not 300"),
+        ("val_size", 300, "below the number of training images, 300, not 300"),
         ("train_size", 0, "at least 1, not 0"),
         ("test_size", None, "a whole number, not None"),
         ("seed", "x", "a whole number, not 'x'"),
@@ -238,11 +238,11 @@ def test_lightning_trains_and_tests_on_it_without_a_warning(tmp_path, val_size, 
         ("test_curve", 1, "true or false, not 1"),
     ],
 )
-def test_other_values_are_refused_by_their_key(key, value, said):
-    with pytest.raises(UserError, match=f"data.{key} must .*{said}"):
+def test_an_invalid_value_is_an_error_that_names_its_key(key, value, message):
+    with pytest.raises(UserError, match=f"data.{key} must .*{message}"):
         small(**{key: value})
 
 
 def test_all_of_cifar10_cannot_be_held_out():
-    with pytest.raises(UserError, match="data.val_size must leave some of the 50000"):
+    with pytest.raises(UserError, match="data.val_size must be below the number of training images, 50000"):
         CIFAR10("data", val_size=50_000)

@@ -14,9 +14,9 @@ def test_the_fingerprint_is_the_sha256_of_pixels_then_labels(make_images):
 
 def test_the_fingerprint_does_not_depend_on_the_memory_format(make_images):
     images = make_images(3)
-    relaid = Images(images.pixels.contiguous(memory_format=torch.channels_last), images.labels)
-    assert relaid.pixels.stride() != images.pixels.stride()
-    assert relaid.fingerprint == images.fingerprint
+    channels_last = Images(images.pixels.contiguous(memory_format=torch.channels_last), images.labels)
+    assert channels_last.pixels.stride() != images.pixels.stride()
+    assert channels_last.fingerprint == images.fingerprint
 
 
 @pytest.mark.parametrize("part", ["pixels", "labels"])
@@ -26,15 +26,15 @@ def test_the_fingerprint_notices_one_bit(make_images, part):
     assert images.fingerprint != other.fingerprint
 
 
-def test_indexing_selects_pictures_with_their_labels(make_images):
+def test_indexing_selects_images_with_their_labels(make_images):
     images = make_images(5)
-    chosen = images[torch.tensor([4, 0])]
-    assert chosen.labels.tolist() == [4, 0]
-    assert torch.equal(chosen.pixels[0], images.pixels[4])
+    selected = images[torch.tensor([4, 0])]
+    assert selected.labels.tolist() == [4, 0]
+    assert torch.equal(selected.pixels[0], images.pixels[4])
     assert len(images[:0]) == 0
 
 
-def test_pictures_already_on_the_device_are_not_copied(make_images):
+def test_images_already_on_the_device_are_not_copied(make_images):
     images = make_images(2)
     assert images.to("cpu") is images
 
@@ -48,6 +48,6 @@ def test_pictures_already_on_the_device_are_not_copied(make_images):
         (torch.zeros(2, 3, 32, 32).byte(), torch.zeros(2)),
     ],
 )
-def test_other_shapes_and_dtypes_are_refused(pixels, labels):
+def test_other_shapes_and_dtypes_are_an_error(pixels, labels):
     with pytest.raises(ValueError, match="must be"):
         Images(pixels, labels)

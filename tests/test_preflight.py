@@ -271,8 +271,8 @@ def test_a_look_at_the_user_s_data_draws_nothing_from_the_run_s_generators(packa
     [
         ("num_classes = 7", "4 logits .* 7 classes"),
         ("num_classes = 'four'", "num_classes of Mine must be a whole number"),
-        ("num_classes, classes = 4, ['a', 'b']", "has num_classes=4, but names 2 classes"),
-        ("val_names = ('holdout',)", r"may hold val and test_curve, not \['holdout'\]"),
+        ("num_classes, classes = 4, ['a', 'b']", "has num_classes=4, but 2 names in classes"),
+        ("val_names = ('holdout',)", r"may contain val and test_curve, not \['holdout'\]"),
         ("val_names = ()", "there are 1 validation loaders, and val_names names 0"),
         ("def describe(self): return 5", r"describe\(\) of Mine must return a dict"),
     ],
@@ -290,7 +290,7 @@ def test_a_data_module_without_a_test_and_what_is_no_data_module_are_refused(pac
         own(tmp_path / "run")
     package(DATA.replace("EXTRA", "").replace("pl.LightningDataModule", "torch.nn.Module"))
     sys.modules.pop("mine.parts")
-    with pytest.raises(UserError, match="must make a LightningDataModule, and this is a Mine"):
+    with pytest.raises(UserError, match="must return a LightningDataModule, not a Mine"):
         own(tmp_path / "other")
 
 

@@ -22,7 +22,7 @@ def test_every_class_is_equally_frequent(train):
     assert torch.bincount(train.labels).tolist() == 10 * [400]
 
 
-def test_a_picture_depends_on_its_seed_and_place_alone(train):
+def test_an_image_depends_only_on_its_seed_and_index(train):
     assert draw_shapes(1500, shapes.TRAIN_SEED).fingerprint == train[:1500].fingerprint
     assert draw_shapes(1500, shapes.TEST_SEED).fingerprint != train[:1500].fingerprint
     assert len(draw_shapes(0, 0)) == 0
@@ -47,25 +47,25 @@ def test_a_linear_classifier_on_pixels_stays_far_below_90_percent(train, test):
         assert 0.1 < accuracy < 0.3
 
 
-def test_a_small_net_passes_90_percent_in_256_steps(train, test):
+def test_a_small_network_exceeds_90_percent_in_256_steps(train, test):
     def block(inputs, outputs, stride):
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
     torch.manual_seed(0)
-    net = nn.Sequential(
+    model = nn.Sequential(
         *(block(3, 16, 1), block(16, 32, 2), block(32, 64, 2), block(64, 64, 1)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
     ).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters())
+    optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=8 * 32)
     batches = InMemoryLoader(train, 128, mean=shapes.MEAN, std=shapes.STD, shuffle=True)
     for epoch in range(8):
         batches.sampler.set_epoch(epoch)
         for pixels, labels in batches:
             optimizer.zero_grad()
-            cross_entropy(net(pixels), labels).backward()
+            cross_entropy(model(pixels), labels).backward()
             optimizer.step()
             schedule.step()
     pixels, labels = next(iter(InMemoryLoader(test, 1000, mean=shapes.MEAN, std=shapes.STD)))
-    net.eval()
-    assert net(pixels).argmax(1).eq(labels).float().mean() > 0.9
+    model.eval()
+    assert model(pixels).argmax(1).eq(labels).float().mean() > 0.9

@@ -1,4 +1,4 @@
-"""Where pictures come from and how they reach the net; `module` ties it together for Lightning."""
+"""Data sets, batched augmentation and the in-memory loader; `module` combines them into a Lightning data module."""
 
 from cifarbn.data.augmentation import Augmentation
 from cifarbn.data.cifar10 import read_cifar10

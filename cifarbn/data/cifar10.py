@@ -1,4 +1,4 @@
-"""CIFAR-10 from its original files: found, verified, downloaded when missing."""
+"""CIFAR-10 from its original files, verified by MD5 and downloaded if missing."""
 
 import hashlib
 import http.client
@@ -27,34 +27,34 @@ TRAIN_SIZE = 50_000
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-"""Over all pixels of the training pictures, per channel, in units of 255."""
+"""Per channel, of all training pixels scaled to [0, 1]."""
 
 ARCHIVE = torchvision.datasets.CIFAR10.filename
-"""The name of the archive that is downloaded; one that lies in the root already is used instead."""
+"""Name of the downloaded archive; if a file of this name is in the root, it is used instead of a download."""
 
 _SCRATCH = ".cifar-10-download-"
-_SECONDS_OF_SILENCE = 30.0  # after which a download is given up
+_TIMEOUT = 30.0  # seconds without data from the server
 
 _REMEDY = (
-    "Name the folder that holds cifar-10-batches-py with data.root=PATH or the environment variable CIFARBN_DATA, "
-    "or use the drawn pictures with data=shapes."
+    "Set data.root=PATH or the environment variable CIFARBN_DATA to the folder that contains cifar-10-batches-py, "
+    "or use the embedded data set with data=shapes."
 )
 
 
 def read_cifar10(root: str | Path, download: bool = True) -> tuple[Images, Images]:
     """Read CIFAR-10 (Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images).
 
-    The MD5 of every file is compared with torchvision's before a byte of it is unpickled.
+    The MD5 of every file is compared with torchvision's before the file is unpickled.
 
     Args:
-        root: the folder that holds torchvision's `cifar-10-batches-py`, or that folder itself.
-        download: fetch it into `root` where neither the folder nor its archive, `ARCHIVE`, is there.
+        root: the folder that contains torchvision's `cifar-10-batches-py`, or that folder itself.
+        download: download the data set into `root` if neither the folder nor the archive `ARCHIVE` is there.
 
     Returns:
-        The 50,000 training and the 10,000 test pictures, in the order of the files, channels_last, on the CPU.
+        The 50,000 training and the 10,000 test images, in the order of the files, channels_last, on the CPU.
 
     Raises:
-        UserError: where it is missing and not to be had, or a file is missing, truncated or altered.
+        UserError: if the data set is missing and cannot be downloaded, or a file is missing, truncated or altered.
     """
     files = _read_verified(find_cifar10(root, download))
     return _decode(files, torchvision.datasets.CIFAR10.train_list), _decode(
@@ -63,22 +63,22 @@ def read_cifar10(root: str | Path, download: bool = True) -> tuple[Images, Image
 
 
 def find_cifar10(root: str | Path, download: bool = True) -> Path:
-    """Return the folder `cifar-10-batches-py` of `root`; where it is missing, unpacked or downloaded first.
+    """Return the folder `cifar-10-batches-py` of `root`, after unpacking or downloading it if it is missing.
 
-    What stands there is not yet verified: `read_cifar10` does that on the very bytes it reads.
+    The files of an existing folder are not verified here: `read_cifar10` verifies the bytes that it reads.
 
     Raises:
-        UserError: where it is missing and not to be had.
+        UserError: if the folder is missing and cannot be downloaded.
     """
     base = torchvision.datasets.CIFAR10.base_folder
     if not str(root):
         raise UserError(f"data.root is empty. {_REMEDY}")
     root = Path(root).expanduser().absolute()
     folder = root if root.name == base else root / base
-    if not os.path.exists(folder):  # False, where `Path.exists` may raise, for a folder one may not look into
+    if not os.path.exists(folder):  # unlike `Path.exists`, False for a folder without read permission
         if not download and not os.path.exists(folder.parent / ARCHIVE):
-            raise UserError(f"CIFAR-10 is not in {folder} and data.download is false. {_REMEDY}")
-        _bring(folder)
+            raise UserError(f"CIFAR-10 is not in {folder}, and data.download is false. {_REMEDY}")
+        _install(folder)
     return folder
 
 
@@ -92,7 +92,11 @@ def _md5(content: bytes) -> str:
 
 
 def _read_verified(folder: Path) -> dict[str, bytes]:
-    """Return every file's content by name, or name every file that is missing or wrong."""
+    """Return the content of each file by name.
+
+    Raises:
+        UserError: naming every file that is missing, unreadable or altered.
+    """
     files: dict[str, bytes] = {}
     faults = []
     for name, md5 in _expected_md5().items():
@@ -103,12 +107,11 @@ def _read_verified(folder: Path) -> dict[str, bytes]:
         except OSError as error:
             faults.append(f"{name} cannot be read ({error.strerror})")
         else:
-            if (found := _md5(files[name])) != md5:
-                faults.append(f"{name} is truncated or altered (MD5 {found} instead of {md5})")
+            if (actual := _md5(files[name])) != md5:
+                faults.append(f"{name} is truncated or altered (MD5 {actual}, expected {md5})")
     if faults:
         raise UserError(
-            f"CIFAR-10 in {folder} is not intact: {'; '.join(faults)}. "
-            f"Delete that folder to have it downloaded anew. {_REMEDY}"
+            f"CIFAR-10 in {folder} is damaged: {'; '.join(faults)}. Delete that folder to download it again. {_REMEDY}"
         )
     return files
 
@@ -122,26 +125,26 @@ def _decode(files: dict[str, bytes], batches: list[list[str]]) -> Images:
     return Images(torch.cat(pixels).contiguous(memory_format=torch.channels_last), torch.tensor(labels))
 
 
-def _bring(folder: Path) -> None:
-    """Bring CIFAR-10 to `folder`, which does not exist yet, from the archive beside it or else from the network.
+def _install(folder: Path) -> None:
+    """Create `folder` from the archive next to it or, without one, from a download.
 
-    It appears there whole or not at all: everything happens in a hidden folder beside it, renamed at the end. Of two
-    processes that want it at once, the second waits for the first.
+    The folder appears complete or not at all: files are written to a hidden folder, which is renamed at the end. If
+    two processes need the data set at the same time, the second waits for the first.
     """
     url, archive = torchvision.datasets.CIFAR10.url, folder.parent / ARCHIVE
-    here = os.path.exists(archive)
-    # The nearest ancestor that exists: a failure leaves no empty folder behind, and an ancestor in which
-    # nothing can be written shows before the download rather than after it.
+    has_archive = os.path.exists(archive)
+    # The hidden folder is created in the nearest existing ancestor: a failure then leaves no empty folder behind, and
+    # missing write permission shows before the download.
     ancestor = next(parent for parent in folder.parents if os.path.exists(parent))
     try:
-        with _alone_in(ancestor) as alone:
+        with _locked(ancestor) as locked:
             if os.path.exists(folder):
                 return
-            for left in ancestor.glob(f"{_SCRATCH}*") if alone else ():
-                shutil.rmtree(left, ignore_errors=True)  # whoever made it was killed, or it would hold the lock
+            for leftover in ancestor.glob(f"{_SCRATCH}*") if locked else ():
+                shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: a live one would hold the lock
             with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=ancestor) as scratch:
                 unpacked = Path(scratch) / folder.name
-                if here:
+                if has_archive:
                     _check_archive(archive)
                 else:
                     archive = Path(scratch) / ARCHIVE
@@ -149,16 +152,16 @@ def _bring(folder: Path) -> None:
                 _unpack(archive, unpacked)
                 _publish(unpacked, folder)
     except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error, KeyError) as error:
-        what = f"unpacking {archive}" if here else f"downloading it there from {url}"
-        remedy = "Delete that archive to have it downloaded anew. " if here else ""
-        raise UserError(f"CIFAR-10 is not in {folder} and {what} failed: {error}. {remedy}{_REMEDY}") from error
+        action = f"unpacking {archive}" if has_archive else f"the download from {url}"
+        remedy = "Delete that archive to download it again. " if has_archive else ""
+        raise UserError(f"CIFAR-10 is not in {folder}, and {action} failed: {error}. {remedy}{_REMEDY}") from error
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[bool]:
-    """Hold the lock on a folder, waiting for it; yields False where this system or file system has no such lock.
+def _locked(folder: Path) -> Iterator[bool]:
+    """Wait for and hold an exclusive lock on a folder; yield False if the system or file system has no such lock.
 
-    The lock is on the folder itself, so that no file is left behind, and ends with this process, however it ends.
+    The lock is on the folder itself, so it leaves no file behind, and the system releases it when the process ends.
     """
     try:
         import fcntl
@@ -170,14 +173,14 @@ def _alone_in(folder: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
+            locked = True
         except BlockingIOError:
-            print(f"another process is bringing CIFAR-10 to {folder}; waiting for it", flush=True)
+            print(f"another process is downloading CIFAR-10 to {folder}; waiting for it", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
-            alone = True
+            locked = True
         except OSError:  # some network file systems
-            alone = False
-        yield alone
+            locked = False
+        yield locked
     finally:
         os.close(handle)
 
@@ -185,10 +188,10 @@ def _alone_in(folder: Path) -> Iterator[bool]:
 def _fetch(url: str, target: Path) -> None:
     """Download the archive.
 
-    Not torchvision's `download_url`: it waits for ever for a server that goes silent, here with the lock held, and
-    tries plain http when https fails.
+    torchvision's `download_url` is not used: it has no timeout, while the lock is held here, and it falls back to plain
+    http if https fails.
     """
-    with urllib.request.urlopen(url, timeout=_SECONDS_OF_SILENCE) as response, target.open("wb") as file:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, target.open("wb") as file:
         size = int(response.headers.get("Content-Length") or 0) or None
         with tqdm(total=size, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
             while chunk := response.read(1 << 20):
@@ -198,16 +201,16 @@ def _fetch(url: str, target: Path) -> None:
 
 
 def _check_archive(archive: Path) -> None:
-    found, expected = _md5(archive.read_bytes()), torchvision.datasets.CIFAR10.tgz_md5
-    if found != expected:
-        raise OSError(f"the archive is incomplete or altered: MD5 {found} instead of {expected}")
+    actual, expected = _md5(archive.read_bytes()), torchvision.datasets.CIFAR10.tgz_md5
+    if actual != expected:
+        raise OSError(f"the archive is incomplete or altered: MD5 {actual}, expected {expected}")
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     folder.mkdir()
     with tarfile.open(archive, "r:gz") as tar:
         for name, md5 in _expected_md5().items():
-            # Read by name, not `extractall`: no path in the archive decides where anything is written.
+            # Read by name instead of `extractall`, so that paths in the archive have no influence on where files go.
             member = tar.extractfile(f"{torchvision.datasets.CIFAR10.base_folder}/{name}")
             content = member.read() if member else b""
             if _md5(content) != md5:
@@ -220,5 +223,5 @@ def _publish(unpacked: Path, folder: Path) -> None:
     try:
         unpacked.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was first, with the same verified files
+        if not folder.is_dir():  # otherwise another process has published the same verified files
             raise

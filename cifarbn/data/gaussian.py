@@ -1,4 +1,4 @@
-"""The regression problem of the paper's deep linear net: targets A x for Gaussian x and A."""
+"""The regression problem of the deep linear network of Santurkar et al. 2018: targets A x for Gaussian x and A."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from cifarbn.errors import UserError
 
 
 class Gaussian(pl.LightningDataModule):
-    """Full batches of x, (samples, features), and A x: entries of x and of the fixed A are iid N(0, 1).
+    """Full batches of x, (samples, features), and A x, where the entries of x and of the fixed A are iid N(0, 1).
 
     Santurkar et al. 2018 (arXiv 1805.11604), appendix: 1000 samples of 10 features. An epoch is `steps_per_epoch`
-    steps, each on the same full batch. Validation and test are fresh samples under the same A.
+    steps, each on the same full batch. Validation and test use other samples and the same A.
 
     Args:
-        samples: in the full batch.
-        features: of x and of A x.
-        steps_per_epoch: a full batch has no natural epoch; this one only says how often results are written.
+        samples: number of samples in the full batch.
+        features: dimension of x and of A x.
+        steps_per_epoch: steps between two validations; a full batch has no natural epoch.
         seed: of A and of all samples.
 
     Raises:
-        UserError: for a number below 1.
+        UserError: if a number is below 1.
     """
 
     name = "gaussian"
@@ -43,7 +43,7 @@ class Gaussian(pl.LightningDataModule):
         self.val_size = samples
 
     def draw(self, part: str) -> tuple[Tensor, Tensor]:
-        """Return x and A x, float32 (samples, features) each, on the trainer's device; `part` is train, val or test."""
+        """Return x and A x, each float32 (samples, features), on the trainer's device; `part` is train, val or test."""
         truth = torch.randn(self.features, self.features, generator=keyed_generator("gaussian truth", self.seed))
         x = torch.randn(self.samples, self.features, generator=keyed_generator(f"gaussian {part}", self.seed))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -54,20 +54,20 @@ class Gaussian(pl.LightningDataModule):
         return RepeatedBatch(self.draw("train"), self.steps_per_epoch)
 
     def val_dataloader(self) -> list[RepeatedBatch]:
-        """Return fresh samples, once."""
+        """Return one batch of new samples."""
         return [RepeatedBatch(self.draw("val"), 1)]
 
     def test_dataloader(self) -> RepeatedBatch:
-        """Return fresh samples, once."""
+        """Return one batch of new samples."""
         return RepeatedBatch(self.draw("test"), 1)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result must say of its data, ready for JSON."""
+        """Return the `data` block of result.json."""
         return {"name": self.name, "samples": self.samples, "features": self.features, "seed": self.seed, "classes": []}
 
 
 class RepeatedBatch:
-    """A loader that yields one batch `times` times; can stop and go on in the middle, as `InMemoryLoader` can."""
+    """A loader that yields one batch `times` times and, like `InMemoryLoader`, can resume in the middle."""
 
     sampler = batch_sampler = None
 
@@ -85,9 +85,9 @@ class RepeatedBatch:
             yield self.batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches of this epoch are behind."""
+        """Return the number of batches yielded in this epoch."""
         return {"batches": self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration go on behind them; a finished epoch leaves nothing to skip."""
+        """Start the next iteration after the batches counted in `state`; after a finished epoch, at the first batch."""
         self._first = state["batches"] % self.times

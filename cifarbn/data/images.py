@@ -1,4 +1,4 @@
-"""Labelled pictures held in memory."""
+"""Labelled images held in memory."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 IMAGE_SIZE = 32
-"""Height and width of every picture, in pixels."""
+"""Height and width of every image, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Pictures and their labels, on one device.
+    """Images and their labels, on one device.
 
     Attributes:
-        pixels: uint8 (N, 3, 32, 32), red, green, blue; in any memory format.
+        pixels: uint8 (N, 3, 32, 32), RGB, in any memory format.
         labels: int64 (N,).
 
     Raises:
-        ValueError: if a shape or dtype is another one.
+        ValueError: if a shape or dtype differs from these.
     """
 
     pixels: Tensor
@@ -40,11 +40,11 @@ class Images:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> "Images":
-        """Return the pictures at `index` (int64 or bool tensor, or a slice) as another `Images`."""
+        """Return the images at `index` (int64 or bool tensor, or a slice) as another `Images`."""
         return Images(self.pixels[index], self.labels[index])
 
     def to(self, device: torch.device | str) -> "Images":
-        """Return these pictures on `device`: `self`, uncopied, where they are there already."""
+        """Return these images on `device`; `self`, without a copy, if they are already there."""
         pixels, labels = self.pixels.to(device), self.labels.to(device)
         if pixels is self.pixels and labels is self.labels:
             return self
@@ -52,10 +52,10 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The first 16 hex digits of the SHA-256 of all pixels, then all labels.
+        """The first 16 hex digits of the SHA-256 of all pixels followed by all labels.
 
-        Bytes are taken picture by picture, channel by channel, row by row, labels as little-endian int64: the
-        same for every device and memory format. CIFAR-10's 50,000 pictures take about 0.2 s, once.
+        Pixels are hashed image by image, channel by channel, row by row, and labels as little-endian int64, so the
+        fingerprint does not depend on device or memory format. CIFAR-10's 50,000 images take about 0.2 s, once.
         """
         digest = hashlib.sha256(self.pixels.cpu().numpy().tobytes())
         digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())

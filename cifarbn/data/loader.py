@@ -1,4 +1,4 @@
-"""Batches straight from memory: shuffled, sharded by rank, augmented and normalised on the device."""
+"""Batches from images in memory: shuffled, sharded by rank, augmented and normalised on the device."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from cifarbn.data.images import IMAGE_SIZE, Images
 from cifarbn.data.randomness import keyed_generator
 from cifarbn.errors import UserError
 
-# Images that a GPU augments at once, for several batches together: about 20 kernels whatever their number. A CPU makes
-# batches one by one, which leaves them in its cache.
+# Images that a GPU augments in one go, several batches together: about 20 kernel launches, independent of their number.
+# A CPU prepares one batch at a time, which keeps it in the cache.
 GPU_IMAGES = 4096
 NO_AUGMENTATION = Augmentation(pad=0, flip="none")
 
 
 class EpochSampler:
-    """The order in which an epoch visits `count` pictures; a pure function of (seed, epoch).
+    """The order in which an epoch visits `count` images; a pure function of (seed, epoch).
 
-    Lightning calls `set_epoch` before every epoch. Whoever iterates without Lightning calls it too, or sees the
-    same epoch again.
+    Lightning calls `set_epoch` before each epoch. A loop without Lightning must call it too; otherwise every epoch has
+    the same order.
     """
 
     def __init__(self, count: int, *, shuffle: bool, seed: int) -> None:
@@ -32,7 +32,7 @@ class EpochSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to `epoch`, counted from 0."""
+        """Set the current epoch, counted from 0."""
         self.epoch = epoch
 
     def indices(self) -> Tensor:
@@ -43,30 +43,30 @@ class EpochSampler:
 
 
 class InMemoryLoader:
-    """Batches `(x, y)` of pictures that are already on the device.
+    """Batches `(x, y)` of images that are already on the device.
 
-    x is float32 (B, 3, 32, 32), channels_last, `(pixels / 255 - mean) / std` bit for bit as torchvision's
-    ToTensor and Normalize compute it; y is int64 (B,). What an epoch yields is a pure function of (seed, epoch).
+    x is float32 (B, 3, 32, 32), channels_last, `(pixels / 255 - mean) / std`, bit-equal to torchvision's ToTensor and
+    Normalize; y is int64 (B,). The batches of an epoch are a pure function of (seed, epoch).
 
-    Under several ranks every rank takes its share of each global batch, so the same command means the same
-    optimisation on any number of devices. A shuffled loader gives every rank equally many batches of equal
-    size; one that is not shuffled shows every picture exactly once over all ranks.
+    With several ranks, each rank takes its share of every global batch, so the same command runs the same optimisation
+    on any number of devices. A shuffled loader gives all ranks the same number of batches of the same size; a loader
+    without shuffling yields every image exactly once over all ranks.
 
     Args:
-        images: the pictures; batches come on their device.
-        batch_size: pictures in a global batch, over all ranks together.
-        mean, std: per channel, in units of 255.
+        images: the images; batches are on the same device.
+        batch_size: images in a global batch, over all ranks together.
+        mean, std: per channel, of pixels scaled to [0, 1].
         augmentation: crops and flips; none by default.
-        shuffle: another order in every epoch, as training wants it.
-        drop_last: leave out the last batch of an epoch where it is smaller than `batch_size`.
+        shuffle: use a new random order in each epoch, for training.
+        drop_last: drop the last batch of an epoch if it is smaller than `batch_size`.
         seed: of order and augmentation.
-        rank, world_size: which share of how many.
+        rank, world_size: index of this process and number of processes.
 
     Raises:
-        UserError: where a shuffled batch does not divide among the ranks, or an epoch has no batch.
+        UserError: if a shuffled batch cannot be divided equally among the ranks, or an epoch has no batch.
     """
 
-    # Lightning asks every loader that has a `sampler` for its `batch_sampler` as well.
+    # Lightning reads `batch_sampler` of every loader that has a `sampler`.
     batch_sampler = None
 
     def __init__(
@@ -95,18 +95,18 @@ class InMemoryLoader:
             used -= used % batch_size
         if not used:
             raise UserError(
-                f"{len(images)} pictures give no batch of {batch_size}: lower data.batch_size or data.val_size"
+                f"{len(images)} images give no batch of {batch_size}; lower data.batch_size or data.val_size"
             )
         self.images = images
         self.augmentation = augmentation or NO_AUGMENTATION
         self.sampler = EpochSampler(len(images), shuffle=shuffle, seed=seed)
-        # Every world_size-th picture of the epoch's order, from number `rank` on: its k-th batch then lies wholly
-        # in the k-th global batch.
+        # Every world_size-th image of the epoch's order, starting at number `rank`, so that this rank's k-th batch is
+        # a part of the k-th global batch.
         self._share = slice(rank, used, world_size)
         self._share_size = len(range(rank, used, world_size))
         self._batch_size = math.ceil(batch_size / world_size)
-        # One value per number of a picture rather than per channel: the innermost loop then runs over 3072
-        # contiguous numbers instead of 3, which makes this step 4 times as fast on a CPU.
+        # One value per element of an image instead of one per channel: the innermost loop then runs over 3072
+        # contiguous values instead of 3, which is 4 times as fast on a CPU.
         device = images.pixels.device
         self._mean = torch.tensor([float(m) for m in mean], device=device).repeat(IMAGE_SIZE * IMAGE_SIZE)
         self._std = torch.tensor([float(s) for s in std], device=device).repeat(IMAGE_SIZE * IMAGE_SIZE)
@@ -114,8 +114,8 @@ class InMemoryLoader:
         self._resume_at: dict[str, int] | None = None
 
     @cached_property
-    def _canvas(self) -> PaddedImages:
-        # Padded when the first batch is asked for: Lightning builds a loader also to ask for its length.
+    def _padded(self) -> PaddedImages:
+        # Built for the first batch, not in the constructor: Lightning also creates loaders only to read their length.
         return PaddedImages(self.images.pixels, self.augmentation)
 
     def __len__(self) -> int:
@@ -124,12 +124,12 @@ class InMemoryLoader:
 
     @property
     def batch_sizes(self) -> tuple[int, int]:
-        """Pictures in each of this rank's batches but an epoch's last, and in the last."""
+        """The size of this rank's batches: of all but the last of an epoch, and of the last."""
         return self._batch_size, self._share_size - (len(self) - 1) * self._batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # Lightning makes the iterator of the first (or resumed) epoch before it calls `set_epoch`. This is a
-        # generator, so nothing here runs before the first batch is asked for.
+        # Lightning creates the iterator of the first (or resumed) epoch before it calls `set_epoch`. This function is
+        # a generator, so the epoch is read only when the first batch is requested.
         epoch = self.sampler.epoch
         order = self._on_device(self.sampler.indices()[self._share])
         draws = self.augmentation.draw(len(self.images), self.sampler.seed, epoch)
@@ -137,18 +137,18 @@ class InMemoryLoader:
         together = max(1, GPU_IMAGES // self._batch_size) if order.is_cuda else 1
         for first in range(self._first_batch(epoch), len(self), together):
             index = order[first * self._batch_size : (first + together) * self._batch_size]
-            images, labels = self._normalise(self._canvas.crop(index, draws)), self.images.labels[index]
+            images, labels = self._normalise(self._padded.crop(index, draws)), self.images.labels[index]
             batches = zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True)
             for number, batch in enumerate(batches, first + 1):
                 self._position = {"epoch": epoch, "batches": number}
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands: `batches` yielded so far in `epoch`, the same on every rank."""
+        """Return the position: the number of `batches` yielded so far in `epoch`, the same on every rank."""
         return dict(self._position)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration, if it is over the same epoch, begin after the batches `state` counts."""
+        """Start the next iteration after the batches counted in `state`, if it is over the same epoch."""
         self._resume_at = dict(state)
         self._position = dict(state)
 
@@ -158,7 +158,7 @@ class InMemoryLoader:
 
     def _on_device(self, drawn: Tensor) -> Tensor:
         device = self.images.labels.device
-        # From pinned memory the copy does not make the host wait.
+        # A copy from pinned memory does not block the host.
         return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
     def _normalise(self, pixels: Tensor) -> Tensor:

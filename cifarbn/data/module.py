@@ -1,4 +1,4 @@
-"""What a run trains and is tested on, as Lightning wants it."""
+"""The Lightning data modules: training, validation and test images, held in memory on the training device."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,25 +18,26 @@ from cifarbn.errors import UserError
 
 
 class DataModule(pl.LightningDataModule):
-    """A data set, split and held on the training device; a subclass says what to `read`.
+    """A data set, split into training and validation and held on the training device; subclasses implement `read`.
 
     Args:
         name: as on the command line, `data=name`.
         classes: the name of each label.
-        train_size: pictures `read` returns for training, validation included.
-        val_size: of these, how many are held out to select by; 0 for none.
-        mean, std: of the training pictures, per channel, in units of 255.
-        batch_size: pictures in a training batch, over all devices together.
+        train_size: number of images that `read` returns for training, including validation.
+        val_size: number of these held out for validation; 0 for none.
+        mean, std: per channel, of the training pixels scaled to [0, 1].
+        batch_size: images in a training batch, over all devices together.
         eval_batch_size: the same for validation and test.
-        split_seed: chooses the held-out pictures. Not the run's seed: all runs of a sweep validate on the same.
-        seed: of the order of the pictures and of their augmentation.
-        augmentation: of the training pictures; none by default.
-        drop_last: leave out an epoch's last training batch where it is smaller than the others.
-        test_curve: measure the test set, too, whenever the validation set is measured: for a curve per epoch as
-            the report draws it, as the last loader of `val_dataloader`. Nothing may be selected by it.
+        split_seed: selects the validation images. Separate from `seed`, so that all runs of a sweep validate on the
+            same images.
+        seed: of the order and the augmentation of the training images.
+        augmentation: of the training images; none by default.
+        drop_last: drop the last training batch of an epoch if it is smaller than the others.
+        test_curve: also evaluate the test set at every validation, as the last loader of `val_dataloader`, for a test
+            curve per epoch as in the course report. Do not select models by it.
 
     Raises:
-        UserError: where a value is of the wrong type or out of range.
+        UserError: if a value has the wrong type or is out of range.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class DataModule(pl.LightningDataModule):
         self.eval_batch_size = _whole("eval_batch_size", eval_batch_size, at_least=1)
         self.val_size = _whole("val_size", val_size, at_least=0)
         if self.val_size >= train_size:
-            raise UserError(f"data.val_size must leave some of the {train_size} pictures to train on, not {val_size}")
+            raise UserError(f"data.val_size must be below the number of training images, {train_size}, not {val_size}")
         self.split_seed = _whole("split_seed", split_seed)
         self.seed = _whole("seed", seed)
         self.mean, self.std = _three("mean", mean), _three("std", std)
@@ -76,31 +77,31 @@ class DataModule(pl.LightningDataModule):
         self._fingerprint = ""
 
     def read(self) -> tuple[Images, Images]:
-        """Return all training pictures and the test pictures, on the CPU; called once."""
+        """Return the training images (including validation) and the test images, on the CPU; called once."""
         raise NotImplementedError
 
     @property
     def num_classes(self) -> int:
-        """The number of labels."""
+        """The number of classes."""
         return len(self.classes)
 
     @property
     def train_images(self) -> Images:
-        """The pictures to train on, without those held out; after `setup`."""
+        """The training images without the validation images; after `setup`."""
         return self._images["train"]
 
     @property
     def val_images(self) -> Images:
-        """The held-out pictures, `val_size` of them; after `setup`."""
+        """The `val_size` validation images; after `setup`."""
         return self._images["val"]
 
     @property
     def test_images(self) -> Images:
-        """The test pictures; after `setup`."""
+        """The test images; after `setup`."""
         return self._images["test"]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and split, the first time, and hold the pictures on the trainer's device (CPU without one)."""
+        """Read and split the images on the first call; move them to the trainer's device (CPU without a trainer)."""
         if not self._images:
             train, test = self.read()
             self._fingerprint = f"{train.fingerprint}-{test.fingerprint}"
@@ -122,25 +123,25 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def val_names(self) -> tuple[str, ...]:
-        """What each loader of `val_dataloader` measures: "val", unless `val_size` is 0, then "test_curve", if asked."""
+        """The name of each loader of `val_dataloader`: "val" if `val_size` > 0, then "test_curve" if enabled."""
         return ("val",) * bool(self.val_size) + ("test_curve",) * self.test_curve
 
     def val_dataloader(self) -> list[InMemoryLoader]:
-        """Return the loaders that `val_names` names; none where it names none."""
+        """Return one loader for each of `val_names`; an empty list if there are none."""
         if not self.val_names:
-            # Lightning takes an empty list for one loader of no batches.
+            # Lightning treats an empty list as one loader without batches.
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-        pictures = {"val": self.val_images, "test_curve": self.test_images}
-        return [self._loader(pictures[name], self.eval_batch_size) for name in self.val_names]
+        images = {"val": self.val_images, "test_curve": self.test_images}
+        return [self._loader(images[name], self.eval_batch_size) for name in self.val_names]
 
     def test_dataloader(self) -> InMemoryLoader:
         """Return the test batches."""
         return self._loader(self.test_images, self.eval_batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result must say of its data, ready for JSON; before `setup` without sizes and fingerprint.
+        """Return the `data` block of result.json; before `setup` without sizes and fingerprint.
 
-        The fingerprint is of the training and the test pictures as read, before any split.
+        The fingerprint covers the training and the test images as read, before the split.
         """
         return {
             "name": self.name,
@@ -160,7 +161,7 @@ class DataModule(pl.LightningDataModule):
 
 
 class CIFAR10(DataModule):
-    """CIFAR-10 from `root`; the options are `DataModule`'s."""
+    """CIFAR-10, read from `root`; other options as for `DataModule`."""
 
     def __init__(
         self,
@@ -182,12 +183,12 @@ class CIFAR10(DataModule):
             **options,
         )
         if not isinstance(root, (str, Path)) or not str(root):
-            raise UserError(f"data.root must name a folder, and is {root!r}; leave it out for CIFARBN_DATA, or ./data")
+            raise UserError(f"data.root must be a folder, not {root!r}; without it, CIFARBN_DATA or ./data is used")
         self.root = root
         self.download = _truth("download", download)
 
     def prepare_data(self) -> None:
-        """Download what is missing; Lightning calls this in one process per machine."""
+        """Download the data set if it is missing; Lightning calls this in one process per machine."""
         cifar10.find_cifar10(self.root, self.download)
 
     def read(self) -> tuple[Images, Images]:
@@ -196,7 +197,7 @@ class CIFAR10(DataModule):
 
 
 class Shapes(DataModule):
-    """The drawn pictures, always the same ones; the options are `DataModule`'s."""
+    """The embedded data set, always the same images; other options as for `DataModule`."""
 
     def __init__(
         self,
@@ -221,7 +222,7 @@ class Shapes(DataModule):
         )
 
     def read(self) -> tuple[Images, Images]:
-        """Draw the pictures."""
+        """Draw the images."""
         return (
             shapes.draw_shapes(self.train_size, shapes.TRAIN_SEED),
             shapes.draw_shapes(self.test_size, shapes.TEST_SEED),
@@ -229,7 +230,7 @@ class Shapes(DataModule):
 
 
 def _split(images: Images, val_size: int, seed: int) -> tuple[Images, Images]:
-    """Return the pictures without `val_size` of them, and these; both in their original order."""
+    """Return the training images and `val_size` validation images, each in their original order."""
     if not val_size:
         return images, images[:0]
     held_out = torch.zeros(len(images), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The embedded data set: ten classes of drawn 32x32 pictures, for when there is no CIFAR-10 at hand."""
+"""The embedded data set: ten classes of drawn 32x32 images, for use without CIFAR-10."""
 
 import math
 from collections.abc import Callable
@@ -10,26 +10,26 @@ from cifarbn.data.images import IMAGE_SIZE, Images
 from cifarbn.data.randomness import keyed_generator
 
 TRAIN_SEED, TEST_SEED = 0, 1
-"""Fixed, so that the embedded data set is one data set; a run's seed does not draw another."""
+"""Fixed: the embedded data set does not depend on the seed of a run."""
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.295, 0.295, 0.295)
-"""Of the training pictures, to two decimals alike in every channel, in units of 255."""
+"""Per channel, of the training pixels scaled to [0, 1]; equal in all channels to two decimals."""
 
-_BLOCK = 1000  # pictures drawn together
+_BLOCK = 1000  # images drawn together
 
 
 def draw_shapes(n: int, seed: int) -> Images:
-    """Draw `n` pictures, each of one shape in any colour, size and place, tilted, on a shaded, grainy ground.
+    """Draw `n` images, each of one rotated shape of random colour, size and position on a shaded, noisy background.
 
-    Shape and ground differ in every colour channel, in either direction, so a linear classifier on pixels stays
-    below 30 %, while a small convolutional net passes 90 % within a few hundred steps. Every full thousand
-    holds 100 pictures of each class. Label k is `CLASSES[k]`.
+    Shape and background differ in every colour channel, with either sign, so a linear classifier on pixels stays
+    below 30 % accuracy, while a small convolutional network exceeds 90 % within a few hundred steps. Each full
+    thousand holds 100 images of each class. Label k is `CLASSES[k]`.
 
-    A pure function of `seed`: picture i is the same whatever `n` is. 10,000 pictures take about a second.
+    Image i depends only on `seed` and i, not on `n`. 10,000 images take about a second.
 
     Returns:
-        The pictures, channels_last, on the CPU.
+        The images, channels_last, on the CPU.
     """
     blocks = [_draw_block(seed, block) for block in range(math.ceil(n / _BLOCK))]
     pixels = (
@@ -49,30 +49,30 @@ def _draw_block(seed: int, block: int) -> tuple[Tensor, Tensor]:
     labels = torch.randperm(_BLOCK, generator=generator) % len(CLASSES)
     angle, radius = uniform(-math.pi / 6, math.pi / 6, 1, 1), uniform(8, 13, 1, 1)
     x, y = (uniform(-1, 1, 1, 1) * (IMAGE_SIZE / 2 - 1 - radius) for _ in range(2))
-    ground = uniform(0, 1, 1, 1, 3)
-    # A third to two thirds around the circle of each channel: never close to the ground's colour.
-    paint = (ground + uniform(1 / 3, 2 / 3, 1, 1, 3)) % 1
+    background = uniform(0, 1, 1, 1, 3)
+    # A third to two thirds of the way around each channel's circle of values: never close to the background.
+    colour = (background + uniform(1 / 3, 2 / 3, 1, 1, 3)) % 1
     shade = uniform(-0.25, 0.25, 2, 1, 1, 1)
-    grain = uniform(-0.08, 0.08, IMAGE_SIZE, IMAGE_SIZE, 3)
+    noise = uniform(-0.08, 0.08, IMAGE_SIZE, IMAGE_SIZE, 3)
 
-    centres = torch.arange(IMAGE_SIZE, dtype=torch.float64) - (IMAGE_SIZE - 1) / 2
-    down, right = torch.meshgrid(centres, centres, indexing="ij")
+    coordinates = torch.arange(IMAGE_SIZE, dtype=torch.float64) - (IMAGE_SIZE - 1) / 2
+    down, right = torch.meshgrid(coordinates, coordinates, indexing="ij")
     u = ((right - x) * angle.cos() + (down - y) * angle.sin()) / radius
     v = ((down - y) * angle.cos() - (right - x) * angle.sin()) / radius
     distance = torch.empty_like(u)
     for label, outline in enumerate(_OUTLINES.values()):
-        chosen = labels == label
-        distance[chosen] = outline(u[chosen], v[chosen])
-    cover = (0.5 - distance * radius).clamp(0, 1)[..., None]  # over one pixel at the edge: smooth outlines
+        selected = labels == label
+        distance[selected] = outline(u[selected], v[selected])
+    cover = (0.5 - distance * radius).clamp(0, 1)[..., None]  # the edge covers one pixel, for smooth outlines
 
-    slope = (shade[:, 0] * right[..., None] + shade[:, 1] * down[..., None]) / (IMAGE_SIZE / 2)
-    picture = torch.lerp(ground + slope, paint.expand(-1, IMAGE_SIZE, IMAGE_SIZE, -1), cover) + grain
-    return (picture.clamp(0, 1) * 255).round().byte(), labels
+    gradient = (shade[:, 0] * right[..., None] + shade[:, 1] * down[..., None]) / (IMAGE_SIZE / 2)
+    image = torch.lerp(background + gradient, colour.expand(-1, IMAGE_SIZE, IMAGE_SIZE, -1), cover) + noise
+    return (image.clamp(0, 1) * 255).round().byte(), labels
 
 
-# Outlines: the signed distance (negative inside) of points from a shape that about fills the unit circle. u
-# points right and v down in the shape's own frame; both are (n, 32, 32), in units of its radius. Inside `max` is
-# the intersection of two shapes, `min` their union.
+# Outlines: the signed distance (negative inside) of points from a shape of about the size of the unit circle. u points
+# right and v down in the coordinates of the shape; both are (n, 32, 32), in units of its radius. The maximum of two
+# distances is the intersection of two shapes, the minimum their union.
 
 
 def _disc(u: Tensor, v: Tensor, radius: float) -> Tensor:
@@ -84,7 +84,7 @@ def _box(u: Tensor, v: Tensor, half_width: float, half_height: float) -> Tensor:
 
 
 def _half_planes(u: Tensor, v: Tensor, count: int, offset: float) -> Tensor:
-    """The distances from `count` lines around the centre, stacked in front; the first line is below."""
+    """Return the signed distances from `count` lines around the centre, stacked in dim 0; the first line is below."""
     turns = [2 * math.pi * k / count for k in range(count)]
     return torch.stack([v * math.cos(turn) + u * math.sin(turn) for turn in turns]) - offset
 
@@ -114,12 +114,12 @@ def _cross(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _star(u: Tensor, v: Tensor) -> Tensor:
-    # A pentagram lies inside at least four of the five lines its edges are on.
+    # A pentagram is inside at least four of the five lines that contain its edges.
     return _half_planes(u, v, 5, 0.38).topk(2, dim=0).values[1]
 
 
 def _heart(u: Tensor, v: Tensor) -> Tensor:
-    # A square on its corner, with a half disc over each of its two upper edges.
+    # A square standing on a corner, with a half disc on each of its two upper edges.
     half = 0.5
     shift, v = half / math.sqrt(2), v - 0.15
     tilted = _box((u + v) / math.sqrt(2), (u - v) / math.sqrt(2), half, half)

@@ -20,10 +20,16 @@ def test_loss_and_gradient_agree_with_backward_and_touch_no_grad():
         assert p.grad is s and torch.equal(s, torch.full_like(p, 7.0))
 
 
-def test_an_unused_parameter_is_an_error():
-    used, unused = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    with pytest.raises(RuntimeError):
-        loss_and_gradient(lambda: used.sum(), [used, unused])
+def test_an_unused_parameter_has_gradient_zero():
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    gradient = loss_and_gradient(lambda: used.sum(), [used, unused]).gradient
+    assert [g.tolist() for g in gradient] == [[1, 1], [0, 0, 0]]
+
+
+def test_a_loss_without_any_parameter_is_an_error():
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        loss_and_gradient(lambda: w.detach().sum(), [w])
 
 
 def test_restored_puts_back_bits_that_adding_and_subtracting_would_lose():

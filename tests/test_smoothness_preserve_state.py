@@ -6,32 +6,11 @@ import pytest
 import slow_smoothness as slow
 import torch
 from torch import nn
+from unchanged import assert_same, snapshot
 
 from cifarbn.smoothness.evaluation import loss_and_gradient
 from cifarbn.smoothness.preserve_state import preserve_state
 from cifarbn.smoothness.randomness import with_fixed_rng
-
-
-def everything(net):
-    """All that a block of passes could change, as comparable values."""
-    return {
-        "state": {name: value.clone() for name, value in net.state_dict().items()},
-        "training": [m.training for m in net.modules()],
-        "grad": [None if p.grad is None else p.grad.clone() for p in net.parameters()],
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1].tolist(),
-        "python": random.getstate(),
-    }
-
-
-def assert_same(first, second):
-    for name in ("training", "numpy", "python"):
-        assert first[name] == second[name], name
-    assert torch.equal(first["torch"], second["torch"])
-    for name, value in first["state"].items():
-        assert torch.equal(value, second["state"][name]), name
-    for a, b in zip(first["grad"], second["grad"], strict=True):
-        assert (a is None and b is None) or torch.equal(a, b)
 
 
 def disturb(net, x, y):
@@ -47,14 +26,14 @@ def test_a_block_of_passes_leaves_no_trace():
     net[1].eval()
     net[4].bias.grad = None
     gradient = net[0].weight.grad
-    before = everything(net)
+    before = snapshot(net)
 
     with preserve_state(net, train=True):
         assert all(m.training for m in net.modules())
         disturb(net, x, y)
-        inside = everything(net)
+        inside = snapshot(net)
         net.eval()
-    assert_same(before, everything(net))
+    assert_same(before, snapshot(net))
     assert net[0].weight.grad is gradient
 
     assert inside["state"]["1.num_batches_tracked"] == before["state"]["1.num_batches_tracked"] + 3
@@ -76,23 +55,23 @@ def test_backward_passes_in_the_block_start_from_no_gradient():
 
 def test_the_block_may_fail():
     net, x, y = slow.problem(dropout=0.5)
-    before = everything(net)
+    before = snapshot(net)
     with pytest.raises(KeyError), preserve_state(net):
         disturb(net, x, y)
         raise KeyError
-    assert_same(before, everything(net))
+    assert_same(before, snapshot(net))
 
 
 def test_a_buffer_replaced_in_the_block_is_the_old_tensor_again():
     net, _, _ = slow.problem()
     buffer = net[1].running_mean
     net[1].running_mean += 1
-    before = everything(net)
+    before = snapshot(net)
     with preserve_state(net):
         net[1].running_mean = torch.zeros(6)
         buffer.zero_()
     assert net[1].running_mean is buffer
-    assert_same(before, everything(net))
+    assert_same(before, snapshot(net))
 
 
 def test_modes_are_left_alone_unless_asked_for():

@@ -12,7 +12,7 @@ from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, net_of
 from cifarbn.runs.measures import CovariateShiftKeys, Key
-from cifarbn.smoothness.covariate_shift import covariate_shift
+from cifarbn.smoothness.internal_covariate_shift import internal_covariate_shift
 from cifarbn.smoothness.evaluation import parameters_at
 
 
@@ -59,7 +59,7 @@ class CovariateShift(Recorder):
         everything = [p for layer in groups for p in layer]
         with measuring(pl_module, batch) as loss_fn, parameters_at(everything, self._before) as after:
             remaining = iter(after)
-            shift = covariate_shift(loss_fn, groups, [[next(remaining) for _ in layer] for layer in groups])
+            shift = internal_covariate_shift(loss_fn, groups, [[next(remaining) for _ in layer] for layer in groups])
         self.note(
             {
                 self.table.step: trainer.global_step - 1,

@@ -13,7 +13,7 @@ from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, by_name, due, last_layer_of, measuring, trained
 from cifarbn.runs.measures import Key, StepChangeKeys
 from cifarbn.smoothness.evaluation import loss_and_gradient, parameters_at
-from cifarbn.smoothness.step_change import drift_noise_split, step_change
+from cifarbn.smoothness.gradient_change import drift_noise_split, gradient_change
 
 
 class StepChange(Recorder):
@@ -78,7 +78,7 @@ class StepChange(Recorder):
         parameters = list(trained(pl_module).values())
         with measuring(pl_module, batch) as loss_fn:
             loss, gradient = loss_and_gradient(loss_fn, parameters)
-        change = step_change(self._gradient, gradient, self._before, parameters)
+        change = gradient_change(self._gradient, gradient, self._before, parameters)
         self._entry |= {
             self.table.loss_after: loss,
             self.table.change: change.change,

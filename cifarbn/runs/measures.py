@@ -167,7 +167,7 @@ class ScaleInvariantBetaKeys(Table):
 
 
 class StepChangeKeys(Table):
-    """The true step on one minibatch, and what the next minibatch adds; see `cifarbn.smoothness.step_change`."""
+    """The true step on one minibatch, and what the next minibatch adds; see `cifarbn.smoothness.gradient_change`."""
 
     recorder = "cifarbn.recorders.StepChange"
     title = "step change"
@@ -190,7 +190,7 @@ class StepChangeKeys(Table):
 
 
 class CovariateShiftKeys(Table):
-    """||G - G'||, cos(G, G') and ||G|| of every layer, see `cifarbn.smoothness.covariate_shift`."""
+    """||G - G'||, cos(G, G') and ||G|| of every layer, see `cifarbn.smoothness.internal_covariate_shift`."""
 
     recorder = "cifarbn.recorders.CovariateShift"
     title = "covariate shift"

@@ -27,7 +27,9 @@ class Hessian:
     def __init__(self, loss_fn: LossFunction, parameters: Iterable[Tensor]) -> None:
         self._parameters = list(parameters)
         with torch.enable_grad():
-            self._gradient = torch.autograd.grad(loss_fn(), self._parameters, create_graph=True)
+            self._gradient = torch.autograd.grad(
+                loss_fn(), self._parameters, create_graph=True, allow_unused=True, materialize_grads=True
+            )
         self.size = sum(p.numel() for p in self._parameters)
         self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
 

@@ -18,14 +18,17 @@ class LossAndGradient(NamedTuple):
 
 
 def loss_and_gradient(loss_fn: LossFunction, parameters: Iterable[Tensor]) -> LossAndGradient:
-    """One forward and one backward pass at the parameters as they stand; no `.grad` is read or written.
+    """Compute the loss and its gradient at the parameters' current values; no `.grad` is read or written.
+
+    Costs one forward and one backward pass. A parameter that the loss does not depend on has gradient 0.
 
     Raises:
-        RuntimeError: a parameter has no part in the loss (leave frozen and unused ones out).
+        RuntimeError: if the loss depends on no parameter at all.
     """
     with torch.enable_grad():
         loss = loss_fn()
-    return LossAndGradient(loss.detach(), torch.autograd.grad(loss, list(parameters)))
+    gradient = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
+    return LossAndGradient(loss.detach(), gradient)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import slow_smoothness as slow
 import torch
 from torch import nn
 
-from cifarbn.smoothness.covariate_shift import covariate_shift
+from cifarbn.smoothness.internal_covariate_shift import internal_covariate_shift
 
 LAYERS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]  # conv and its BN, conv and its BN, linear: positions in parameters()
 
@@ -33,7 +33,7 @@ def test_agrees_with_the_second_implementation_and_costs_a_pass_per_layer():
         calls.append(1)
         return nn.functional.cross_entropy(net(x), y)
 
-    shift = covariate_shift(loss_fn, nested(net), nested(after))
+    shift = internal_covariate_shift(loss_fn, nested(net), nested(after))
     distances, cosines = slow.covariate_shift(net, after, x, y, LAYERS)
     assert shift.distance.tolist() == pytest.approx(distances, rel=1e-5)
     assert shift.cosine.tolist() == pytest.approx(cosines, rel=1e-5)
@@ -45,7 +45,7 @@ def test_agrees_with_the_second_implementation_and_costs_a_pass_per_layer():
 def test_the_first_layer_has_none_exactly():
     net, x, y = slow.problem()
     after = stepped(net, x, y, lr=1.0)
-    shift = covariate_shift(lambda: nn.functional.cross_entropy(net(x), y), nested(net), nested(after))
+    shift = internal_covariate_shift(lambda: nn.functional.cross_entropy(net(x), y), nested(net), nested(after))
     assert shift.distance[0].item() == 0
     assert shift.cosine[0].item() == pytest.approx(1, rel=1e-6)
     assert (shift.distance[1:] > 0).all()
@@ -54,7 +54,9 @@ def test_the_first_layer_has_none_exactly():
 def test_two_linear_layers_by_hand():
     """L = w1 w2: G_2 = w1, so the shift of layer 2 is the step of w1, whatever the step of w2."""
     w1, w2 = (torch.tensor([v], requires_grad=True) for v in (3.0, 2.0))
-    shift = covariate_shift(lambda: (w1 * w2).sum(), [[w1], [w2]], [[torch.tensor([2.5])], [torch.tensor([99.0])]])
+    shift = internal_covariate_shift(
+        lambda: (w1 * w2).sum(), [[w1], [w2]], [[torch.tensor([2.5])], [torch.tensor([99.0])]]
+    )
     assert shift.distance.tolist() == [0, 0.5]
     assert shift.gradient_norm.tolist() == [2, 3]
     assert shift.cosine.tolist() == [1, 1]
@@ -63,7 +65,9 @@ def test_two_linear_layers_by_hand():
 
 def test_no_step_is_no_shift():
     net, x, y = slow.problem()
-    shift = covariate_shift(lambda: nn.functional.cross_entropy(net(x), y), nested(net), nested(copy.deepcopy(net)))
+    shift = internal_covariate_shift(
+        lambda: nn.functional.cross_entropy(net(x), y), nested(net), nested(copy.deepcopy(net))
+    )
     assert shift.distance.tolist() == [0, 0, 0]
 
 
@@ -71,6 +75,6 @@ def test_values_are_nested_like_the_layers():
     w = torch.ones(2, requires_grad=True)
     v = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError):
-        covariate_shift(lambda: (w * v).sum(), [[w], [v]], [])
+        internal_covariate_shift(lambda: (w * v).sum(), [[w], [v]], [])
     with pytest.raises(ValueError):
-        covariate_shift(lambda: (w * v).sum(), [[w], [v]], [[torch.ones(1)], [torch.ones(2)]])
+        internal_covariate_shift(lambda: (w * v).sum(), [[w], [v]], [[torch.ones(1)], [torch.ones(2)]])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cifarbn.smoothness.evaluation import loss_and_gradient
-from cifarbn.smoothness.step_change import drift_noise_split, step_change
+from cifarbn.smoothness.gradient_change import drift_noise_split, gradient_change
 
 
 def gradient(net, x, y):
@@ -26,19 +26,21 @@ def after_a_step(net, x, y):
 def test_quadratic_changes_by_h_times_the_step():
     h = torch.diag(torch.tensor([5.0, 2.0]))
     before, after = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 4.0])
-    result = step_change([h @ before], [h @ after], [before], [after])
+    result = gradient_change([h @ before], [h @ after], [before], [after])
     assert (result.change.item(), result.moved.item(), result.ratio.item()) == (6.0, 3.0, 2.0)
 
 
 def test_a_step_that_moves_nothing_has_no_ratio():
     w, g = torch.ones(2), torch.ones(2)
-    assert step_change([g], [g], [w], [w]).ratio.isnan()
+    assert gradient_change([g], [g], [w], [w]).ratio.isnan()
 
 
 def test_step_change_agrees_with_the_second_implementation():
     net, x, y = slow.problem()
     after = after_a_step(net, x, y)
-    result = step_change(gradient(net, x, y), gradient(after, x, y), list(net.parameters()), list(after.parameters()))
+    result = gradient_change(
+        gradient(net, x, y), gradient(after, x, y), list(net.parameters()), list(after.parameters())
+    )
     change, ratio = slow.step_change(net, after, x, y)
     assert result.change.item() == pytest.approx(change, rel=1e-5)
     assert result.ratio.item() == pytest.approx(ratio, rel=1e-5)

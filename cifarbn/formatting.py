@@ -1,4 +1,4 @@
-"""Format numbers, durations and text tables alike in terminals and reports."""
+"""Format numbers, durations and text tables in the same way in terminals and reports."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ def number(value: float | None, digits: int = 2, scale: float = 1) -> str:
 
     Args:
         value: None gives an empty cell.
-        digits: decimals.
-        scale: 100 for a fraction in a column of percent.
+        digits: number of decimals.
+        scale: factor; 100 shows a fraction as a percentage.
 
     >>> number(0.8731, scale=100), number(1234567, 0), number(None)
     ('87.31', '1,234,567', '')
@@ -18,7 +18,7 @@ def number(value: float | None, digits: int = 2, scale: float = 1) -> str:
 
 
 def points(difference: float | None) -> str:
-    """Format a difference of two fractions in percentage points, signed: '+1.25', '−0.81'; None gives an empty cell."""
+    """Format a difference of two fractions in percentage points with its sign: '+1.25'; None gives an empty cell."""
     return "" if difference is None else _minus_sign(f"{100 * difference:+.2f}")
 
 
@@ -28,19 +28,19 @@ def plus_minus(mean: float | None, std: float | None, digits: int = 2, scale: fl
 
 
 def interval(middle: float | None, half_width: float | None, digits: int = 2, scale: float = 1) -> str:
-    """Format a confidence interval by its ends: '87.03 to 96.97'; empty if there is no `half_width`."""
+    """Format the ends of a confidence interval: '87.03 to 96.97'; empty if there is no `half_width`."""
     if middle is None or half_width is None:
         return ""
     return f"{number(middle - half_width, digits, scale)} to {number(middle + half_width, digits, scale)}"
 
 
 def percent(fraction: float) -> str:
-    """Format a fraction as a percentage in a sentence: '97.3 %'."""
+    """Format a fraction as a percentage for running text: '97.3 %'."""
     return f"{number(fraction, 1, 100)} %"
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as people say them: '45 s', '12 min', '3 h 05 min'."""
+    """Format a duration: '45 s', '12 min', '3 h 05 min'."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -48,11 +48,14 @@ def duration(seconds: float) -> str:
 
 
 def text_table(rows: Sequence[Sequence[str]], align: str) -> str:
-    """Align the columns of a table in a terminal, two spaces apart; a header is just its first row.
+    """Format a plain-text table with aligned columns, two spaces apart; the header is the first row.
 
     Args:
-        rows: of equally many cells.
-        align: "<" (left) or ">" (right) for each column.
+        rows: rows of cells, all of the same length.
+        align: one "<" (left) or ">" (right) per column.
+
+    Raises:
+        ValueError: if the rows differ in length.
 
     >>> print(text_table([["side", "images/s"], ["ours", "900"]], "<>"))
     side  images/s
@@ -63,7 +66,7 @@ def text_table(rows: Sequence[Sequence[str]], align: str) -> str:
 
 
 def text_row(cells: Sequence[str], align: str, widths: Sequence[int]) -> str:
-    """Return one line of a text table, for a table that is printed line by line while its rows are computed."""
+    """Return one line of a text table, for tables printed row by row as results arrive."""
     columns = zip(cells, align, widths, strict=True)
     return "  ".join(f"{cell:{side}{width}}" for cell, side, width in columns).rstrip()
 

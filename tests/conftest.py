@@ -1,4 +1,4 @@
-"""Data for tests: tiny pictures made on the spot, and the real CIFAR-10 where CIFARBN_DATA names it."""
+"""Data for tests: tiny random images, and the real CIFAR-10 if CIFARBN_DATA is set."""
 
 import gc
 import hashlib
@@ -8,8 +8,8 @@ import socket
 import tarfile
 from pathlib import Path
 
-# As many test processes as cores: further threads would only wait for each other. And tests compare runs bit for bit,
-# while a run on a busy machine changes its number of threads. Read when numpy is imported.
+# There is one test process per core, so more threads would only slow the tests down. Besides, tests compare runs bit
+# for bit, and a run on a busy machine would change its number of threads. Must be set before numpy is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -22,13 +22,13 @@ from cifarbn.fast.kernels import library
 
 
 def pytest_collection_finish() -> None:
-    """Let no garbage collection scan what the tests import, as in a command; see `finish_imports`."""
+    """Exempt everything imported by the tests from garbage collection, as in a command; see `finish_imports`."""
     gc.freeze()
 
 
 @pytest.fixture
 def make_images():
-    """A maker of `n` random pictures; picture i has the label i, so that a batch shows which pictures it holds."""
+    """Function that returns `n` random images; image i has label i, so labels identify the images of a batch."""
 
     def make(n: int, seed: int = 0) -> Images:
         pixels = torch.randint(256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(seed))
@@ -39,14 +39,14 @@ def make_images():
 
 @pytest.fixture(scope="session")
 def kernels() -> None:
-    """The C of `cifarbn.fast.kernels` is there."""
+    """Skip the test if the C kernels of `cifarbn.fast.kernels` are not available."""
     if reason := library.why_unavailable():
         pytest.skip(f"no kernels: {reason}")
 
 
 @pytest.fixture(scope="module")
 def kernels_for_any_number_of_channels(kernels):
-    """Odd numbers of channels show more mistakes; that the kernels are slow for them is no matter here."""
+    """Use the kernels for any number of channels: odd numbers find more errors, although they are slow."""
     before, library.LANES = library.LANES, 1
     yield
     library.LANES = before
@@ -54,16 +54,16 @@ def kernels_for_any_number_of_channels(kernels):
 
 @pytest.fixture
 def cifar10_root() -> Path:
-    """The folder that holds the real CIFAR-10."""
+    """The folder with the real CIFAR-10."""
     root = os.environ.get("CIFARBN_DATA")
     if not root or not (Path(root) / "cifar-10-batches-py").is_dir():
-        pytest.skip("the real CIFAR-10 is not here: CIFARBN_DATA names no folder that holds cifar-10-batches-py")
+        pytest.skip("needs the real CIFAR-10; set CIFARBN_DATA to the folder with cifar-10-batches-py")
     return Path(root)
 
 
 @pytest.fixture
 def tiny_cifar10(tmp_path, monkeypatch) -> Path:
-    """The root of a CIFAR-10 of 50 + 10 random pictures in torchvision's layout, with torchvision's MD5s patched."""
+    """Root of a CIFAR-10 with 50 + 10 random images in torchvision's layout; patches torchvision's MD5s."""
     root = tmp_path / "data"
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -88,7 +88,7 @@ def tiny_cifar10(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def tiny_archive(tiny_cifar10, tmp_path, monkeypatch) -> Path:
-    """The archive of `tiny_cifar10`, where torchvision's url, patched, finds it without a network."""
+    """Archive of `tiny_cifar10`; patches torchvision's url to it, so that no network is needed."""
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tiny_cifar10 / "cifar-10-batches-py", "cifar-10-batches-py")
@@ -99,7 +99,7 @@ def tiny_archive(tiny_cifar10, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch) -> None:
-    """Torchvision's url leads to a port of this machine at which nobody listens."""
+    """Set torchvision's url to a closed port of this machine."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar-10-python.tar.gz"

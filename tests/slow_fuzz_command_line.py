@@ -1,7 +1,7 @@
 """Random command lines through real runs: `python tests/slow_fuzz_command_line.py [N [SEED]]`, 500 of them by default.
 
-Each either runs or gives one message and exit code 1: never a traceback, never a result.json that says done though
-nothing ran. Prints those that do not, and what they said.
+Each either runs or gives one message and exit code 1, never a traceback, and never a result.json with status done
+without any training. Prints the command lines that violate this, with their output.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from cifarbn import train
 TINY = ["data=shapes", "trainer=smoke", "model.width=8", "trainer.limit_train_batches=1", "trainer.max_steps=2"]
 TINY += ["data.train_size=300", "data.test_size=60", "data.val_size=60", "data.batch_size=32", "epochs=1"]
 TINY += ["trainer.enable_progress_bar=false"]
-SECONDS = 120  # after which a run that goes on is taken for one that runs
+SECONDS = 120  # a run that takes longer counts as one that works
 
 
 def run(overrides: list[str], folder: Path) -> tuple[int | None, str]:
-    """Exit code, None if it was stopped after SECONDS, and all it said, of one command in a process of its own."""
-    said = folder / "said"
+    """Run one command in its own process; return its exit code (None if stopped after SECONDS) and its output."""
+    log = folder / "output"
     child = os.fork()
     if child == 0:
         os.setsid()
         code = 0
         os.chdir(folder)
-        output = os.open(said, os.O_CREAT | os.O_WRONLY)
+        output = os.open(log, os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1), os.dup2(output, 2)
         sys.argv = ["train", *overrides]
         try:
@@ -51,32 +51,32 @@ def run(overrides: list[str], folder: Path) -> tuple[int | None, str]:
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status), said.read_text(errors="replace")
+            return os.waitstatus_to_exitcode(status), log.read_text(errors="replace")
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return None, said.read_text(errors="replace")
+    return None, log.read_text(errors="replace")
 
 
-def fault(code: int | None, said: str, folder: Path) -> str | None:
-    """What is wrong with how a command ended, if anything is."""
+def fault(code: int | None, printed: str, folder: Path) -> str | None:
+    """Return what is wrong with the end of a command; None if nothing is."""
     results = [json.loads(file.read_text()) for file in folder.rglob("result.json")]
-    if "Traceback" in said:
+    if "Traceback" in printed:
         return "traceback"
     if code not in (None, 0, 1):
         return f"exit code {code}"
-    if code == 1 and sum(line.startswith("error: ") for line in said.splitlines()) != 1:
+    if code == 1 and sum(line.startswith("error: ") for line in printed.splitlines()) != 1:
         return "not one message"
     if any(result["status"] == "done" and not result.get("steps") for result in results):
-        return "done, though nothing ran"
-    if code == 0 and not any(result["status"] in ("done", "diverged") for result in results) and "-m" not in said:
-        return "exit code 0, though nothing is done"
+        return "status done without training"
+    if code == 0 and not any(result["status"] in ("done", "diverged") for result in results) and "-m" not in printed:
+        return "exit code 0 without a finished run"
     return None
 
 
 def main() -> None:
-    """Try them, and say which went wrong."""
+    """Run the command lines and print those that went wrong."""
     arguments = [int(argument) for argument in sys.argv[1:]]
     count, first = (*arguments, *(500, 0)[len(arguments) :])
     warnings.simplefilter("ignore")
@@ -87,13 +87,13 @@ def main() -> None:
         if any(sum(c.isdigit() for c in o) > 12 or "1e30" in o for o in overrides):
             continue  # would fill this machine's memory
         with tempfile.TemporaryDirectory() as folder:
-            inside = Path(folder) / "inside"  # hydra.run.dir=../x leads out of it
+            inside = Path(folder) / "inside"  # hydra.run.dir=../x would leave it
             inside.mkdir()
-            code, said = run(overrides, inside)
+            code, printed = run(overrides, inside)
             ran += code == 0
-            if wrong := fault(code, said, Path(folder)):
+            if wrong := fault(code, printed, Path(folder)):
                 faults += 1
-                print(f"seed {seed}: {wrong}: {' '.join(overrides[len(TINY) :])}\n{said[-1500:]}\n", flush=True)
+                print(f"seed {seed}: {wrong}: {' '.join(overrides[len(TINY) :])}\n{printed[-1500:]}\n", flush=True)
     print(f"{count} command lines, {ran} ran, {faults} faults")
     sys.exit(min(faults, 1))
 

@@ -1,4 +1,4 @@
-"""Bad input: one message that names the remedy, a non-zero exit, no traceback, and nothing lost."""
+"""Bad input gives one message that names the remedy, a non-zero exit code and no traceback, and loses no files."""
 
 import gc
 import json
@@ -27,7 +27,7 @@ SHAPES += ["trainer=cpu", "trainer.enable_progress_bar=false"]
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """The command line, run in an empty folder; test_train.py starts it as its own process."""
+    """The command line, run in an empty folder in this process; test_train.py starts it as a process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CIFARBN_DATA", raising=False)
 
@@ -43,10 +43,10 @@ def fails(command, capsys):
     def message(*overrides):
         with pytest.raises(SystemExit) as ended:
             command(*overrides)
-        # A string as exit code is what Python prints to stderr before it exits with 1.
+        # Python prints an exit code that is a string to stderr, and exits with 1.
         assert isinstance(ended.value.code, str)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err + said.out and "rror" not in said.err + said.out
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err + printed.out and "rror" not in printed.err + printed.out
         return ended.value.code
 
     return message
@@ -55,7 +55,7 @@ def fails(command, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=resnet19"], r"Could not find 'model/resnet19'"),
+        (["model=resnet19"], r"cannot find 'model/resnet19'"),
         (["model=resnet19"], "resnet18_pool"),
         (["optim.lrr=0.1"], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
         (["modle=vgg_a"], "no key 'modle'; did you mean 'model'?"),
@@ -74,24 +74,27 @@ def fails(command, capsys):
         (["optim.lr"], "missing EQUAL"),
         (["optim.lr"], "write KEY=VALUE"),
         (["=3"], "write KEY=VALUE"),
-        # What nothing reads.
+        # Keys that no code reads.
         (["+ckpt_path=x"], "nothing reads 'ckpt_path'"),
         (["+foo=1"], "nothing reads 'foo'"),
         (["+epoch=1"], "nothing reads 'epoch'; did you mean 'epochs'?"),
         (["++foo.bar=1"], "nothing reads 'foo'"),
-        # A key by its last part; one of another option; the very key that does not exist is not what was meant.
+        # Suggestions: a key by its last part, a key of another option, never the unknown key itself.
         (["lr=1e-3"], "no key 'lr'; did you mean 'optim.lr'?"),
         (["EPOCHS=3"], "no key 'EPOCHS'; did you mean 'epochs'?"),
-        (["optim.momentum=0"], "no key 'optim.momentum'; optim=muon, optim=sgd has it"),
-        (["loss=mse", "loss.label_smoothing=0.1"], "'loss.label_smoothing' with loss=mse; loss=cross_entropy has it"),
-        (["record.gradient_probe.every=3"], "record=gradient_probe has it"),
-        (["optim.maximize=true"], "+optim.maximize=true passes one that the file does not list"),
-        # An option, case and folder aside.
+        (["optim.momentum=0"], "no key 'optim.momentum'; options with this key: optim=muon, optim=sgd;"),
+        (
+            ["loss=mse", "loss.label_smoothing=0.1"],
+            "'loss.label_smoothing' with loss=mse; options with this key: loss=cross_entropy;",
+        ),
+        (["record.gradient_probe.every=3"], "options with this key: record=gradient_probe;"),
+        (["optim.maximize=true"], "+optim.maximize=true passes an argument that the yaml file does not list"),
+        # Suggestions for options ignore case and folder.
         (["model=ResNet18"], "did you mean model=resnet18?"),
         (["optim=Adam"], "did you mean optim=adam?"),
         (["experiment=swish"], "did you mean experiment=course_report/swish?"),
-        (["hydra/launcher=job"], "Could not find 'hydra/launcher/job'"),
-        # What is no option at all, or not the kind of value that the key takes.
+        (["hydra/launcher=job"], "cannot find 'hydra/launcher/job'"),
+        # Values that are not an option, or of the wrong type.
         (["data=2"], "data takes the name of an option: cifar10, gaussian, shapes"),
         (["optim=1e30"], "optim takes the name of an option: adam, "),
         (["activation=[1,2]"], "activation takes the name of an option: elu, "),
@@ -107,7 +110,7 @@ def fails(command, capsys):
         (["name=../x"], "name takes the name of a folder under multirun_outputs/"),
         (["name=null"], "name takes the name of a folder under multirun_outputs/"),
         (["name="], "name takes the name of a folder under multirun_outputs/"),
-        # What a run cannot do without.
+        # Required keys.
         (["~trainer.precision"], "a run needs trainer.precision"),
         (["~trainer.channels_last"], "a run needs trainer.channels_last"),
         (["~seed"], "a run needs seed"),
@@ -120,16 +123,16 @@ def fails(command, capsys):
         (["model._target_=../../x"], "model: "),
         (["model._target_=cifarbn.models.Nothing"], "model: "),
         (["+model.init_=3"], "model: "),
-        # How to quote.
+        # Quoting.
         (["name=a=b"], """'name="a=b"'"""),
-        (["name=it's"], "quote a value of such characters twice: "),
+        (["name=it's"], "quote the value twice, for the shell and for Hydra: "),
         (["name=(x)"], """'name="(x)"'"""),
         (["name={"], """'name="{"'"""),
-        (["name=a,b"], """several values are a sweep, which -m makes; one value with a comma is 'name="a,b"'"""),
+        (["name=a,b"], """add -m to sweep over several values, or quote one value that has a comma: 'name="a,b"'"""),
         (["model@optim=dln"], "no key 'model@optim'"),
         # Flags.
         (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
-        (["--resolve"], "--resolve belongs to --cfg"),
+        (["--resolve"], "--resolve needs --cfg"),
     ],
 )
 def test_bad_overrides(fails, overrides, message):
@@ -139,27 +142,27 @@ def test_bad_overrides(fails, overrides, message):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        # Not "did you mean 'model.width'?", which is what was said.
-        ("speednet", "no key 'model.width' with model=speednet; model=resnet18, model=vgg_a has it"),
+        # Not "did you mean 'model.width'?", the key that was given.
+        ("speednet", "no key 'model.width' with model=speednet; options with this key: model=resnet18, model=vgg_a;"),
         ("dln", "no key 'model.width' with model=dln; "),
     ],
 )
 def test_a_key_of_another_option(fails, option, message):
-    said = fails("data=shapes", f"model={option}", "model.width=8")
-    assert message in said and "mean 'model.width'" not in said
+    printed = fails("data=shapes", f"model={option}", "model.width=8")
+    assert message in printed and "mean 'model.width'" not in printed
 
 
 @pytest.fixture
 def composed(command, monkeypatch, capsys):
-    """The config and the overrides of a command line, without its run; what it said is in `composed.said`."""
+    """Return config, folder and overrides of a command line without a run; its messages are in `composed.printed`."""
 
     def compose(*overrides):
-        found = []
-        monkeypatch.setattr(train, "train", lambda cfg, folder, said: found.append((cfg, folder, said)) or {})
-        monkeypatch.setattr(composition, "_SAID", set())
+        calls = []
+        monkeypatch.setattr(train, "train", lambda *args: calls.append(args) or {})
+        monkeypatch.setattr(composition, "_PRINTED", set())
         command(*overrides)
-        compose.said = capsys.readouterr().err.strip()
-        return found[0]
+        compose.printed = capsys.readouterr().err.strip()
+        return calls[0]
 
     return compose
 
@@ -167,7 +170,7 @@ def composed(command, monkeypatch, capsys):
 @pytest.mark.parametrize("nothing", ["record=[]", "record=null", "record=none", "~record"])
 def test_no_recorder(composed, nothing):
     cfg, folder, _ = composed(*SHAPES, nothing)
-    assert cfg.record == {} and "record=none" in folder.name, "all four are one run"
+    assert cfg.record == {} and "record=none" in folder.name, "all four spellings are the same run"
 
 
 def test_no_experiment(composed):
@@ -197,16 +200,16 @@ def test_a_quoted_value_is_taken_as_it_is(composed):
 # Experiments
 
 
-def test_what_an_experiment_sets_of_another_option_is_left_out_and_said(composed):
+def test_keys_of_an_experiment_that_the_chosen_option_lacks_are_dropped_with_a_message(composed):
     cfg, _, overrides = composed("experiment=course_report/vgg_a", "optim=sgd")
     assert "betas" not in cfg.optim and cfg.optim.momentum == 0.9
-    assert cfg.optim.lr == 1e-3, "the experiment's, which SGD has"
+    assert cfg.optim.lr == 1e-3, "the experiment's value, since SGD has this key"
     assert overrides == ["experiment=course_report/vgg_a", "optim=sgd"]
-    assert composed.said == "left out optim.betas of experiment=course_report/vgg_a: optim=sgd has no such key"
-    assert composed("experiment=course_report/vgg_a")[0].optim.betas == [0.9, 0.999] and not composed.said
+    assert composed.printed == "dropped optim.betas of experiment=course_report/vgg_a: optim=sgd has no such key"
+    assert composed("experiment=course_report/vgg_a")[0].optim.betas == [0.9, 0.999] and not composed.printed
 
 
-def test_what_the_command_line_says_is_never_left_out(composed, fails):
+def test_overrides_of_the_command_line_are_never_dropped(composed, fails):
     cfg, _, _ = composed("experiment=course_report/vgg_a", "optim=sgd", "+optim.betas=[1,2]")
     assert cfg.optim.betas == [1, 2]
     assert "no key 'optim.betas' with optim=sgd" in fails(
@@ -232,34 +235,34 @@ def test_what_the_command_line_says_is_never_left_out(composed, fails):
         (["experiment=course_report/l2", "model=resnet34", "schedule=cosine", "trainer=cpu", "activation=elu"], []),
     ],
 )
-def test_every_group_can_be_chosen_again(composed, overrides, excluded):
+def test_every_group_of_an_experiment_can_be_overridden(composed, overrides, excluded):
     composed(*overrides)
-    said = [line.partition(" of ")[0].removeprefix("left out ") for line in composed.said.splitlines()]
-    assert [key for keys in said for key in keys.split(", ")] == excluded
+    dropped = [line.partition(" of ")[0].removeprefix("dropped ") for line in composed.printed.splitlines()]
+    assert [key for keys in dropped for key in keys.split(", ")] == excluded
 
 
-def test_an_experiment_of_the_user_s_may_pass_what_the_file_does_not_list(composed, tmp_path):
+def test_a_user_s_experiment_may_add_arguments_that_the_yaml_does_not_list(composed, tmp_path):
     mine = tmp_path / "mine" / "experiment"
     mine.mkdir(parents=True)
     (mine / "mine.yaml").write_text("# @package _global_\nname: mine\noptim:\n  maximize: true\nwrong: 1\n")
-    said = ["--config-dir", str(mine.parent), "experiment=mine"]
+    args = ["--config-dir", str(mine.parent), "experiment=mine"]
     with pytest.raises(SystemExit, match="nothing reads 'wrong'"):
-        composed(*said)
+        composed(*args)
     (mine / "mine.yaml").write_text("# @package _global_\nname: mine\noptim:\n  maximize: true\n")
-    assert composed(*said)[0].optim.maximize and not composed.said
-    assert "maximize" not in composed(*said, "optim=sgd")[0].optim and "optim.maximize" in composed.said
+    assert composed(*args)[0].optim.maximize and not composed.printed
+    assert "maximize" not in composed(*args, "optim=sgd")[0].optim and "optim.maximize" in composed.printed
 
 
-def test_a_config_of_the_user_s_own_that_builds_on_this_one(composed, tmp_path):
+def test_a_user_s_config_that_extends_this_one(composed, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.yaml").write_text("defaults: [train, _self_]\nepochs: 3\nseed: 5\n")
     cfg, _, _ = composed(
         "--config-dir", str(tmp_path / "mine"), "--config-name", "mine", "experiment=speedrun", "loss=mse"
     )
-    assert (cfg.epochs, cfg.seed) == (3, 5) and composed.said.startswith("left out loss.label_smoothing")
+    assert (cfg.epochs, cfg.seed) == (3, 5) and composed.printed.startswith("dropped loss.label_smoothing")
 
 
-def test_another_project_s_configs_are_composed_as_ever(tmp_path):
+def test_configs_of_other_projects_are_composed_as_by_hydra(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "other.yaml").write_text("defaults: [_self_, {experiment: e}]\nbatch: 3\n")
     (tmp_path / "experiment" / "e.yaml").write_text("# @package _global_\nmore: 1\n")
@@ -267,10 +270,10 @@ def test_another_project_s_configs_are_composed_as_ever(tmp_path):
         assert compose("other", overrides=["batch=words", "+new=1"]) == {"batch": "words", "more": 1, "new": 1}
 
 
-# Where the data is, and repeating a run
+# Location of the data, and repeating a run
 
 
-def test_an_empty_environment_variable_is_an_unset_one(composed, monkeypatch):
+def test_an_empty_environment_variable_counts_as_unset(composed, monkeypatch):
     monkeypatch.setenv("CIFARBN_DATA", "")
     assert composed()[0].data.root == "./data"
     monkeypatch.setenv("CIFARBN_DATA", "elsewhere")
@@ -301,7 +304,7 @@ def test_a_run_is_repeated_from_its_folder(composed, fails, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["module://no.such.module", "nonsense"])
-def test_a_command_needs_no_backend(tmp_path, backend):
+def test_a_command_ignores_the_matplotlib_backend(tmp_path, backend):
     environment = ENVIRONMENT | {"MPLBACKEND": backend}
     arguments = [sys.executable, "-m", "cifarbn.report", "nowhere"]
     ended = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -319,7 +322,7 @@ def test_a_command_needs_no_backend(tmp_path, backend):
         pytest.param(train.main, id="train"),
     ],
 )
-def test_a_command_collects_garbage_once_its_imports_are_made(monkeypatch, main):
+def test_a_command_collects_garbage_after_its_imports(monkeypatch, main):
     monkeypatch.setattr("sys.argv", ["train", "--resolve"])
     gc.disable()
     with pytest.raises(SystemExit):
@@ -331,27 +334,27 @@ def test_a_command_collects_garbage_once_its_imports_are_made(monkeypatch, main)
     ("started", "on"),
     [("-m cifarbn.train", False), ("cifarbn-train epochs=1", False), ("-m theirs", True), ("theirs.py -m", True)],
 )
-def test_only_a_command_imports_without_collecting_garbage(started, on):
+def test_only_commands_import_without_garbage_collection(started, on):
     code = f"import gc, sys; sys.argv[0], sys.orig_argv = {started.split()[0]!r}, {started.split()}; import cifarbn; "
     done = subprocess.run([sys.executable, "-c", f"{code}print(gc.isenabled())"], capture_output=True, text=True)
     assert done.stdout == f"{on}\n"
 
 
-def test_whoever_imports_the_package_keeps_their_backend(tmp_path):
+def test_importing_the_package_keeps_the_matplotlib_backend(tmp_path):
     code = "import cifarbn, matplotlib; print(matplotlib.get_backend())"
     environment = ENVIRONMENT | {"MPLBACKEND": "svg"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.stdout == "svg\n"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so asking for one is no mistake")
-def test_a_gpu_where_there_is_none(fails):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, trainer=gpu is valid")
+def test_trainer_gpu_without_a_gpu(fails):
     assert "trainer=auto takes what there is" in fails("data=shapes", "trainer=gpu")
 
 
 def test_missing_data_without_a_network(fails, tmp_path):
-    said = fails(f"data.root={tmp_path}/nowhere", "data.download=false")
-    assert f"{tmp_path}/nowhere" in said and "data=shapes" in said and "data.root=PATH" in said
+    printed = fails(f"data.root={tmp_path}/nowhere", "data.download=false")
+    assert f"{tmp_path}/nowhere" in printed and "data=shapes" in printed and "data.root=PATH" in printed
 
 
 def test_unwritable_output_folder(fails, tmp_path):
@@ -360,13 +363,13 @@ def test_unwritable_output_folder(fails, tmp_path):
     assert (tmp_path / "multirun_outputs").read_text() == "a file where a folder should be"
 
 
-def test_a_checkpoint_that_is_no_checkpoint(command, tmp_path):
+def test_a_damaged_checkpoint(command, tmp_path):
     command(*SHAPES)
     (result,) = tmp_path.glob("multirun_outputs/*/*/result.json")
     result.write_text(result.read_text().replace('"done"', '"interrupted"'))
     (result.parent / "last.ckpt").write_text("not a checkpoint")
     command(*SHAPES)
-    assert json.loads(result.read_text())["status"] == "done", "it has started from the beginning"
+    assert json.loads(result.read_text())["status"] == "done", "it restarted from scratch"
     assert (result.parent / "last.ckpt.unusable").read_text() == "not a checkpoint", "nothing is lost"
 
 
@@ -382,7 +385,7 @@ def test_a_checkpoint_that_is_no_checkpoint(command, tmp_path):
         ("name=a=b", "name=a=b"),
     ],
 )
-def test_a_path_may_hold_what_the_names_of_run_folders_hold(monkeypatch, argument, quoted):
+def test_a_path_may_contain_the_characters_of_run_folder_names(monkeypatch, argument, quoted):
     monkeypatch.setattr(sys, "argv", ["train", "-m", argument])
     quote_paths()
     assert sys.argv == ["train", "-m", quoted]

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from cifarbn.cli import command_line  # noqa: F401  (registers the resolver that train.yaml uses)
+from cifarbn.cli import command_line  # noqa: F401  (registers the resolvers of train.yaml)
 from cifarbn.cli.composition import resolved
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
@@ -37,14 +37,14 @@ def test_every_option_of_every_group_resolves(choice):
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_no_experiment_adds_a_key(experiment):
-    # Hydra takes a misspelt top-level key of an experiment without a word.
-    plain, chosen = config(), config(f"experiment={experiment}")
-    assert set(chosen) == set(plain)
-    assert chosen.name != plain.name, "an experiment has a folder of its own"
+    # Hydra accepts a misspelt top-level key in an experiment without an error.
+    default, cfg = config(), config(f"experiment={experiment}")
+    assert set(cfg) == set(default)
+    assert cfg.name != default.name, "every experiment has its own folder"
 
 
 def instantiates(*overrides):
-    """Make all that a run of these makes before it reads data."""
+    """Construct everything that a run constructs before it reads data."""
     cfg = config(*overrides)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     with torch.device("meta"):
@@ -57,17 +57,17 @@ def instantiates(*overrides):
         instantiate(recorder, folder=Path("."))
 
 
-# Of record there are lists, too; `speednet` and `dln` have no `width`, and `gaussian` no `val_size`.
+# `record` also takes lists.
 CHOICES = {group: options(group) for group in GROUPS} | {"record": [*options("record"), "[]", "[step_change,all]"]}
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_an_experiment_bars_no_option_of_any_group(experiment):
-    """Other options for each experiment, several at once; slow_experiments.py takes every one alone with each."""
+def test_every_group_of_an_experiment_can_be_overridden(experiment):
+    """Each experiment gets other options, several at once; slow_experiments.py tests every single combination."""
     first = 2 * options("experiment").index(experiment)
     for number in (first, first + 1):
-        chosen = {group: found[number % len(found)] for group, found in CHOICES.items()}
-        instantiates(f"experiment={experiment}", *(f"{group}={option}" for group, option in chosen.items()))
+        choices = {group: names[number % len(names)] for group, names in CHOICES.items()}
+        instantiates(f"experiment={experiment}", *(f"{group}={option}" for group, option in choices.items()))
 
 
 def parameters():
@@ -111,7 +111,7 @@ def test_schedules_against_written_out_numbers():
     assert onecycle[-1] == pytest.approx(1e-5)
 
 
-def test_the_report_s_preset():
+def test_the_defaults_are_those_of_the_course_report():
     cfg = config()
     assert cfg.optim._target_ == "torch.optim.Adam" and cfg.optim.betas == [0.5, 0.9] and cfg.optim.lr == 1e-3
     step = config("schedule=step").schedule
@@ -119,11 +119,11 @@ def test_the_report_s_preset():
 
 
 @pytest.mark.parametrize("name", options("activation"))
-def test_every_layer_has_an_activation_of_its_own(name):
+def test_every_layer_has_its_own_activation(name):
     cfg = config(f"activation={name}", "model=vgg_a", "model.width=4")
-    net = instantiate(cfg.model)
+    model = instantiate(cfg.model)
     kind = type(instantiate(cfg.activation)())
-    assert sum(isinstance(module, kind) for module in net.modules()) == 8 + 2
+    assert sum(isinstance(module, kind) for module in model.modules()) == 8 + 2
 
 
 @pytest.mark.parametrize("loss", options("loss"))
@@ -133,14 +133,14 @@ def test_every_loss_is_a_scalar_of_logits_and_labels(loss):
     assert value.shape == () and value > 0
 
 
-def test_classifier_takes_what_the_configs_make():
+def test_the_classifier_accepts_the_objects_of_the_configs():
     cfg = config("model.width=4", "schedule=onecycle")
     classifier = Classifier(*map(instantiate, (cfg.model, cfg.loss, cfg.optim, cfg.schedule)))
     assert classifier(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 class HundredShapes(Shapes):
-    """Data that has more classes than it shows."""
+    """Data with 100 classes, of which few have images."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -155,12 +155,12 @@ def test_a_model_has_as_many_outputs_as_the_data_has_classes(model):
         assert instantiate(cfg.model).head.out_features == 100
 
 
-def test_the_command_line_decides_the_number_of_classes_where_the_data_does_not_say():
+def test_the_command_line_sets_the_number_of_classes_for_data_without_classes():
     assert resolved(config("data=gaussian"))["model"]["num_classes"] == 10
     assert resolved(config("data=gaussian", "model.num_classes=3"))["model"]["num_classes"] == 3
 
 
-def test_data_that_cannot_be_built_is_refused_by_the_run_itself_and_not_before(tmp_path):
+def test_data_that_cannot_be_constructed_fails_in_the_run_and_not_before(tmp_path):
     cfg = config("data=shapes", "data.val_size=10000", "trainer=cpu")
     assert resolved(cfg)["model"]["num_classes"] == 10
     with pytest.raises(UserError, match="data.val_size must be below the number of training images, 10000"):
@@ -168,14 +168,14 @@ def test_data_that_cannot_be_built_is_refused_by_the_run_itself_and_not_before(t
     assert read_result(tmp_path)["status"] == "failed"
 
 
-class SaysNothing(Shapes):
-    """Data of a user's own that cannot be asked before it is set up."""
+class WithoutClasses(Shapes):
+    """A user's data module whose number of classes is unknown before setup()."""
 
     @property
     def num_classes(self):
         raise RuntimeError("setup() first")
 
 
-def test_data_that_fails_when_it_is_asked_leaves_the_number_of_classes_to_the_config():
-    cfg = config("data=shapes", "data._target_=test_config.SaysNothing")
+def test_the_config_sets_the_number_of_classes_if_the_data_raises_an_error():
+    cfg = config("data=shapes", "data._target_=test_config.WithoutClasses")
     assert resolved(cfg)["model"]["num_classes"] == 10

@@ -1,4 +1,4 @@
-"""Who may import whom in the package, read from its source: the rules that keep each part usable without the others."""
+"""Import contracts, checked on the source: they keep each part of the package usable without the others."""
 
 import ast
 from collections.abc import Callable, Iterator
@@ -10,33 +10,33 @@ import cifarbn
 
 PACKAGE = "cifarbn"
 
-# Violations that are about to go, such as "models.vgg -> fast.batch_norm". The test fails when an entry is no longer
-# violated: remove it then.
+# Known violations that will be removed, such as "models.vgg -> fast.batch_norm". The test fails if an entry no longer
+# applies; remove it then.
 KNOWN: set[str] = set()
 
 LEAVES = ("models", "losses", "smoothness", "figures", "runs.schema")
 LEAVES_MAY_IMPORT = ("errors",)
-FIGURES_MAY_IMPORT = ("smoothness.bands", "smoothness.factors")  # the dataclasses that they draw
+FIGURES_MAY_IMPORT = ("smoothness.bands", "smoothness.factors")  # the dataclasses that figures draw
 KNOW_HYDRA = (
     *("train", "reproduce", "cli", "runs.load"),
-    *("benchmark.checks", "benchmark.speedrun_recipe"),  # they run experiments of conf/, as a command line would
+    *("benchmark.checks", "benchmark.speedrun_recipe"),  # they compose experiments of conf/ like the command line
 )
 COMMANDS = ("train", "reproduce", "predict", "tensorboard", "benchmark", "report.__main__", "cli")
 NO_NAMES = ("utils", "helpers", "common")
 
 
 def within(name: str, packages: tuple[str, ...]) -> bool:
-    """Whether a module is one of the packages, or in one of them."""
+    """Return whether a module is one of the packages or inside one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def allowed(module: str) -> tuple[str, ...]:
-    """What a module of LEAVES may import; () for any other module."""
+    """Return what a module of LEAVES may import; () for any other module."""
     own = tuple(package for package in LEAVES if within(module, (package,)))
     return own and (*own, *LEAVES_MAY_IMPORT, *(FIGURES_MAY_IMPORT if own == ("figures",) else ()))
 
 
-# Each rule says of an import (module, target) whether it is forbidden; the package's own modules are named without it.
+# Each rule returns whether an import (module, target) is forbidden. Names omit the leading "cifarbn.".
 RULES: dict[str, Callable[[str, str], bool]] = {
     "models, losses, smoothness, figures and runs.schema import nothing of the package but errors and types": (
         lambda module, target: bool(allowed(module)) and not within(target, allowed(module))
@@ -46,7 +46,7 @@ RULES: dict[str, Callable[[str, str], bool]] = {
             within(module, ("report", "figures")) and within(target, ("training", "recorders", "fast"))
         )
     ),
-    "optimizers asks fast what the device can do, and imports nothing else": (
+    "optimizers imports nothing but errors and fast.hardware": (
         lambda module, target: module == "optimizers" and target not in ("errors", "fast.hardware")
     ),
     "only commands import cli": lambda module, target: within(target, ("cli",)) and not within(module, COMMANDS),
@@ -54,7 +54,7 @@ RULES: dict[str, Callable[[str, str], bool]] = {
 
 
 def imports(root: Path) -> dict[str, set[str]]:
-    """The modules of the package in `root` and what each imports, wherever in the file the import stands."""
+    """Return the modules of the package in `root` and the imports of each, including those inside functions."""
     modules = {".".join(file.relative_to(root).with_suffix("").parts): file for file in root.glob(f"{PACKAGE}/**/*.py")}
     packages = {name.removesuffix(".__init__"): file for name, file in modules.items()}
     return {name: set(_imported(name, file, packages)) for name, file in packages.items()}
@@ -74,7 +74,7 @@ def _imported(name: str, file: Path, modules: dict[str, Path]) -> Iterator[str]:
 
 
 def arrows(root: Path) -> set[tuple[str, str]]:
-    """(module, target) for each import of one of the package's modules by another, without the package's name."""
+    """Return (module, target) for each import within the package, without the package's name."""
     return {
         (module.removeprefix(f"{PACKAGE}."), target.removeprefix(f"{PACKAGE}."))
         for module, targets in imports(root).items()
@@ -84,8 +84,8 @@ def arrows(root: Path) -> set[tuple[str, str]]:
 
 
 def violations(root: Path) -> dict[str, str]:
-    """Each forbidden import, such as `models.vgg -> fast.batch_norm`, with the rule that forbids it."""
-    found = {
+    """Return each forbidden import, such as `models.vgg -> fast.batch_norm`, with its rule."""
+    broken = {
         f"{module} -> {target}": rule
         for module, target in arrows(root)
         for rule, forbids in RULES.items()
@@ -94,14 +94,14 @@ def violations(root: Path) -> dict[str, str]:
     for module, targets in imports(root).items():
         name = module.removeprefix(f"{PACKAGE}.")
         if any(within(target, ("hydra", "omegaconf")) for target in targets) and not within(name, KNOW_HYDRA):
-            found[f"{name} -> hydra"] = "only train, reproduce, cli and runs.load know Hydra"
+            broken[f"{name} -> hydra"] = "only train, reproduce, cli and runs.load import Hydra"
         if bad := set(name.split(".")) & set(NO_NAMES):
-            found[name] = f"no module is called {bad.pop()}"
-    return found
+            broken[name] = f"no module is called {bad.pop()}"
+    return broken
 
 
 def cycle(edges: set[tuple[str, str]]) -> list[str]:
-    """One cycle among the package's parts, such as [cli, training, cli]; [] where there is none."""
+    """Return one import cycle of the package's parts, such as [cli, training, cli]; [] if there is none."""
     graph: dict[str, set[str]] = {}
     for module, target in edges:
         part, other = module.split(".")[0], target.split(".")[0]
@@ -114,8 +114,8 @@ def cycle(edges: set[tuple[str, str]]) -> list[str]:
             return [*path[path.index(part) :], part]
         if part not in done:
             for other in sorted(graph.get(part, ())):
-                if found := visit(other, [*path, part]):
-                    return found
+                if closed := visit(other, [*path, part]):
+                    return closed
             done.add(part)
         return []
 
@@ -126,11 +126,11 @@ ROOT = Path(cifarbn.__file__).parents[1]
 
 
 def test_every_import_is_allowed():
-    broken = {found: rule for found, rule in violations(ROOT).items() if found not in KNOWN}
-    assert not broken, "\n".join(f"{found}: {rule}" for found, rule in sorted(broken.items()))
+    broken = {name: rule for name, rule in violations(ROOT).items() if name not in KNOWN}
+    assert not broken, "\n".join(f"{name}: {rule}" for name, rule in sorted(broken.items()))
 
 
-def test_what_is_known_to_be_wrong_still_is():
+def test_every_known_violation_still_exists():
     assert not KNOWN - violations(ROOT).keys(), "no longer violated: remove it from KNOWN"
 
 
@@ -141,7 +141,7 @@ def test_no_two_parts_of_the_package_import_each_other():
 
 @pytest.fixture
 def tree(tmp_path):
-    """A small package that keeps every rule."""
+    """A small package that violates no rule."""
     files = {
         "__init__": "",
         "errors": "",
@@ -167,12 +167,12 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_a_package_that_keeps_the_rules_passes(tree):
+def test_a_package_without_violations_passes(tree):
     assert violations(tree) == {} and cycle(arrows(tree)) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "found"),
+    ("name", "text", "violation"),
     [
         ("models/vgg", "from cifarbn.fast.hardware import has_bf16", "models.vgg -> fast.hardware"),
         ("models/vgg", "def f():\n    import cifarbn.fast.hardware", "models.vgg -> fast.hardware"),
@@ -190,14 +190,14 @@ def test_a_package_that_keeps_the_rules_passes(tree):
         ("helpers/text", "", "helpers.text"),
     ],
 )
-def test_a_planted_violation_is_found(tree, name, text, found):
+def test_a_planted_violation_is_detected(tree, name, text, violation):
     file = tree / PACKAGE / f"{name}.py"
     file.parent.mkdir(exist_ok=True)
     (tree / PACKAGE / "fast" / "batch_norm.py").touch()
     file.write_text(text)
-    assert set(violations(tree)) == {found}
+    assert set(violations(tree)) == {violation}
 
 
-def test_a_planted_cycle_is_found(tree):
+def test_a_planted_cycle_is_detected(tree):
     (tree / PACKAGE / "training" / "trainer.py").write_text("def f():\n    from cifarbn import train")
     assert cycle(arrows(tree)) == ["train", "training", "train"]

@@ -1,4 +1,4 @@
-"""Messages: of the machine's faults, and without the machine's folders."""
+"""Messages for errors of the machine, and removal of local folders from messages."""
 
 import errno
 import os
@@ -34,15 +34,15 @@ def test_absolute_paths_lose_their_folders(text, expected):
 
 
 def test_a_known_folder_may_have_spaces_in_its_name(tmp_path):
-    said = without_folders(f"cannot read {tmp_path}/my runs/a: no", tmp_path / "my runs")
-    assert said == "cannot read a: no"
+    text = without_folders(f"cannot read {tmp_path}/my runs/a: no", tmp_path / "my runs")
+    assert text == "cannot read a: no"
 
 
-def test_the_system_s_errors_are_told_with_their_remedy():
+def test_messages_for_system_errors_include_the_remedy():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert machine_fault(full, Path("out/run")) == (
-        "cannot read or write a file in out/run: No space left on device; free some space, and the same command goes "
-        "on from the last checkpoint"
+        "cannot read or write a file in out/run: No space left on device; free some space, then run the same "
+        "command again to continue from the last checkpoint"
     )
     denied = PermissionError(errno.EACCES, "Permission denied", "out/x")
     assert machine_fault(denied) == (
@@ -51,15 +51,15 @@ def test_the_system_s_errors_are_told_with_their_remedy():
     )
 
 
-def test_nothing_else_is_the_machine_s_fault():
+def test_other_errors_are_not_machine_faults():
     for error in (ValueError("x"), OSError("could not get source code"), RuntimeError("shape"), KeyError("x")):
         assert machine_fault(error) is None
-    chained = ValueError("a mistake of the program's while it handles a full disk")
+    chained = ValueError("a bug in the code that handles a full disk")
     chained.__context__ = OSError(errno.ENOSPC, "full")
     assert machine_fault(chained) is None
 
 
-def test_what_torch_makes_of_a_full_disk():
+def test_the_exception_that_torch_raises_on_a_full_disk():
     class Full:
         def write(self, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -25,7 +25,7 @@ def test_numbers(args, expected):
     assert number(*args) == expected
 
 
-def test_what_is_missing_is_an_empty_cell():
+def test_missing_values_give_empty_cells():
     assert [points(None), plus_minus(None, None), interval(None, 1.0), interval(0.5, None)] == [""] * 4
 
 
@@ -36,15 +36,15 @@ def test_means_intervals_and_differences():
     assert percent(0.9731) == "97.3 %"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (7500, "2 h 05 min")])
-def test_durations(seconds, said):
-    assert duration(seconds) == said
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (7500, "2 h 05 min")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_the_columns_of_a_text_table_are_aligned_and_no_line_ends_in_spaces():
-    rows = [("status", "seconds", "why"), ("done", "12", ""), ("failed before", "1,234", "no memory")]
+    rows = [("status", "seconds", "reason"), ("done", "12", ""), ("failed before", "1,234", "no memory")]
     assert text_table(rows, "<><").splitlines() == [
-        "status         seconds  why",
+        "status         seconds  reason",
         "done                12",
         "failed before    1,234  no memory",
     ]

@@ -1,4 +1,4 @@
-"""Random command lines, most of them wrong: each composes and instantiates, or gives one message."""
+"""Random command lines, most of them invalid: each composes and instantiates, or prints one message."""
 
 import os
 import random
@@ -28,7 +28,7 @@ HYDRA = [
 ]
 
 
-# Of Lightning's and torch's own, which no file lists.
+# Arguments of Lightning and torch that no yaml file lists.
 UNLISTED = ["trainer.accumulate_grad_batches", "trainer.fast_dev_run", "trainer.max_time", "trainer.logger"]
 UNLISTED += ["trainer.gradient_clip_algorithm", "trainer.val_check_interval", "trainer.overfit_batches"]
 UNLISTED += ["trainer.check_val_every_n_epoch", "trainer.detect_anomaly", "trainer.callbacks", "trainer.min_epochs"]
@@ -36,12 +36,12 @@ UNLISTED += ["optim.eps", "optim.maximize", "schedule.last_epoch", "model.foo", 
 
 
 def keys() -> dict[str, Any]:
-    """Every key of every option, with its default."""
-    found: dict[str, Any] = {}
+    """Return every key of every option with its default."""
+    defaults: dict[str, Any] = {}
 
     def add(node, prefix):
         for key, child in node.items():
-            found[f"{prefix}{key}"] = child
+            defaults[f"{prefix}{key}"] = child
             if isinstance(child, dict):
                 add(child, f"{prefix}{key}.")
 
@@ -51,11 +51,11 @@ def keys() -> dict[str, Any]:
         for option in OPTIONS[group]:
             node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
             add(node, "" if group == "record" else f"{group}.")
-    return {key: found[key] for key in sorted(found) if "defaults" not in key}
+    return {key: defaults[key] for key in sorted(defaults) if "defaults" not in key}
 
 
 def command_line(chance: random.Random, known: dict[str, Any]) -> list[str]:
-    """Overrides over all groups and keys: choices, values, deletions, additions, typos."""
+    """Return random overrides of all groups and keys: choices, values, deletions, additions and typos."""
 
     def value() -> str:
         return chance.choice(chance.choice((WORDS, NUMBERS, NUMBERS, OTHERS)))
@@ -75,9 +75,9 @@ def command_line(chance: random.Random, known: dict[str, Any]) -> list[str]:
 
     def override() -> str:
         group, key = chance.choice(list(OPTIONS)), chance.choice(list(known))
-        right = f"{group}={chance.choice(OPTIONS[group])}"
+        valid_choice = f"{group}={chance.choice(OPTIONS[group])}"
         kinds = {
-            right: 6,
+            valid_choice: 6,
             f"{key}={like(known[key])}": 8,
             f"{key}={value()}": 4,
             f"{group}={value()}": 1,
@@ -98,8 +98,8 @@ def command_line(chance: random.Random, known: dict[str, Any]) -> list[str]:
     return [override() for _ in range(chance.choice((1, 1, 2, 2, 3, 4)))]
 
 
-def make_everything(cfg, folder) -> None:
-    """What a run makes of its config before it reads any data."""
+def instantiate_all(cfg, folder) -> None:
+    """Construct everything that a run constructs before it reads data."""
     resolved(cfg)
     for group in ("data", "model", "loss", "optim", "schedule"):
         with instantiation_errors(group):
@@ -110,35 +110,35 @@ def make_everything(cfg, folder) -> None:
 
 
 def small(overrides: list[str]) -> bool:
-    """Whether no net of this command line fills this machine's memory, which is no matter of the command line."""
+    """Return whether no value is so large that a model or data set would fill the machine's memory."""
     return not any("99999" in override or "1e30" in override for override in overrides)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", range(int(os.environ.get("CIFARBN_FUZZ", "60"))))
-def test_a_random_command_line_is_understood_or_gives_one_message(known, seed, tmp_path, monkeypatch, capsys):
+def test_a_random_command_line_runs_or_gives_one_message(known, seed, tmp_path, monkeypatch, capsys):
     overrides = command_line(random.Random(seed), known)
-    made = []
+    calls = []
 
-    def nothing(cfg, folder, said):
+    def construct(cfg, folder, _):
         if small(overrides):
-            # The smallest nets: the width is not what is tested.
-            make_everything(cfg, tmp_path)
-        made.append(said)
+            instantiate_all(cfg, tmp_path)
+        calls.append(overrides)
         return {}
 
-    monkeypatch.setattr(train, "train", nothing)
+    monkeypatch.setattr(train, "train", construct)
     monkeypatch.setattr("sys.argv", ["train", *overrides])
     monkeypatch.chdir(tmp_path)
     try:
         train.main()
     except SystemExit as ended:
-        said = ended.code
-        assert isinstance(said, str) and said.startswith("error: ") and len(said.strip().splitlines()) == 1, overrides
-        assert len(said) > len("error: ") + 5, overrides
+        message = ended.code
+        assert isinstance(message, str) and message.startswith("error: "), overrides
+        assert len(message.strip().splitlines()) == 1, overrides
+        assert len(message) > len("error: ") + 5, overrides
         assert not list(tmp_path.rglob("result.json"))
     else:
-        assert made, overrides
+        assert calls, overrides
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(repr
     cwd, _, _, finished = reproduced
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
-    assert re.search(r"refused .*experiment=course_report/vgg_a_bn", finished.stdout)
+    assert re.search(r"conflict .*experiment=course_report/vgg_a_bn", finished.stdout)
     root = cwd / "multirun_outputs" / "course_report_smoke"
     first, second, *_ = rows(root / "report")
     assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")

@@ -1,4 +1,4 @@
-"""Sweeps that finish: after a failed run, after a kill at any moment, beside another sweep."""
+"""Sweeps finish: after a failed run, after a kill at any moment, and while another sweep uses the same folder."""
 
 import errno
 import fcntl
@@ -32,13 +32,13 @@ def sweep(cwd, *overrides):
 
 
 def results(cwd):
-    """Folder name -> what must be the same however often the sweep was cut off: no seconds, no throughput."""
-    found = {}
+    """Folder name -> the parts of a result that interruptions must not change, so no durations and no throughput."""
+    kept = {}
     for file in Path(cwd).glob("multirun_outputs/train/*/result.json"):
         result = json.loads(file.read_text())
-        kept = {key: result[key] for key in ("status", "metrics", "steps", "config", "confusion")}
-        found[file.parent.name] = kept | {"metrics.csv": (file.parent / "metrics.csv").read_text()}
-    return found
+        parts = {key: result[key] for key in ("status", "metrics", "steps", "config", "confusion")}
+        kept[file.parent.name] = parts | {"metrics.csv": (file.parent / "metrics.csv").read_text()}
+    return kept
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def undisturbed(tmp_path_factory):
 
 
 def test_progress_and_final_table(undisturbed):
-    _, said, _ = undisturbed
-    assert "sweep: 0 done of 4, 1 running, 3 left\n" in said
-    assert re.search(r"sweep: 3 done of 4, 1 running, 0 left, about \d+ s to go\n", said)
-    lines = said.strip().splitlines()
+    _, printed, _ = undisturbed
+    assert "sweep: 0 done of 4, 1 running, 3 left\n" in printed
+    assert re.search(r"sweep: 3 done of 4, 1 running, 0 left, about \d+ s to go\n", printed)
+    lines = printed.strip().splitlines()
     assert lines[-1] == "4 done of 4"
     assert [line.split()[-2:] for line in lines[-6:-2]] == [
         [f"optim.lr={lr}", f"seed={seed}"] for lr in ("0.001", "0.002") for seed in "01"
@@ -78,7 +78,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_the_undisturbed_one(undisturbe
         process = Command("cifarbn.train", *SWEEP, cwd=tmp_path)
         while (line := process.stdout.readline()) and not line.startswith("sweep:"):
             pass
-        # The first one surely strikes: four runs take longer than half a second, whatever else the machine does.
+        # The first kill always hits a running sweep, since four runs take longer than half a second.
         time.sleep(chance.uniform(0, seconds / 2 if kill else 0.5))
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -92,9 +92,9 @@ def test_a_sweep_killed_at_random_moments_ends_as_the_undisturbed_one(undisturbe
 def test_two_sweeps_in_one_folder_share_the_work(undisturbed, tmp_path):
     cwd, _, _ = undisturbed
     both = [Command("cifarbn.train", *SWEEP, cwd=tmp_path) for _ in range(2)]
-    said = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert any("elsewhere" in out or "done before" in out for out, _ in said), "neither noticed the other"
+    printed = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert any("locked" in out or "done before" in out for out, _ in printed), "neither noticed the other"
     assert results(tmp_path) == results(cwd)
 
 
@@ -112,7 +112,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(tmp_path):
     assert retried.returncode == 1 and "Invalid" in retried.stderr
 
 
-def test_a_run_under_changed_code_is_refused(tmp_path):
+def test_a_run_of_changed_code_is_an_error(tmp_path):
     one = [*TINY, "epochs=1"]
     assert sweep(tmp_path, *one).returncode == 0
     (file,) = tmp_path.glob("multirun_outputs/train/*/result.json")
@@ -128,7 +128,7 @@ def test_a_run_under_changed_code_is_refused(tmp_path):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path, capsys):
-    """The command line in this process, in an empty folder; returns the exit code and what it said."""
+    """The command line, run in this process in an empty folder; returns the exit code and the captured output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CIFARBN_DATA", raising=False)
 
@@ -145,8 +145,8 @@ def here(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("left", ["a folder", "a link to itself", "5", "nothing"])
-def test_a_run_whose_result_cannot_be_read_again_has_failed(here, monkeypatch, left):
-    """As when another program writes into the folder between the run's end and the sweep's look."""
+def test_a_run_whose_result_cannot_be_read_has_failed(here, monkeypatch, left):
+    """Another program may write to the folder between the end of the run and the check by the sweep."""
 
     def spoilt(cfg, folder, overrides):
         file = folder / "result.json"
@@ -159,12 +159,12 @@ def test_a_run_whose_result_cannot_be_read_again_has_failed(here, monkeypatch, l
         return {"status": "done", "metrics": {"val/acc": 0.5}}
 
     monkeypatch.setattr(train, "train", spoilt)
-    code, said = here("-m", "seed=0,1")
-    assert code == 1 and "0 done, 2 failed of 2" in said.out
-    assert re.search(r"^failed .*seed=0: .*result\.json", said.out, re.MULTILINE)
+    code, printed = here("-m", "seed=0,1")
+    assert code == 1 and "0 done, 2 failed of 2" in printed.out
+    assert re.search(r"^failed .*seed=0: .*result\.json", printed.out, re.MULTILINE)
 
 
-def test_runs_of_several_names_or_of_one_folder_are_counted_as_runs(here, monkeypatch):
+def test_runs_with_several_names_or_the_same_folder_are_counted_separately(here, monkeypatch):
     def done(cfg, folder, overrides):
         write_result(folder / "result.json", {"status": "done", "overrides": [], "config": {}})
         return read_result(folder)
@@ -174,8 +174,8 @@ def test_runs_of_several_names_or_of_one_folder_are_counted_as_runs(here, monkey
     assert "2 done of 2" in here("-m", "seed=0,0")[1].out
 
 
-@pytest.mark.parametrize(("back", "found"), [(True, "done "), (False, "done before")])
-def test_a_clock_that_is_set_back_makes_no_run_older(here, monkeypatch, back, found):
+@pytest.mark.parametrize(("back", "status"), [(True, "done "), (False, "done before")])
+def test_a_clock_that_is_set_back_does_not_make_a_new_run_old(here, monkeypatch, back, status):
     def result(cfg, folder, overrides):
         if not (folder / "result.json").exists() or back:
             write_result(folder / "result.json", {"status": "done", "overrides": [], "config": {}, "steps": calls[0]})
@@ -186,17 +186,21 @@ def test_a_clock_that_is_set_back_makes_no_run_older(here, monkeypatch, back, fo
     calls = [0]
     monkeypatch.setattr(train, "train", result)
     here("-m", "seed=0,1")
-    assert here("-m", "seed=0,1")[1].out.count(f"\n{found}") == 2
+    assert here("-m", "seed=0,1")[1].out.count(f"\n{status}") == 2
 
 
-def test_the_machine_s_faults_are_one_line_a_run(here, tmp_path, monkeypatch):
+def test_a_machine_error_prints_one_line_per_run(here, tmp_path, monkeypatch):
     def full(cfg, folder, overrides):
         raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/metrics.csv")
 
     monkeypatch.setattr(train, "train", full)
-    code, said = here("-m", "seed=0,1")
-    assert code == 1 and said.err.count("\n") == 2 and said.err.count("No space left on device; free some space") == 2
-    table = said.out[said.out.index("\nstatus") :]
+    code, printed = here("-m", "seed=0,1")
+    assert (
+        code == 1
+        and printed.err.count("\n") == 2
+        and printed.err.count("No space left on device; free some space") == 2
+    )
+    table = printed.out[printed.out.index("\nstatus") :]
     assert "cannot read or write metrics.csv: No space left" in table and str(tmp_path) not in table
 
 
@@ -208,18 +212,18 @@ def test_a_launcher_s_exit_ends_the_sweep_and_passes_unchanged(here, monkeypatch
     assert here("-m", "seed=0,1")[0] == -1
 
 
-def test_a_search_without_a_validation_accuracy_is_refused_at_once(tmp_path, capsys):
+def test_a_search_without_validation_images_is_an_error_at_the_start(tmp_path, capsys):
     sweeper = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}
     config = OmegaConf.create({"data": {"val_size": 0}, "hydra": {"sweeper": sweeper, "sweep": {"dir": str(tmp_path)}}})
     config.hydra.mode = RunMode.MULTIRUN
-    with pytest.raises(SystemExit, match=r"^error: .*OptunaSweeper searches by .*; raise data\.val_size$"):
+    with pytest.raises(SystemExit, match=r"^error: .*OptunaSweeper optimizes .*; raise data\.val_size$"):
         SweepCallback().on_multirun_start(config)
     config.data.val_size = 5
     SweepCallback().on_multirun_start(config)
 
 
 class Searching:
-    """Hands a sweep's callback what a launcher would, as a sweeper that searches asks for it."""
+    """Calls a sweep's callback as a launcher does for a sweeper that searches."""
 
     def __init__(self, tmp_path):
         self.folder = tmp_path / "run"
@@ -236,24 +240,24 @@ class Searching:
         return job
 
 
-def test_a_sweeper_that_searches_hears_of_a_run_without_a_result(tmp_path, capsys):
+def test_a_sweeper_that_searches_gets_an_error_for_a_run_without_a_result(tmp_path, capsys):
     searching = Searching(tmp_path)
     write_result(searching.folder / "result.json", {"status": "done", "config": {}})
     assert searching.end(JobStatus.COMPLETED, 0.5).return_value == 0.5
-    with pytest.raises(UserError, match="run is no result to search by: failed, bad"):
+    with pytest.raises(UserError, match=r"the sweeper cannot use run \(failed\): bad"):
         _ = searching.end(JobStatus.FAILED, UserError("bad")).return_value
     write_result(searching.folder / "result.json", {"status": "diverged", "error": "too fast", "config": {}})
-    with pytest.raises(UserError, match="run is no result to search by: diverged, too fast"):
+    with pytest.raises(UserError, match=r"the sweeper cannot use run \(diverged\): too fast"):
         _ = searching.end(JobStatus.COMPLETED, None).return_value
 
 
-def test_ddp_in_a_sweep_is_refused_at_once(tmp_path):
+def test_ddp_in_a_sweep_is_an_error_at_the_start(tmp_path):
     finished = sweep(tmp_path, "-m", *TINY[:-2], "trainer=ddp", "seed=0,1")
     assert finished.returncode == 1 and "leave out -m" in finished.stderr and "Traceback" not in finished.stderr
     assert not list(tmp_path.glob("multirun_outputs/train/*/result.json"))
 
 
-def test_the_journal_brings_back_what_was_put_in(tmp_path):
+def test_the_journal_returns_the_stored_events(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.started("a")
     journal.started("b")
@@ -265,19 +269,19 @@ def test_the_journal_brings_back_what_was_put_in(tmp_path):
 
 def test_the_journal_of_a_killed_sweep_is_removed_by_the_next(tmp_path):
     (tmp_path / "killed.jsonl").write_text('{"started": "a"}\n')
-    living = Journal.begin(tmp_path)
-    assert list(tmp_path.iterdir()) == [living.file]
+    alive = Journal.begin(tmp_path)
+    assert list(tmp_path.iterdir()) == [alive.file]
     other = Journal.begin(tmp_path)
-    assert set(tmp_path.iterdir()) == {living.file, other.file}
-    pickle.loads(pickle.dumps(living)).started("a")  # as a launcher brings it to another process
-    assert living.read() == (1, [])
-    living.end()
+    assert set(tmp_path.iterdir()) == {alive.file, other.file}
+    pickle.loads(pickle.dumps(alive)).started("a")  # as when a launcher sends it to another process
+    assert alive.read() == (1, [])
+    alive.end()
     del other
     last = Journal.begin(tmp_path)
     assert list(tmp_path.iterdir()) == [last.file]
 
 
-def test_a_sweep_lives_on_where_there_are_no_locks(tmp_path, monkeypatch, capsys):
+def test_a_sweep_works_on_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -287,14 +291,14 @@ def test_a_sweep_lives_on_where_there_are_no_locks(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.count("going on without") == 1
 
 
-def test_the_table_says_what_sets_a_run_apart():
-    shown = table(
+def test_the_table_shows_the_overrides_that_differ():
+    text = table(
         [
-            Outcome("a", ["model=vgg_a", "seed=0"], "done", accuracy=0.51234, seconds=1234.5, found=True),
-            Outcome("b", ["model=vgg_a", "seed=1"], "failed", why="no memory"),
+            Outcome("a", ["model=vgg_a", "seed=0"], "done", accuracy=0.51234, seconds=1234.5, ended_before=True),
+            Outcome("b", ["model=vgg_a", "seed=1"], "failed", reason="no memory"),
         ]
     )
-    assert shown.splitlines() == [
+    assert text.splitlines() == [
         "status       test acc  seconds  run",
         "done before    0.5123    1,234  seed=0",
         "failed                          seed=1: no memory",

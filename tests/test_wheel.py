@@ -1,4 +1,4 @@
-"""A wheel, installed elsewhere, brings its configs, kernels and the report's page along."""
+"""An installed wheel contains the configs, the kernels and the report's page."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(CHECKOUT))
     (wheel,) = tmp_path.glob("*.whl")
     pip("install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
-    # -P would be ignored by an older Python; running in an empty folder keeps the checkout off the path as well.
+    # Run in an empty folder to keep the checkout off the path; Python 3.10 has no -P.
     code = "import cifarbn, cifarbn.train; print(cifarbn.__file__); cifarbn.train.main()"
     finished = subprocess.run(
         [sys.executable, "-c", code, "data=shapes", "model=vgg_a_bn", "--cfg", "job"],

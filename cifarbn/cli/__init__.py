@@ -1,1 +1,1 @@
-"""What stands between a user's command line and the code: errors, composition of configs, sweeps."""
+"""The command line: config composition, checks of user input, error messages and sweeps."""

@@ -1,4 +1,4 @@
-"""What stands between a user's command and a run: the command's start, its errors, and where it began."""
+"""Start a command: check and rewrite its arguments, and turn user errors into one-line messages."""
 
 import gc
 import os
@@ -22,14 +22,15 @@ from cifarbn.cli.resolvers import data_root as data_root
 from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.runs.identity import EXECUTION_KEYS, completed, differences, key_of
 
-PLAIN = "CIFARBN_PLAIN_ERRORS"  # in the environment while HYDRA_FULL_ERROR=1 is ours, also of DDP's processes
+# Set in the environment while this module, not the user, has set HYDRA_FULL_ERROR=1; DDP's processes inherit it.
+PLAIN = "CIFARBN_PLAIN_ERRORS"
 PATHS = ("resume_from", "data.root")  # keys whose value is a path
 
 
 def run_cli(hydra_main: Callable[[], Any]) -> None:
-    """Run a Hydra main with Hydra's own error handler off, since it prints a traceback for whatever it does not know.
+    """Run a Hydra main function without Hydra's error handler, which prints tracebacks for user errors.
 
-    Whoever sets HYDRA_FULL_ERROR=1 sees every traceback.
+    If the user has set HYDRA_FULL_ERROR=1, every traceback is printed.
     """
     finish_imports()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -47,9 +48,9 @@ def run_cli(hydra_main: Callable[[], Any]) -> None:
 
 
 def finish_imports() -> None:
-    """Turn on the garbage collector, which is off while a command imports, and exempt what has been imported.
+    """Enable the garbage collector, which is off during a command's imports, and exempt all imported objects.
 
-    A full collection takes 0.2 s when it scans torch and Lightning too; `train` makes one before each run.
+    A full collection takes 0.2 s if it scans torch and Lightning as well; `train` runs one before each run.
     """
     if not gc.isenabled():
         gc.freeze()
@@ -57,10 +58,10 @@ def finish_imports() -> None:
 
 
 def read_arguments() -> None:
-    """Turn the program's arguments into such as Hydra takes.
+    """Check `sys.argv` and rewrite it into arguments that Hydra accepts.
 
     Raises:
-        UserError: where that cannot be done.
+        UserError: if flags exclude each other, or a saved run cannot be repeated.
     """
     quote_paths()
     check_flags()
@@ -68,7 +69,7 @@ def read_arguments() -> None:
 
 
 def quote_paths() -> None:
-    """Quote the value of a key that takes a path where it holds an `=`, as the name of a run folder does, or a `~`."""
+    """Quote values of path keys that contain `=` (as run folder names do) or start with `~`."""
     for i, argument in enumerate(sys.argv):
         key, _, value = argument.partition("=")
         if key in PATHS and ("=" in value or value.startswith("~")) and value[0] not in "\"'":
@@ -76,27 +77,27 @@ def quote_paths() -> None:
 
 
 def check_flags() -> None:
-    """Refuse flags of which Hydra would print a traceback.
+    """Check for flag combinations for which Hydra would print a traceback.
 
     Raises:
-        UserError: naming them.
+        UserError: if flags exclude each other, or one lacks the flag it belongs to.
     """
     args = get_args_parser().parse_args()
     commands = ("run", "multirun", "cfg", "info", "shell_completion")
     if len(together := [f"--{name}" for name in commands if getattr(args, name)]) > 1:
-        raise UserError(f"{' and '.join(together)} exclude each other: leave out all but one")
+        raise UserError(f"{' and '.join(together)} exclude each other; use only one of them")
     if args.resolve and not (args.cfg or args.help):
-        raise UserError("--resolve belongs to --cfg: `--cfg job --resolve`")
+        raise UserError("--resolve needs --cfg; write `--cfg job --resolve`")
 
 
 def repeat_saved_run() -> None:
-    """Make `--config-path RUN/.hydra --config-name config` the command that made RUN, with what else is said.
+    """Expand `--config-path RUN/.hydra --config-name config` to the command that created RUN, plus further arguments.
 
-    The config that Hydra saves holds values only: neither where a run goes, nor which option of a group was chosen.
-    So the run's overrides, which lie beside it, are composed again, and must give the same config.
+    The config that Hydra saves has the values only, not the run's folder or the chosen option of each group.
+    Therefore the overrides saved next to it are composed again, and must give the same config.
 
     Raises:
-        UserError: if they no longer do, or are gone.
+        UserError: if they give another config now, or are missing.
     """
     args = get_args_parser().parse_args()
     folder = Path(args.config_path or "")
@@ -106,25 +107,25 @@ def repeat_saved_run() -> None:
         saved: Any = OmegaConf.load(folder / "config.yaml")
         overrides: Any = OmegaConf.load(folder / "overrides.yaml")
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing; {folder.parent} cannot be repeated without it") from error
-    before = [str(override) for override in overrides]
+        raise UserError(f"cannot repeat {folder.parent}: {error.filename} is missing") from error
+    saved_overrides = [str(override) for override in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        then, now = resolved(saved), resolved(compose("train", overrides=before))
-    given = map(key_of, args.overrides)
-    decided = tuple(f"{key}{end}" for key in (*given, *EXECUTION_KEYS) for end in (":", "."))
-    if changes := [change for change in differences(completed(then), now) if not change.startswith(decided)]:
+        then, now = resolved(saved), resolved(compose("train", overrides=saved_overrides))
+    overridden = map(key_of, args.overrides)
+    ignored = tuple(f"{key}{end}" for key in (*overridden, *EXECUTION_KEYS) for end in (":", "."))
+    if changes := [change for change in differences(completed(then), now) if not change.startswith(ignored)]:
         raise UserError(
-            f"what made {folder.parent} makes another run today ({'; '.join(changes)}): conf/ or it has changed. "
-            "Add KEY=VALUE for each of these"
+            f"the overrides of {folder.parent} give a different config now ({'; '.join(changes)}): conf/ or the saved "
+            "config has changed. Add KEY=VALUE for each of these keys"
         )
     others = _without_options(sys.argv[1:], ("--config-path", "-cp", "--config-name", "-cn"))
     flags = [argument for argument in others if argument not in args.overrides]
     runs = not (args.multirun or args.cfg or args.info or args.shell_completion)
-    sys.argv[1:] = [*before, *args.overrides, *(["hydra.mode=RUN"] if runs else []), *flags]
+    sys.argv[1:] = [*saved_overrides, *args.overrides, *(["hydra.mode=RUN"] if runs else []), *flags]
 
 
 def _without_options(arguments: list[str], options: Collection[str]) -> list[str]:
-    """The arguments without some options and their values, `--option VALUE` or `--option=VALUE`."""
+    """Return the arguments without the given options and their values (`--option VALUE` or `--option=VALUE`)."""
     kept, remaining = [], iter(arguments)
     for argument in remaining:
         option, equals, _ = argument.partition("=")
@@ -137,12 +138,12 @@ def _without_options(arguments: list[str], options: Collection[str]) -> list[str
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """End the program with one message and no traceback where the mistake is the user's or their machine's.
+    """Exit with a one-line message instead of a traceback on errors of the user's input or machine.
 
-    Where the user has set HYDRA_FULL_ERROR=1, let the error through.
+    If the user has set HYDRA_FULL_ERROR=1, errors pass through.
 
     Raises:
-        SystemExit: with exit code 1 after such a mistake, 130 after Ctrl-C.
+        SystemExit: with exit code 1 after such an error, 130 after Ctrl-C.
     """
     finish_imports()
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and PLAIN not in os.environ:
@@ -151,23 +152,23 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted):
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; run the same command again to continue from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         sys.exit(f"error: {first_lines(error)}")
     except Exception as error:
-        if said := machine_fault(error):
-            sys.exit(f"error: {said}")
+        if message := machine_fault(error):
+            sys.exit(f"error: {message}")
         raise
 
 
 def settle_data_root(cfg: DictConfig) -> None:
-    """Let data.root stay relative to where the command was started, also under hydra.job.chdir=true."""
+    """Expand `~` in data.root, and keep it relative to the start directory also with hydra.job.chdir=true."""
     started = Path(HydraConfig.get().runtime.cwd)
     if "root" in cfg.data and isinstance(cfg.data.root, str):
-        if cfg.data.root.startswith("~"):  # a shell leaves it alone behind data.root=
+        if cfg.data.root.startswith("~"):  # the shell does not expand it after data.root=
             cfg.data.root = str(Path(cfg.data.root).expanduser())
         if started != Path.cwd():
             cfg.data.root = str(started / cfg.data.root)

@@ -1,4 +1,4 @@
-"""From a command line to a run's config: Hydra's composition, and what Hydra would let pass without a word."""
+"""Compose a run's config from the command line with Hydra, and check what Hydra does not."""
 
 import copy
 import difflib
@@ -29,7 +29,7 @@ from cifarbn.errors import UserError
 from cifarbn.runs.old_names import modern_override
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# Beside the package in a checkout, inside it in a wheel.
+# Next to the package in a checkout, inside it in a wheel.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 EXPERIMENT = "experiment"
 NO_RECORDERS = dict.fromkeys(("record=null", "record=[]", "~record"), "record=none")
@@ -39,16 +39,17 @@ resolvers.register()
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's, with two rules for this project's configs.
+    """Hydra's config loader with two additions for this project's configs.
 
-    An experiment does not bar another choice of a group: what it sets in a group of which the command line chooses
-    another option, and what that option does not have, is left out, and said. And nothing that the command line says
-    is ignored: what is not an option, not a key, of another kind than its default, or read by nothing is refused.
+    First, every group can be overridden on top of an experiment: if the command line chooses another option of a
+    group, the experiment's keys that this option does not have are dropped, with a message. Second, nothing on the
+    command line is ignored: unknown options, unknown keys, values of another type than the default, and keys that
+    nothing reads raise an error.
     """
 
     _overrides: list[Override]
-    _groups_said: set[str]  # groups of which the command line chooses an option
-    _defaults: DictConfig  # the config before the command line's values
+    _overridden_groups: set[str]  # groups whose option is chosen on the command line
+    _defaults: DictConfig  # the config before the values of the command line
 
     def load_configuration(
         self,
@@ -58,25 +59,25 @@ class Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """Compose.
+        """Compose the config and check it.
 
         Raises:
-            UserError: naming the override and what to write in its place.
+            UserError: if an override is wrong; the message names it and the correct form.
         """
-        how = (run_mode, from_shell, validate_sweep_overrides)
+        options = (run_mode, from_shell, validate_sweep_overrides)
         if not self._is_ours():
-            return super().load_configuration(config_name, overrides, *how)
+            return super().load_configuration(config_name, overrides, *options)
         overrides = [_modern(override) for override in overrides]
-        # Hydra knows a null in a list of defaults, but not on the command line.
+        # Hydra accepts null in a defaults list, but not on the command line.
         overrides = [NO_RECORDERS.get(override, override) for override in overrides if override != f"{EXPERIMENT}=null"]
         self._overrides, self._defaults = _parsed(overrides), OmegaConf.create()
         groups = self._groups(overrides)
-        self._groups_said = {o.key_or_group for o in self._overrides} & groups - {EXPERIMENT}
+        self._overridden_groups = {o.key_or_group for o in self._overrides} & groups - {EXPERIMENT}
         for override in self._overrides:
             if override.key_or_group in groups and not override.is_sweep_override() and not override.is_delete():
                 self._check_choice(override)
         try:
-            cfg = super().load_configuration(config_name, overrides, *how)
+            cfg = super().load_configuration(config_name, overrides, *options)
         except MissingConfigException as error:
             self._explain_missing(error, overrides)
         except ConfigCompositionException as error:
@@ -91,33 +92,33 @@ class Loader(ConfigLoaderImpl):
             return cfg
         primary = next(default for default in defaults if default.primary)
         experiments = [d for d in defaults if _is_experiment(d)]
-        chosen = [d.config_path for d in experiments if not str(d.parent).startswith(f"{EXPERIMENT}/")]
-        if chosen and self._groups_said:
+        paths = [d.config_path for d in experiments if not str(d.parent).startswith(f"{EXPERIMENT}/")]
+        if paths and self._overridden_groups:
             others = [d for d in defaults if not _is_experiment(d)]
-            said = [str(override.input_line) for override in self._overrides]
-            # Its own files: a composition writes into those that it has loaded.
-            _, fresh = self._parse_overrides_and_create_caching_repo(primary.config_path, said)
-            has = super()._compose_config_from_defaults_list(others, fresh)
-            names = [str(path).removeprefix(f"{EXPERIMENT}/") for path in chosen]
+            overrides = [str(override.input_line) for override in self._overrides]
+            # A new repository, because a composition changes the cached files of the one it reads.
+            _, fresh = self._parse_overrides_and_create_caching_repo(primary.config_path, overrides)
+            without_experiment = super()._compose_config_from_defaults_list(others, fresh)
+            names = [str(path).removeprefix(f"{EXPERIMENT}/") for path in paths]
             name = names[0] if len(names) == 1 else f"[{','.join(names)}]"
             alone = create_defaults_list(
                 repo, primary.config_path, _parsed([f"{EXPERIMENT}={name}"]), prepend_hydra=True, skip_missing=True
             )
             for group in _different_packages(others, alone.defaults):
-                self._leave_out(cfg, has, group, name)
+                self._drop_extra_keys(cfg, without_experiment, group, name)
         self._defaults = copy.deepcopy(cfg)
         return cfg
 
-    def _leave_out(self, cfg: DictConfig, has: DictConfig, group: str, experiment: str) -> None:
-        """Take from the group what only the experiment has put there."""
-        extra = list(_extra(OmegaConf.select(cfg, group), OmegaConf.select(has, group), group))
+    def _drop_extra_keys(self, cfg: DictConfig, without_experiment: DictConfig, group: str, experiment: str) -> None:
+        """Remove the keys of a group that only the experiment has added, and print them."""
+        extra = list(_extra(OmegaConf.select(cfg, group), OmegaConf.select(without_experiment, group), group))
         for key in extra:
             parent, _, last = key.rpartition(".")
             del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
         if extra:
             choices = [str(o.input_line) for o in self._overrides if o.key_or_group == group]
-            _say_once(
-                f"left out {', '.join(extra)} of {EXPERIMENT}={experiment}: "
+            _print_once(
+                f"dropped {', '.join(extra)} of {EXPERIMENT}={experiment}: "
                 f"{' '.join(choices) or 'the chosen ' + group} has no such key"
             )
 
@@ -128,11 +129,11 @@ class Loader(ConfigLoaderImpl):
         return {*self.get_group_options("", ObjectType.GROUP, "train", overrides)} - {"hydra"}
 
     def _options(self, group: str, overrides: list[str]) -> list[str]:
-        """The group's options, those in its sub-folders too."""
-        found = self.get_group_options(group, ObjectType.CONFIG, "train", overrides)
+        """Return the options of a group, including those in subfolders."""
+        names = self.get_group_options(group, ObjectType.CONFIG, "train", overrides)
         for folder in self.get_group_options(group, ObjectType.GROUP, "train", overrides):
-            found += [f"{folder}/{option}" for option in self._options(f"{group}/{folder}", overrides)]
-        return found
+            names += [f"{folder}/{option}" for option in self._options(f"{group}/{folder}", overrides)]
+        return names
 
     def _check_choice(self, override: Override) -> None:
         group, value = override.key_or_group, override.value()
@@ -149,19 +150,19 @@ class Loader(ConfigLoaderImpl):
         options = self._options(group, overrides) if name != missing else []
         if not options:
             raise UserError(first_lines(error)) from error
-        # Case aside; and an option in a sub-folder is also found by its own name.
+        # Ignore case, and let the name of an option in a subfolder match without the folder.
         names = {option.lower(): option for option in options}
         names |= {option.lower().rpartition("/")[2]: option for option in reversed(options)}
         close = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f"did you mean {group}={names[close[0]]}? " if close else ""
-        raise UserError(f"Could not find '{group}/{name}'; {hint}{group} is one of {', '.join(options)}") from error
+        raise UserError(f"cannot find '{group}/{name}'; {hint}{group} is one of {', '.join(options)}") from error
 
     def _explain(self, error: ConfigCompositionException, groups: Collection[str]) -> NoReturn:
         text = first_lines(error)
         if several := re.match(r"Ambiguous value for argument '(.+?)' 1\.", text):
             key, _, value = several[1].partition("=")
             quoted = shlex.quote(f'{key}="{value}"')
-            text = f"{several[1]}: several values are a sweep, which -m makes; one value with a comma is {quoted}"
+            text = f"{several[1]}: add -m to sweep over several values, or quote one value that has a comma: {quoted}"
         if unknown := re.match(r"Could not override '([^']+)'", text):
             raise UserError(self._unknown_key(unknown[1], groups)) from error
         if gone := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
@@ -171,43 +172,43 @@ class Loader(ConfigLoaderImpl):
         raise UserError(text) from error
 
     def _unknown_key(self, key: str, groups: Collection[str]) -> str:
-        """There is no such key; where it is, what may have been meant, or how to pass what no file lists."""
+        """Return the message for an unknown key: which option has it, a similar key, or how to add it."""
         group, _, rest = key.partition(".")
         choices = "".join(f" with {o.input_line}" for o in self._overrides if o.key_or_group == group != key)
         hint = _did_you_mean(key, self._defaults, groups)
         if group in groups and rest:
-            has = [option for option in self._options(group, []) if self._lists(f"{group}/{option}", rest)]
+            options = [option for option in self._options(group, []) if self._has_key(f"{group}/{option}", rest)]
             line = next((str(o.input_line) for o in self._overrides if o.key_or_group == key), "")
-            if has:
-                hint = f"{', '.join(f'{group}={option}' for option in has)} has it; "
+            if options:
+                hint = f"options with this key: {', '.join(f'{group}={option}' for option in options)}; "
             elif group != "record" and line and not line.startswith("~"):
-                hint += f"+{line} passes one that the file does not list; "
+                hint += f"+{line} passes an argument that the yaml file does not list; "
         return f"there is no key {key!r}{choices}; {hint}`--cfg job` shows every key"
 
-    def _lists(self, option: str, key: str) -> bool:
-        """Whether the option's own file has the key; what it builds on does not count."""
-        found = self.repository.load_config(option)
-        return found is not None and OmegaConf.select(found.config, key, throw_on_missing=False) is not None
+    def _has_key(self, option: str, key: str) -> bool:
+        """Return whether the option's own file has the key, not counting the files in its defaults list."""
+        file = self.repository.load_config(option)
+        return file is not None and OmegaConf.select(file.config, key, throw_on_missing=False) is not None
 
 
-# Hydra offers no other place between its composition of the files and the command line's values. `hydra.main` and
-# `hydra.compose` both take the name from there; configs of other projects are composed as ever.
+# Hydra has no other hook between composing the files and applying the command line's values. `hydra.main` and
+# `hydra.compose` both look up this name; configs of other projects are composed without the additions.
 hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
 
 
 def _modern(override: str) -> str:
     if (modern := modern_override(override)) != override:
-        _say_once(f"{override} is now written {modern}; the old spelling will stop working in the next release")
+        _print_once(f"{override} is deprecated and will stop working in the next release; use {modern}")
     return modern
 
 
 def check_values(parsed: Iterable[Override], defaults: DictConfig, cfg: DictConfig, groups: Collection[str]) -> None:
-    """Refuse an override whose kind differs from its default's; a default of null takes anything.
+    """Check that each override's value has the type of its default; a default of null accepts any type.
 
-    YAML has no schema, so `epochs=abc` would otherwise fail deep inside some library, hours later.
+    YAML has no schema, so `epochs=abc` would otherwise fail much later inside a library.
 
     Raises:
-        UserError: naming the key, the value and the default.
+        UserError: if the types differ; the message names the key, the value and the default.
     """
     for override in parsed:
         key = override.key_or_group
@@ -216,9 +217,9 @@ def check_values(parsed: Iterable[Override], defaults: DictConfig, cfg: DictConf
         top, _, rest = key.partition(".")
         if override.is_delete():
             if top not in groups or top == "trainer":
-                raise UserError(f"~{key}: a run needs {key}; {key}=VALUE changes it")
+                raise UserError(f"~{key}: a run needs {key}; use {key}=VALUE to change it")
             continue
-        if "${hydra:" in str(override.input_line):  # which is known once the run has a folder
+        if "${hydra:" in str(override.input_line):  # not known until the run has a folder
             continue
         try:
             value = OmegaConf.select(cfg, key)
@@ -226,11 +227,11 @@ def check_values(parsed: Iterable[Override], defaults: DictConfig, cfg: DictConf
             raise UserError(f"{key}: {first_lines(error)}") from error
         default = _select(defaults, key)
         if default is not None and not _same_kind(key, default, value):
-            raise UserError(f"{key}={_shown(value)}: {key} takes {_kind(default)} (default {_shown(default)})")
+            raise UserError(f"{key}={_format(value)}: {key} takes {_kind(default)} (default {_format(default)})")
 
 
 def _select(config: DictConfig, key: str) -> Any:
-    """The key's value; None where there is none, or it refers to what is not there."""
+    """Return the key's value; None if there is none, or it refers to a missing key."""
     try:
         return OmegaConf.select(config, key)
     except OmegaConfBaseException:
@@ -238,10 +239,10 @@ def _select(config: DictConfig, key: str) -> Any:
 
 
 def check_whole(cfg: DictConfig) -> None:
-    """Refuse a config that lacks something every run needs, or has something that none reads.
+    """Check that a config has everything a run needs and nothing that no code reads.
 
     Raises:
-        UserError: naming the key.
+        UserError: if a key is missing, unknown or out of range; the message names it.
     """
     file: Any = OmegaConf.load(CONF / "train.yaml")
     groups = [str(key) for default in file.defaults if isinstance(default, DictConfig) for key in default]
@@ -255,51 +256,53 @@ def check_whole(cfg: DictConfig) -> None:
         if key == EXPERIMENT:
             continue
         if key not in raw:
-            raise UserError(f"a run needs {key}; leave out ~{key}, or choose one: {key}=OPTION")
+            raise UserError(f"a run needs {key}; remove ~{key}, or choose an option: {key}=OPTION")
         if key in groups and key not in ("record", "trainer"):
             _check_target(key, raw[key])
     if not isinstance(cfg.hydra.verbose, (bool, str, ListConfig)):
-        raise UserError(f"hydra.verbose={cfg.hydra.verbose}: hydra.verbose takes true, false, or the names of loggers")
+        raise UserError(f"hydra.verbose={cfg.hydra.verbose}: hydra.verbose takes true, false or the names of loggers")
     if not isinstance(raw["trainer"], dict) or not isinstance(raw["record"], dict):
-        raise UserError("trainer and record take the name of an option; `trainer.KEY=VALUE` changes one value of it")
+        raise UserError("trainer and record take the name of an option; use `trainer.KEY=VALUE` to change one value")
     for name, recorder in raw["record"].items():
         _check_target(f"record.{name}", recorder)
     seed, name = raw["seed"], raw["name"]
     if not isinstance(seed, (int, str)) or (isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED):
-        raise UserError(f"seed={_shown(seed)}: seed takes a whole number from 0 to {LARGEST_SEED}")
+        raise UserError(f"seed={_format(seed)}: seed takes a whole number from 0 to {LARGEST_SEED}")
     folder = Path(str(name))
     if not isinstance(name, (str, int, float)) or folder.is_absolute() or not folder.parts or ".." in folder.parts:
-        raise UserError(f"name={_shown(name)}: name takes the name of a folder under multirun_outputs/")
+        raise UserError(f"name={_format(name)}: name takes the name of a folder under multirun_outputs/")
     if folder.name.endswith(".record"):
-        raise UserError(f"name={_shown(name)}: .record marks the folders of runs that are kept; choose another name")
+        raise UserError(
+            f"name={_format(name)}: names ending in .record are reserved for committed runs; choose another name"
+        )
 
 
 def _check_target(key: str, node: Any) -> None:
     target = node.get("_target_") if isinstance(node, dict) else None
     if not isinstance(target, str) or target == "???":
         group = key.partition(".")[0]
-        raise UserError(f"{key} needs {key}._target_, the class or function that makes it; {group}=OPTION chooses one")
+        raise UserError(f"{key} needs {key}._target_, the class or function to call; use {group}=OPTION to choose one")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain values, with every interpolation resolved.
+    """Return the config as plain Python values with all interpolations resolved.
 
     Raises:
-        UserError: naming the key that cannot be resolved, or has no value.
+        UserError: if a key cannot be resolved or has no value; the message names it.
     """
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         if missing := sorted(_missing_keys(values)):
-            raise UserError(f"{', '.join(missing)}: ??? stands for a value that is still to be given")
+            raise UserError(f"{', '.join(missing)}: ??? marks a value that is still missing; set it with KEY=VALUE")
         return values
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {first_lines(error)}") from error
     except RecursionError as error:
-        raise UserError("a value of the config refers to itself, as in epochs='${epochs}'") from error
+        raise UserError("a config value refers to itself, as in epochs='${epochs}'") from error
 
 
 def _missing_keys(node: Any, key: str = "") -> Iterator[str]:
-    """The keys whose value is missing, in plain values: OmegaConf's own search resolves everything once more."""
+    """Yield the keys with value ???; unlike OmegaConf.missing_keys, this does not resolve the config again."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in pairs:
         yield from _missing_keys(value, f"{key}.{name}" if key else str(name))
@@ -334,15 +337,17 @@ def _how_to_quote(override: str, error: Exception) -> str:
         OverridesParser.create().parse_overrides([quoted])
     except (HydraException, ValueError):
         return f"cannot read {override!r}{reason}: {key!r} is not a key; write KEY=VALUE"
-    return f"cannot read {override!r}{reason}: quote a value of such characters twice: {shlex.quote(quoted)}"
+    return (
+        f"cannot read {override!r}{reason}: quote the value twice, for the shell and for Hydra: {shlex.quote(quoted)}"
+    )
 
 
 def _did_you_mean(key: str, config: DictConfig, groups: Collection[str]) -> str:
     container: Any = OmegaConf.to_container(config, resolve=False)
     others = [other for other in (*_keys(container), *groups) if not f"{other}.".startswith(f"{key}.")]
-    # Case aside.
+    # Ignore case.
     keys = {other.lower(): other for other in others if key.startswith("hydra") or not other.startswith("hydra")}
-    ends = [other for other in keys.values() if other.rpartition(".")[2] == key]  # `lr` is short for `optim.lr`
+    ends = [other for other in keys.values() if other.rpartition(".")[2] == key]  # `lr` suggests `optim.lr`
     close = ends or [keys[other] for other in difflib.get_close_matches(key.lower(), keys, n=1)]
     return f"did you mean {' or '.join(map(repr, close[:3]))}? " if close else ""
 
@@ -358,55 +363,55 @@ def _is_experiment(default: ResultDefault) -> bool:
     return (default.config_path or "").startswith(f"{EXPERIMENT}/")
 
 
-def _different_packages(chosen: Iterable[ResultDefault], alone: Iterable[ResultDefault]) -> list[str]:
-    """The groups into which the two lists put different files."""
+def _different_packages(one: Iterable[ResultDefault], other: Iterable[ResultDefault]) -> list[str]:
+    """Return the groups for which the two defaults lists have different files."""
 
     def files(defaults: Iterable[ResultDefault]) -> dict[str, list[str | None]]:
-        found: dict[str, list[str | None]] = {}
+        paths: dict[str, list[str | None]] = {}
         for default in defaults:
             if default.package and not default.package.startswith("hydra") and not _is_experiment(default):
-                found.setdefault(default.package, []).append(default.config_path)
-        return found
+                paths.setdefault(default.package, []).append(default.config_path)
+        return paths
 
-    ours, theirs = files(chosen), files(alone)
-    return sorted(group for group in ours.keys() | theirs.keys() if ours.get(group) != theirs.get(group))
+    first, second = files(one), files(other)
+    return sorted(group for group in first.keys() | second.keys() if first.get(group) != second.get(group))
 
 
-def _extra(node: Any, has: Any, prefix: str) -> Iterator[str]:
-    """The keys of a config that another one does not have."""
+def _extra(node: Any, base: Any, prefix: str) -> Iterator[str]:
+    """Yield the keys of a config that `base` does not have."""
     if node is None:
         return
-    if has is None:
+    if base is None:
         yield prefix
         return
-    if isinstance(node, DictConfig) and isinstance(has, DictConfig):
+    if isinstance(node, DictConfig) and isinstance(base, DictConfig):
         for key in map(str, node):
-            if key not in has:
+            if key not in base:
                 yield f"{prefix}.{key}"
-            elif not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_interpolation(has, key):
-                yield from _extra(node[key], has[key], f"{prefix}.{key}")
+            elif not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_interpolation(base, key):
+                yield from _extra(node[key], base[key], f"{prefix}.{key}")
 
 
-_SAID: set[str] = set()  # Hydra composes a run's config more than once
+_PRINTED: set[str] = set()  # because Hydra composes a run's config more than once
 
 
 @rank_zero_only
-def _say_once(text: str) -> None:
-    if text not in _SAID:
-        _SAID.add(text)
+def _print_once(text: str) -> None:
+    if text not in _PRINTED:
+        _PRINTED.add(text)
         print(text, file=sys.stderr)
 
 
 def _same_kind(key: str, default: Any, value: Any) -> bool:
     if isinstance(default, ListConfig) and isinstance(value, ListConfig):
         return not default or all(any(_same_kind(key, one, each) for one in default) for each in value)
-    if key == "trainer.devices":  # a number, auto, or a list of the devices' own numbers
+    if key == "trainer.devices":  # a count, auto, or a list of device indices
         return True
     kinds = (_kind(default), _kind(value))
     if isinstance(value, ListConfig):
         return kinds[0] == "a word"
     if kinds == ("a whole number", "a number"):
-        return key.startswith("trainer.limit_")  # a number of batches, or a fraction of them
+        return key.startswith("trainer.limit_")  # a number of batches or a fraction of them
     return kinds[0] == kinds[1] or kinds in _ALSO_FINE
 
 
@@ -418,14 +423,14 @@ def _kind(value: Any) -> str:
     return (kinds | containers).get(type(value), type(value).__name__)
 
 
-def _shown(value: Any) -> str:
-    """A value as the command line has it, a word in quotes."""
+def _format(value: Any) -> str:
+    """Format a value as on the command line, strings in quotes."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value) if isinstance(value, (ListConfig, DictConfig)) else repr(value)
 
 
-# (default, value). A word such as `auto` may stand for a number or a switch.
+# (default, value). A string default such as `auto` may be replaced by a number or a boolean.
 _ALSO_FINE = {
     ("a number", "a whole number"),
     ("a word", "a whole number"),

@@ -1,4 +1,4 @@
-"""Errors of Hydra, OmegaConf and constructors in the user's words."""
+"""Turn errors of Hydra, OmegaConf and constructors into short messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,14 @@ from cifarbn.errors import UserError
 
 
 @contextmanager
-def instantiation_errors(what: str) -> Iterator[None]:
-    """Turn a constructor's refusal of its arguments into the user's error, under the key that holds them.
+def instantiation_errors(key: str) -> Iterator[None]:
+    """Convert a constructor's exception into a UserError that names the config key of its arguments.
+
+    Args:
+        key: the key, such as "optim".
 
     Raises:
-        UserError: in place of what the constructor raised.
+        UserError: if the constructor raised an exception.
     """
     try:
         yield
@@ -21,21 +24,21 @@ def instantiation_errors(what: str) -> Iterator[None]:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        raise UserError(f"{what}: {_reason(cause) if cause else first_lines(error)}") from error
+        raise UserError(f"{key}: {_reason(cause) if cause else first_lines(error)}") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{what}: {_reason(error)}") from error
+        raise UserError(f"{key}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """The message of an exception, under its name where it would not be understood without."""
+    """Return the first line of an exception's message, with the exception's name if the message needs it."""
     text = str(error).strip().split("\n")[0]
     if isinstance(error, (ValueError, TypeError)) and text:
         return text
-    return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 before the command shows where)"
+    return f"{type(error).__name__}: {text} (set HYDRA_FULL_ERROR=1 to see the traceback)"
 
 
 def first_lines(error: BaseException) -> str:
-    """An error of Hydra's or OmegaConf's on one line, without what follows for its developers."""
+    """Return the message of a Hydra or OmegaConf error on one line, without its debugging details."""
     lines = []
     for line in str(error).strip().split("\n"):
         if not line.strip() or line.strip().startswith(

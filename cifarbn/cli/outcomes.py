@@ -1,4 +1,4 @@
-"""How the runs of a sweep or a suite ended: one line each of the table that either prints at its end."""
+"""Outcomes of the runs of a sweep or suite: one line each in the table that both print at the end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class End(str, Enum):
     DIVERGED = Status.DIVERGED.value
     FAILED = Status.FAILED.value
     INTERRUPTED = Status.INTERRUPTED.value
-    REFUSED = "refused"  # its folder holds another run
-    ELSEWHERE = "elsewhere"  # another process is making it
+    CONFLICT = "conflict"  # its folder holds a different run
+    LOCKED = "locked"  # another process is executing it
 
     __str__ = str.__str__
     __format__ = str.__format__  # type: ignore[assignment]
@@ -27,16 +27,16 @@ class End(str, Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended.
+    """The outcome of one run.
 
     Attributes:
-        run: its folder's name.
-        overrides: of its command line.
+        run: name of its folder.
+        overrides: its command-line overrides.
         status: how it ended.
-        accuracy: on the test set, a fraction; None where it was not tested.
-        seconds: that the run took, over all its starts.
-        why: it failed, was refused or diverged.
-        found: whether it had ended before this sweep began.
+        accuracy: test accuracy, a fraction; None if it was not tested.
+        seconds: total time over all starts of the run.
+        reason: why it failed, diverged or conflicts with its folder; None otherwise.
+        ended_before: whether it had ended before this sweep began.
     """
 
     run: str
@@ -44,69 +44,69 @@ class Outcome:
     status: End
     accuracy: float | None = None
     seconds: float | None = None
-    why: str | None = None
-    found: bool = False
+    reason: str | None = None
+    ended_before: bool = False
 
 
 def read_outcome(
     folder: Path,
     overrides: list[str],
     *,
-    why: str | None = None,
-    missing: str = f"its {RESULT} is gone",
-    found: bool = False,
+    error: str | None = None,
+    missing: str = f"its {RESULT} is missing",
+    ended_before: bool = False,
     stopped: bool = False,
 ) -> Outcome:
-    """Return how the run in a folder ended, as its `result.json` says it.
+    """Return the outcome of the run in a folder, read from its `result.json`.
 
     Args:
-        folder: of the run.
-        overrides: of its command line.
-        why: what its process said when it failed; None if it did not.
-        missing: what to say if there is no `result.json`.
-        found: whether it had ended before.
-        stopped: whether it was told to stop: one that is still "running" was interrupted then, else killed.
+        folder: the run folder.
+        overrides: the run's command-line overrides.
+        error: error message of the run's process; None if it did not fail.
+        missing: the reason to give if there is no `result.json`.
+        ended_before: whether the run had ended before this sweep.
+        stopped: whether the run was told to stop; a run that is still "running" was then interrupted, otherwise killed.
     """
     try:
         result = read_result(folder)
     except UserError as unreadable:
-        return Outcome(folder.name, overrides, End.FAILED, why=why or short(str(unreadable), folder))
+        return Outcome(folder.name, overrides, End.FAILED, reason=error or short(str(unreadable), folder))
     if result is None:
-        return Outcome(folder.name, overrides, End.FAILED, why=why or missing)
-    reason = why or short(result.get("error") or "", folder) or None
-    if why:
+        return Outcome(folder.name, overrides, End.FAILED, reason=error or missing)
+    reason = error or short(result.get("error") or "", folder) or None
+    if error:
         status = End.FAILED
     elif result["status"] in (Status.NEW, Status.RUNNING):
         status, reason = (End.INTERRUPTED, None) if stopped else (End.FAILED, "its process was killed")
     else:
         status = End(result["status"].value)
     accuracy, seconds = result.get("metrics", {}).get("test/acc"), result.get("seconds", {}).get("total")
-    return Outcome(folder.name, overrides, status, accuracy, seconds, reason, found)
+    return Outcome(folder.name, overrides, status, accuracy, seconds, reason, ended_before)
 
 
-def not_made(folder: Path, overrides: list[str], error: Exception) -> Outcome:
-    """Return the outcome of a run that an error kept from being made, such as another run in its folder."""
-    status = End.ELSEWHERE if isinstance(error, RunLocked) else End.REFUSED
-    return Outcome(folder.name, overrides, status, why=short(str(error), folder))
+def conflict_outcome(folder: Path, overrides: list[str], error: Exception) -> Outcome:
+    """Return the outcome of a run that could not start in its folder, because of a RunConflict or RunLocked error."""
+    status = End.LOCKED if isinstance(error, RunLocked) else End.CONFLICT
+    return Outcome(folder.name, overrides, status, reason=short(str(error), folder))
 
 
 def is_failure(outcomes: Sequence[Outcome]) -> bool:
-    """Return whether a command that ends with these must exit with an error."""
-    return any(outcome.status in (End.FAILED, End.REFUSED) for outcome in outcomes)
+    """Return whether a command with these outcomes must exit with an error."""
+    return any(outcome.status in (End.FAILED, End.CONFLICT) for outcome in outcomes)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """One line a run, aligned: status, test accuracy, seconds, what sets it apart, and why it is not done."""
+    """Format one line per run: status, test accuracy, seconds, the overrides that not all share, and the reason."""
     in_all = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if len(outcomes) > 1 else set()
     lines = [("status", "test acc", "seconds", "run")]
     for outcome in outcomes:
-        own = " ".join(override for override in outcome.overrides if override not in in_all) or outcome.run
-        status = outcome.status + (" before" if outcome.found else "")
-        own += f": {outcome.why}" if outcome.why else ""
-        lines.append((status, number(outcome.accuracy, 4), number(outcome.seconds, 0), own))
+        run = " ".join(override for override in outcome.overrides if override not in in_all) or outcome.run
+        run += f": {outcome.reason}" if outcome.reason else ""
+        status = outcome.status + (" before" if outcome.ended_before else "")
+        lines.append((status, number(outcome.accuracy, 4), number(outcome.seconds, 0), run))
     return text_table(lines, "<>><")
 
 
-def short(said: str, folder: Path) -> str:
-    """Return the first line of a message, without the folders in it."""
-    return without_folders(said.split("\n")[0].replace(f"{folder} ", ""), folder)
+def short(message: str, folder: Path) -> str:
+    """Return the first line of a message without the local folders in it."""
+    return without_folders(message.split("\n")[0].replace(f"{folder} ", ""), folder)

@@ -1,4 +1,4 @@
-"""The functions that conf/ calls in `${name:arguments}`."""
+"""The resolvers of conf/: functions that are called as `${name:arguments}`."""
 
 import os
 from collections.abc import Sequence
@@ -23,15 +23,18 @@ def run_folder(overrides: Sequence[str]) -> str:
 
 
 def data_root() -> str:
-    """Return the folder that holds cifar-10-batches-py: CIFARBN_DATA's value, else ./data."""
+    """Return the folder with the data sets: the value of CIFARBN_DATA if it is set, else ./data."""
     return os.environ.get("CIFARBN_DATA") or "./data"
 
 
 def num_classes(otherwise: int, _root_: DictConfig) -> int:
-    """Return the number of classes of the config's data module, or `otherwise` if it does not say, or is a regression.
+    """Return the number of classes of the config's data module.
 
-    The data module is built to ask it; it reads no data yet. One that cannot be built gives `otherwise` as well: the
-    run builds it again, and records the error in its folder.
+    The data module is constructed for this, which reads no data yet.
+
+    Args:
+        otherwise: returned if the data module has no number of classes (a regression), or cannot be constructed. In
+            the latter case, the run constructs it again and records the error in its folder.
     """
     try:
         data = interface.check_data(instantiate(_root_.data))

@@ -1,4 +1,4 @@
-"""A sweep, `python -m cifarbn.train -m ...`: goes on after a failed run, says how far it is, ends with a table."""
+"""Sweeps, `python -m cifarbn.train -m ...`: continue after failed runs, print progress, end with a table."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.command_line import friendly_errors
-from cifarbn.cli.outcomes import End, Outcome, is_failure, not_made, read_outcome, short, table
+from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, short, table
 from cifarbn.errors import Interrupted, RunConflict, UserError, machine_fault
 from cifarbn.formatting import duration
 from cifarbn.runs.locks import Held, Lock
@@ -30,10 +30,10 @@ from cifarbn.training.trainer import check_one_process
 
 
 class Journal:
-    """What happened in one sweep so far: a file, since a launcher may make the runs in other processes.
+    """Events of one sweep, kept in a file because a launcher may execute the runs in other processes.
 
     Args:
-        file: a line an event, appended whole.
+        file: the journal; one JSON event per line, each appended in one write.
     """
 
     def __init__(self, file: Path) -> None:
@@ -42,32 +42,32 @@ class Journal:
 
     @classmethod
     def begin(cls, folder: Path) -> "Journal":
-        """A new journal in a folder, locked for as long as this object lives; those of killed sweeps are removed."""
+        """Create a journal in a folder, locked as long as this object exists; remove those of killed sweeps."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob("*.jsonl"):
             with suppress(Held, OSError):
-                if (dead := Lock(file)).works:  # else nobody can tell whether its sweep lives
+                if (dead := Lock(file)).works:  # else there is no way to tell whether its sweep is alive
                     file.unlink()
                 dead.release()
         while True:
             descriptor, name = tempfile.mkstemp(".jsonl", dir=folder)
             os.close(descriptor)
             journal = cls(Path(name))
-            with suppress(Held):  # another sweep takes the new file for a killed one's
+            with suppress(Held):  # another sweep may take the new file for that of a killed sweep
                 journal._lock = Lock(journal.file)
                 if journal._lock.stands:
                     return journal
 
     def started(self, job: int | str) -> None:
-        """A job begins, or begins again because its launcher has requeued it."""
+        """Append that a job starts, or starts again after its launcher has requeued it."""
         self._append({"started": job})
 
     def ended(self, outcome: Outcome) -> None:
-        """A run is over."""
+        """Append the outcome of a run."""
         self._append({"ended": asdict(outcome)})
 
     def read(self) -> tuple[int, list[Outcome]]:
-        """How many runs are in progress, and how the others ended, in this order."""
+        """Return the number of runs in progress and the outcomes of those that have ended."""
         events = [json.loads(line) for line in self.file.read_text().splitlines()]
         outcomes = [
             Outcome(**event["ended"] | {"status": End(event["ended"]["status"])})
@@ -83,7 +83,7 @@ class Journal:
             self._lock.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs; the lock stays here."""
+        """Return the state without the lock, which does not move to other processes."""
         return self.__dict__ | {"_lock": None}
 
     def _append(self, event: dict[str, Any]) -> None:
@@ -92,26 +92,26 @@ class Journal:
 
 
 class SweepCallback(Callback):
-    """Hydra's callback: turns a failed run into a line of the final table, which a failure makes exit with 1.
+    """Hydra callback that reports failed runs in the final table and then exits with 1.
 
-    It takes the place of Hydra's own way, which is to raise the first failure after the last run. Launchers carry it
-    to their workers by pickling, and the journal brings back what it saw there.
+    Without it, Hydra would raise the first failure after the last run. Launchers pickle the callback to send it to
+    their workers; the journal returns the outcomes from there.
     """
 
     def __init__(self) -> None:
         self.journal: Journal | None = None
         self.planned: int | None = None
-        self.began = 0.0  # of this machine's monotonic clock
+        self.began = 0.0  # by this machine's monotonic clock
         self.machine = platform.node()
-        self._before: dict[Path, bytes | None] = {}  # run folder -> its result.json when the run began
+        self._before: dict[Path, bytes | None] = {}  # run folder -> content of its result.json when the run started
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Plan; Hydra takes an exception here for a warning, but not an exit."""
+        """Check the sweep and count its runs; Hydra would turn an exception here into a warning, hence the exit."""
         with friendly_errors():
             check_one_process(config.get("trainer") or {})
             if searches(config.hydra) and OmegaConf.select(config, "data.val_size") == 0:
                 raise UserError(
-                    f"{config.hydra.sweeper._target_} searches by the validation accuracy, and data.val_size=0 leaves "
+                    f"{config.hydra.sweeper._target_} optimizes the validation accuracy, but data.val_size=0 leaves "
                     "no images to measure it on; raise data.val_size"
                 )
             self.journal = Journal.begin(Path(config.hydra.sweep.dir) / ".sweeps")
@@ -119,7 +119,7 @@ class SweepCallback(Callback):
         self.began = time.monotonic()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Say how far the sweep is."""
+        """Print the progress of the sweep."""
         if self.journal:
             folder = Path(config.hydra.runtime.output_dir)
             self._before[folder] = _content(folder)
@@ -127,36 +127,36 @@ class SweepCallback(Callback):
             print(self._progress(), flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Keep the outcome; of a failure, Hydra hears nothing."""
+        """Append the outcome to the journal, and hide a failure from Hydra."""
         if not self.journal:
             return
         folder = Path(config.hydra.runtime.output_dir)
         failed = job_return.status is JobStatus.FAILED
         error = job_return._return_value if failed else None
         if isinstance(error, Interrupted):
-            raise KeyboardInterrupt  # which Hydra lets end the sweep
-        said = str(error) if isinstance(error, UserError) else machine_fault(error, folder) if error else None
-        if said:
-            print(f"error: {said}", file=sys.stderr, flush=True)
+            raise KeyboardInterrupt  # Hydra then ends the sweep
+        message = str(error) if isinstance(error, UserError) else machine_fault(error, folder) if error else None
+        if message:
+            print(f"error: {message}", file=sys.stderr, flush=True)
         elif error:
             traceback.print_exception(error)
         before = self._before.pop(folder, None)
-        found = error is None and before is not None and before == _content(folder)
-        outcome = _outcome(folder, list(job_return.overrides or []), error, said, found)
+        ended_before = error is None and before is not None and before == _content(folder)
+        outcome = _outcome(folder, list(job_return.overrides or []), error, message, ended_before)
         self.journal.ended(outcome)
         if failed:
-            # Not the exception: it holds on to the frames of the failed run, and so to its net.
+            # Not the exception itself: its frames would keep the failed run's model in memory.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        if self.planned is None and job_return.return_value is None:  # a sweeper that searches must hear of it
-            why = outcome.why or "without a validation accuracy"
+        if self.planned is None and job_return.return_value is None:  # a sweeper that searches must know
+            reason = outcome.reason or "it has no validation accuracy"
             job_return.status = JobStatus.FAILED
-            job_return.return_value = UserError(f"{outcome.run} is no result to search by: {outcome.status}, {why}")
+            job_return.return_value = UserError(f"the sweeper cannot use {outcome.run} ({outcome.status}): {reason}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the table.
+        """Print the table of outcomes.
 
         Raises:
-            SystemExit: with 1 if a run failed or was refused.
+            SystemExit: with 1 if a run failed or conflicts with its folder.
         """
         assert self.journal
         outcomes = self.journal.read()[1]
@@ -168,16 +168,16 @@ class SweepCallback(Callback):
     def _progress(self) -> str:
         assert self.journal
         running, outcomes = self.journal.read()
-        said = f"sweep: {self._summary(outcomes)}, {running} running"
+        text = f"sweep: {self._summary(outcomes)}, {running} running"
         if self.planned is None:
-            return said
+            return text
         left = self.planned - len(outcomes) - running
-        made = sum(not outcome.found for outcome in outcomes)
-        said += f", {left} left"
-        if made and platform.node() == self.machine:  # another machine's clock counts from another moment
-            each = (time.monotonic() - self.began) / made
-            said += f", about {duration(each * (left + running))} to go"
-        return said
+        executed = sum(not outcome.ended_before for outcome in outcomes)
+        text += f", {left} left"
+        if executed and platform.node() == self.machine:  # monotonic clocks of two machines cannot be compared
+            seconds_per_run = (time.monotonic() - self.began) / executed
+            text += f", about {duration(seconds_per_run * (left + running))} to go"
+        return text
 
     def _summary(self, outcomes: Sequence[Outcome]) -> str:
         counts = {status: sum(outcome.status == status for outcome in outcomes) for status in End}
@@ -187,20 +187,22 @@ class SweepCallback(Callback):
 
 
 def searches(hydra_config: Any) -> bool:
-    """Return whether the sweeper asks each run for a number, by which it chooses the next; Hydra's own does not."""
+    """Return whether the sweeper chooses runs by the results of earlier ones; Hydra's basic sweeper does not."""
     sweeper = str(OmegaConf.select(hydra_config, "sweeper._target_"))
     return hydra_config.mode is RunMode.MULTIRUN and not sweeper.endswith(f".{BasicSweeper.__name__}")
 
 
-def _outcome(folder: Path, overrides: list[str], error: BaseException | None, said: str | None, found: bool) -> Outcome:
+def _outcome(
+    folder: Path, overrides: list[str], error: BaseException | None, message: str | None, ended_before: bool
+) -> Outcome:
     if isinstance(error, RunConflict):
-        return not_made(folder, overrides, error)
-    why = short(said or f"{type(error).__name__}: {error}", folder) if error else None
-    return read_outcome(folder, overrides, why=why, found=found)
+        return conflict_outcome(folder, overrides, error)
+    reason = short(message or f"{type(error).__name__}: {error}", folder) if error else None
+    return read_outcome(folder, overrides, error=reason, ended_before=ended_before)
 
 
 def _content(folder: Path) -> bytes | None:
-    """What is in the folder's result.json, as it is; None where that is no file."""
+    """Return the bytes of the folder's result.json; None if it is not a readable file."""
     file = folder / RESULT
     with suppress(OSError):
         return file.read_bytes() if file.is_file() else None
@@ -208,10 +210,10 @@ def _content(folder: Path) -> bytes | None:
 
 
 def _planned(config: DictConfig) -> int | None:
-    """How many runs the sweep has; None if its sweeper is not Hydra's own."""
+    """Return the number of runs in the sweep; None if its sweeper searches."""
     if searches(config.hydra):
         return None
     sweeper = config.hydra.sweeper
-    said = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
-    overrides = OverridesParser.create().parse_overrides(said)
+    arguments = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create().parse_overrides(arguments)
     return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None))

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
-from cifarbn.cli.outcomes import End, Outcome, is_failure, not_made, read_outcome, table
+from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, table
 from cifarbn.errors import UserError
 from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions
@@ -103,8 +103,8 @@ def reproduce(
     print(f"\n{table(outcomes)}")
     if left := len(runs) - len(outcomes):
         print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
-    refused = {outcome.run: str(outcome.why) for outcome in outcomes if outcome.status is End.REFUSED}
-    if any(outcome.status not in (End.REFUSED, End.ELSEWHERE) for outcome in outcomes):
+    refused = {outcome.run: str(outcome.reason) for outcome in outcomes if outcome.status is End.CONFLICT}
+    if any(outcome.status not in (End.CONFLICT, End.LOCKED) for outcome in outcomes):
         print(f"\n{_write_page(source, planned, root, scale, seeds, refused, how)}")
     return 1 if is_failure(outcomes) else 0
 
@@ -130,10 +130,10 @@ def _make(
                 there = _finished(run, folder)
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
-                outcomes[index] = not_made(folder, overrides, error)
+                outcomes[index] = conflict_outcome(folder, overrides, error)
                 continue
             if there:
-                outcomes[index] = _outcome(folder, overrides, found=True, stopped=False)
+                outcomes[index] = _outcome(folder, overrides, ended_before=True, stopped=False)
             elif processes.wait_for_slot(deadline):
                 left = processes.seconds_left(len(runs) - index)
                 togo = "" if left is None else f", about {duration(left)} to go"
@@ -141,12 +141,12 @@ def _make(
                 processes.start(index, _command(run), _label(plan, seed, runs))
                 begun.append(index)
             elif (folder / RESULT).exists():
-                outcomes[index] = _outcome(folder, overrides, found=False, stopped=True)
+                outcomes[index] = _outcome(folder, overrides, ended_before=False, stopped=True)
         processes.wait_for_all(deadline)
     for index in begun:
         stopped = index in processes.stopped
         if not stopped or (folders[index] / RESULT).exists():  # else it was stopped before it had begun
-            outcomes[index] = _outcome(folders[index], experiments[index], found=False, stopped=stopped)
+            outcomes[index] = _outcome(folders[index], experiments[index], ended_before=False, stopped=stopped)
     return [outcomes[index] for index in sorted(outcomes)]
 
 
@@ -199,11 +199,11 @@ def _carried_out(plan: Planned, how: Sequence[str]) -> list[str]:
     return [o for o in said if not key_of(o).startswith("data.") or key_of(o).removeprefix("data.") in group]
 
 
-def _outcome(folder: Path, overrides: list[str], found: bool, stopped: bool) -> Outcome:
-    if not found and is_being_made(folder):
-        return Outcome(folder.name, overrides, End.ELSEWHERE, why="another process is making it")
+def _outcome(folder: Path, overrides: list[str], ended_before: bool, stopped: bool) -> Outcome:
+    if not ended_before and is_being_made(folder):
+        return Outcome(folder.name, overrides, End.LOCKED, reason="another process is executing it")
     missing = "it ended before it began; see above"
-    return read_outcome(folder, overrides, missing=missing, found=found, stopped=stopped)
+    return read_outcome(folder, overrides, missing=missing, ended_before=ended_before, stopped=stopped)
 
 
 def _folder(plan: Planned, seed: int) -> str:

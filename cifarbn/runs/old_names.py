@@ -13,6 +13,16 @@ KEYS = {
 }
 # New key -> old value -> new value.
 VALUES = {"tta": {"plain": "none"}, "on_code_change": {"refuse": "error"}}
+# Key -> old text within its value -> new text.
+TEXTS = {
+    "source": {
+        "the course setting in the report, ": "course handout's setting in the course report, ",
+        "the report, ": "course report, ",
+        "the paper, ": "Santurkar et al. 2018, ",
+        "deep linear net ": "deep linear network ",
+        "deep linear net,": "deep linear network,",
+    },
+}
 SUITES = {"report": "course_report", "paper": "santurkar2018", "course": "course_handout"}
 _EXPERIMENT = re.compile(rf"(?<![\w/])({'|'.join(SUITES)})(?=/|_fig4\b|_dln\b)")
 
@@ -49,5 +59,7 @@ def _modern(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             value = _modern(value, f"{key}.")
         elif isinstance(value, str):
             value = VALUES.get(key, {}).get(value, value)
+            for old, new in TEXTS.get(key, {}).items():
+                value = value.replace(old, new)
         renamed[key.removeprefix(prefix)] = value
     return renamed

@@ -1,4 +1,4 @@
-"""Losses that torch lacks, each `(logits, labels) -> scalar`, the precision of any loss, and the accuracy."""
+"""Losses that torch does not provide, each `(logits, labels) -> scalar`, and the accuracy."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def in_full_precision(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute `loss(logits, labels)` in float32 or, for float64 logits, in float64, whatever the run's precision.
+    """Compute `loss(logits, labels)` in float32 (float64 for float64 logits), also under autocast.
 
-    Autocast does the same for torch's own losses, but not for one written as a formula: in bfloat16 a mean squared
-    error has 8 bits.
+    Autocast does this only for torch's own losses. A loss written as a formula would run in bfloat16, with 8 bits.
 
     Args:
         loss: `(logits, labels) -> scalar`.
@@ -27,12 +26,12 @@ def in_full_precision(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return half-precision numbers as float32, and anything else as it is."""
+    """Convert a half-precision tensor to float32; return any other tensor unchanged."""
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the fraction of images whose largest logit is the label's, a scalar; NaN if the labels are not classes.
+    """Return the fraction of images whose largest logit is that of the label; NaN for regression targets.
 
     Args:
         logits: (N, C) float.
@@ -44,42 +43,43 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def are_classes(labels: Tensor) -> bool:
-    """Return whether labels are class indices, and not the targets of a regression (the deep linear net's)."""
+    """Return whether labels are class indices rather than regression targets, as the deep linear network has."""
     return not labels.is_floating_point()
 
 
 class OneHotMSELoss(nn.Module):
-    """Mean squared error between the logits and the one-hot label, over batch and classes (the report's MSE row)."""
+    """Mean squared error between logits and one-hot labels, over batch and classes, as in the course report."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss.
+        """Return the loss.
 
         Args:
             logits: (N, C) float.
             labels: (N,) int64 class indices.
 
         Returns:
-            Scalar of the logits' dtype: the sum of squared differences over N * C.
+            Scalar of the logits' dtype: the sum of squared differences divided by N * C.
         """
         one_hot = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
         return torch.mean((logits - one_hot) ** 2)
 
 
 class SumOfSquares(nn.Module):
-    """The sum of squared differences between output and target: the deep linear net's ||W_1 ... W_k x - A x||^2.
+    """Sum of squared differences between outputs and targets: ||W_k ... W_1 x - A x||^2 for the deep linear network.
 
-    Summed over features and samples, not averaged: the paper's learning rate of 1e-6 belongs to the sum.
+    It is a sum, not a mean, over samples and features: the learning rate of 1e-6 in Santurkar et al. 2018
+    (arXiv 1805.11604) belongs to the sum.
     """
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss, a scalar, of outputs and targets of one shape (N, features).
+        """Return the loss, a scalar, of outputs and targets of the same shape (N, features).
 
         Raises:
-            ValueError: if the shapes differ (the subtraction would broadcast them).
+            ValueError: If the shapes differ; the subtraction would broadcast them.
         """
         if outputs.shape != targets.shape:
             raise ValueError(
-                f"the sum of squares needs a target for every output; outputs have the shape {tuple(outputs.shape)}, "
-                f"targets {tuple(targets.shape)}"
+                f"SumOfSquares needs outputs and targets of the same shape, not {tuple(outputs.shape)} and "
+                f"{tuple(targets.shape)}"
             )
         return torch.sum((outputs - targets) ** 2)

@@ -1,4 +1,4 @@
-"""Optimizers that torch lacks."""
+"""Optimizers that torch does not provide."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -11,44 +11,46 @@ from torch.optim import Optimizer
 from cifarbn.fast.hardware import multiplies_bf16
 
 PAD_UP_TO = 2**23
-"""Numbers in a batch of matrices up to which a GPU pads them to one shape; see `batches_of`."""
+"""Largest total number of entries for which a GPU pads all matrices to one shape; see `batches_of`."""
 
 
 class Muon(Optimizer):
-    """Orthogonalised momentum for filter banks, SGD with Nesterov momentum for everything else.
+    """Orthogonalised momentum for convolution weights, SGD with Nesterov momentum for all other parameters.
 
-    Jordan et al. 2024, kellerjordan.github.io/posts/muon. A filter bank, a parameter of more than two dimensions, is
-    read as a matrix M with a row per filter. With its gradient G
+    Jordan et al. 2024, kellerjordan.github.io/posts/muon. A filter bank is a parameter with more than two dimensions.
+    It is reshaped to a matrix M with one row per filter. With its gradient G, a step is::
 
         B <- momentum B + (1 - momentum) G
-        M <- M sqrt(rows) / |M|                                                    where `normalize`
+        M <- M sqrt(rows) / |M|                                                    if `normalize`
         M <- M - lr sqrt(max(1, rows / columns)) orthogonalize((1 - momentum) G + momentum B)
 
-    so that where `normalize` is true lr is about the relative change of M in a step. A norm after the convolution
-    makes its length meaningless; without one, set `normalize` to false.
+    If `normalize` is true, lr is about the relative change of M in a step. This is for convolutions followed by a norm,
+    which makes the length of M irrelevant; set `normalize` to false for models without norms.
 
-    Everything else is trained as `torch.optim.SGD(nesterov=True)` does it, with learning rates of its own for matrices
-    (linear layers: from parameters alone the head cannot be told from the others, and it must not be orthogonalised)
-    and for vectors and scalars (biases, norms). `torch.optim.Muon` takes matrices and nothing else.
+    All other parameters are trained as by `torch.optim.SGD(nesterov=True)`, with one learning rate for matrices (linear
+    layers) and one for vectors and scalars (biases, norms). Linear layers are not orthogonalised because the head must
+    not be, and it cannot be recognised from its parameter alone. `torch.optim.Muon` accepts matrices only.
 
-    Every group's "lr" is the filter banks': what a schedule does to it, the others follow in proportion. It may be a
-    0-dim tensor on the parameters' device instead of a float. A step never waits for the device, so it can be captured
-    in a CUDA graph; only a tensor lr can then still change, in place.
+    The "lr" of every parameter group is that of filter banks; when a schedule changes it, the other learning rates
+    change in proportion. It may be a 0-dim tensor on the parameters' device instead of a float. A step never waits for
+    the device, so it can be captured in a CUDA graph, in which only a tensor lr can still be changed (in place).
 
-    On a GPU filter banks are orthogonalised in batches, see `orthogonalize_all`.
+    On a GPU, filter banks are orthogonalised in batches; see `orthogonalize_all`.
 
     Args:
-        params: the parameters, as `model.parameters()` gives them.
-        lr: of filter banks.
-        momentum: of filter banks.
+        params: the parameters, such as `model.parameters()`.
+        lr: learning rate of filter banks.
+        momentum: momentum of filter banks.
         iterations: see `orthogonalize`.
-        normalize: whether filter banks keep the length sqrt(rows).
-        matrix_lr, vector_lr: learning rates of all other parameters, by dimensions.
-        matrix_weight_decay, vector_weight_decay: L2, added to the gradient.
-        sgd_momentum: of all other parameters.
+        normalize: whether each filter bank is rescaled to the length sqrt(rows).
+        matrix_lr: learning rate of parameters with two dimensions.
+        matrix_weight_decay: L2 penalty of parameters with two dimensions, added to the gradient.
+        vector_lr: learning rate of parameters with fewer than two dimensions.
+        vector_weight_decay: L2 penalty of parameters with fewer than two dimensions, added to the gradient.
+        sgd_momentum: momentum of all parameters but filter banks.
 
     Raises:
-        ValueError: where a learning rate is not above 0, a momentum outside [0, 1), or there are no parameters.
+        ValueError: If a learning rate is not positive, a momentum is not in [0, 1), or there are no parameters.
     """
 
     def __init__(
@@ -84,7 +86,14 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; parameters without a gradient stay as they are. Returns what `closure` does."""
+        """Take one step; parameters without a gradient are not changed.
+
+        Args:
+            closure: recomputes the loss; optional.
+
+        Returns:
+            The result of `closure`, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -131,7 +140,10 @@ def _gradients(params: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _descend(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
-    """Subtract lr times each direction, which is overwritten if lr is a tensor: `alpha` must be known on the host."""
+    """Subtract lr times each direction in place.
+
+    Overwrites the directions if lr is a tensor, because `alpha` must be a number on the host.
+    """
     if isinstance(lr, Tensor):
         torch._foreach_mul_(directions, lr)
         torch._foreach_sub_(params, directions)
@@ -140,40 +152,41 @@ def _descend(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
 
 
 def as_matrix(tensor: Tensor, bank: Tensor) -> Tensor:
-    """Return a tensor of a filter bank's shape as a matrix with a row per filter, without a copy where possible.
+    """Reshape a tensor of a filter bank's shape to a matrix with one row per filter, without a copy if possible.
 
-    Columns are in the order in which `bank` lies in memory, so that channels_last weights are not copied either.
-    Orthogonalisation keeps any order of the columns.
+    Columns have the order of `bank` in memory, so channels_last weights are not copied. Orthogonalisation does not
+    depend on the order of the columns.
 
     Args:
-        tensor: a gradient or momentum of the bank; a view is returned if it has the bank's strides.
-        bank: (filters, ...), three dimensions or more.
+        tensor: a gradient or momentum of the bank. If it has the bank's strides, the result is a view.
+        bank: (filters, ...), with at least three dimensions.
     """
     return tensor.permute(_memory_order(bank)).flatten(1)
 
 
 def as_bank(matrix: Tensor, bank: Tensor) -> Tensor:
-    """Return a matrix that `as_matrix` has made as a view of the bank's shape."""
+    """Return a view of a matrix from `as_matrix` in the shape of the bank."""
     order = _memory_order(bank)
     back = sorted(range(len(order)), key=order.__getitem__)
     return matrix.unflatten(1, [bank.shape[d] for d in order[1:]]).permute(back)
 
 
 def _memory_order(bank: Tensor) -> list[int]:
-    """The filters' dimension, then the others from the largest stride to the smallest."""
+    """Return the dimension of the filters, then the other dimensions by decreasing stride."""
     return [0, *sorted(range(1, bank.ndim), key=bank.stride, reverse=True)]
 
 
 def orthogonalize_all(matrices: Sequence[Tensor], iterations: int = 5, *, batched: bool | None = None) -> list[Tensor]:
-    """Orthogonalise several matrices, on a GPU by a few batched products instead of several products for each.
+    """Orthogonalise several matrices; on a GPU with batched products, which need fewer kernel launches.
 
     Args:
-        matrices: (rows, columns) float each, of any shapes, on one device.
+        matrices: float matrices (rows, columns) of any shapes, on one device.
         iterations: see `orthogonalize`.
-        batched: None: on a GPU. On a CPU a matrix stays in the cache if it is finished before the next one begins.
+        batched: whether to use batched products; None for batches on a GPU only. On a CPU, one matrix after the other
+            is faster because it stays in the cache.
 
     Returns:
-        What `orthogonalize` returns for each matrix, up to rounding; views of one tensor per batch.
+        The result of `orthogonalize` for each matrix, up to rounding; views of one tensor per batch.
     """
     batched = matrices[0].is_cuda if batched is None else batched
     results: dict[int, Tensor] = {}
@@ -188,14 +201,14 @@ def orthogonalize_all(matrices: Sequence[Tensor], iterations: int = 5, *, batche
 
 
 Batch = tuple[list[int], tuple[int, int]]
-"""The indices of a batch's matrices, and the (rows, columns) that they are padded to, once tall ones are transposed."""
+"""Indices of the matrices in a batch, and the (rows, columns) to pad them to after transposing tall ones."""
 
 
 def batches_of(matrices: Sequence[Tensor]) -> Iterator[Batch]:
-    """Divide matrices into batches of one dtype and shape.
+    """Divide matrices into batches of equal dtype and shape.
 
-    Small products take a GPU less time than their launch. If at most `PAD_UP_TO` numbers come of it, all matrices are
-    therefore padded with zeros to the largest; zero rows and columns change no other entry and stay zero.
+    Small products take a GPU less time than their launch. All matrices are therefore padded with zeros to the largest
+    one if that takes at most `PAD_UP_TO` entries. Zero rows and columns stay zero and do not change other entries.
     """
     shapes = [_wide(matrix).shape for matrix in matrices]
     rows, columns = (max(sizes) for sizes in zip(*shapes, strict=True))
@@ -227,26 +240,27 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Compute about U V^T of each matrix U S V^T, by a Newton-Schulz iteration.
+    """Approximate U V^T for each matrix U S V^T by Newton-Schulz iterations.
 
-    X <- a X + (b X X^T + c (X X^T)^2) X from X = matrix / |matrix|, which moves every singular value by the polynomial
-    a s + b s^3 + c s^5. The coefficients are chosen for a steep slope at 0, and with them singular values do not
-    converge to 1 but end between about 0.7 and 1.2 (Jordan et al. 2024). One that begins below 0.01 takes more than 5
-    iterations to come there; training does not need it to.
+    Starting from X = matrix / |matrix|, each iteration computes X <- a X + (b X X^T + c (X X^T)^2) X, which maps every
+    singular value s to a s + b s^3 + c s^5. The coefficients are chosen for a steep slope at 0. With them, singular
+    values do not converge to 1 but to between about 0.7 and 1.2 (Jordan et al. 2024). A singular value that starts
+    below 0.01 needs more than 5 iterations; training works without.
+
+    Computed in bf16 if the device multiplies it natively, because the iterations tolerate its rounding errors.
 
     Args:
-        matrices: (rows, columns) or (batch, rows, columns) float.
-        iterations: how often.
+        matrices: (rows, columns) or (batch, rows, columns), float.
+        iterations: number of iterations.
 
     Returns:
-        The same shape and dtype. Computed in bf16 where the device multiplies it natively: the iteration forgives its
-        rounding.
+        A tensor of the same shape and dtype.
     """
     x = matrices.to(_fast_dtype(matrices))
     x = x.view(-1, *matrices.shape[-2:])
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(1e-7)
     tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x  # X X^T is then the smaller of the two products
+    x = x.mT if tall else x  # so that X X^T is the smaller of X X^T and X^T X
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(iterations):
         gram = x @ x.mT

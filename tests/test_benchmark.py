@@ -30,43 +30,44 @@ def test_sides_run_in_turn_after_one_uncounted_round_each():
 
 
 def test_the_table_gives_rates_and_ratios_to_the_first_line():
-    text = as_text({"what": "w", "device": "d", "unit": "u/s", "amount": 12, "seconds": {"a": [4.0, 2.0], "b": [1, 1]}})
+    seconds = {"a": [4.0, 2.0], "b": [1, 1]}
+    text = as_text({"title": "w", "device": "d", "unit": "u/s", "amount": 12, "seconds": seconds})
     assert "x1.00" in text and "x3.00" in text and "12 u/s" in text
 
 
 @pytest.mark.parametrize("real", [pytest.param(True, marks=pytest.mark.cifar10), False])
 def test_data_names_the_pictures_that_it_used(tmp_path, capsys, request, real):
     root = request.getfixturevalue("cifar10_root") if real else tmp_path
-    found = report(tmp_path, f"data --rounds 1 --pictures 500 --root {root}")
+    found = report(tmp_path, f"data --rounds 1 --images 500 --root {root}")
     shown = capsys.readouterr().out
-    assert ("500 pictures of cifar10" if real else f"500 pictures of shapes (no CIFAR-10 in {root})") in shown
+    assert ("500 images of cifar10" if real else f"500 images of shapes (no CIFAR-10 in {root})") in shown
     assert [len(seconds) for seconds in found["seconds"].values()] == [1, 1]
     assert found["device"] and found["versions"]["torch"]
 
 
 def test_step_measures_every_mode_against_the_peak(tmp_path, capsys):
-    found = report(tmp_path, "step --net resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
+    found = report(tmp_path, "step --model resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
     assert len(found["seconds"]) == 3
     assert all(rate > 0 for rate in found["peak_flops"].values())
     assert "of the best square matrix product in bfloat16" in capsys.readouterr().out
 
 
 def test_loop_measures_the_three_ways(tmp_path, capsys):
-    found = report(tmp_path, f"loop --net resnet18_narrow --rounds 1 --steps 2 --batch-size 8 --root {tmp_path}")
+    found = report(tmp_path, f"loop --model resnet18_narrow --rounds 1 --steps 2 --batch-size 8 --root {tmp_path}")
     assert list(found["seconds"]) == ["the usual way", "a bare loop", "cifarbn.train"]
     assert {"first_step", "evaluate", "checkpoint", "start and end"} == set(found["outside_training_seconds"])
     assert "of the bare loop's images/s" in capsys.readouterr().out
 
 
 def test_probe_measures_every_recorder(tmp_path, capsys):
-    found = report(tmp_path, "probe --net resnet18_narrow --rounds 1 --steps 3 --batch-size 8")
+    found = report(tmp_path, "probe --model resnet18_narrow --rounds 1 --steps 3 --batch-size 8")
     assert len(found["seconds"]) == 1 + len(TABLES) and min(s[0] for s in found["seconds"].values()) > 0
     assert "last-layer gradients:" in capsys.readouterr().out
 
 
 def test_threads_measures_each_number_alone_and_beside_busy_processes(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # this process's word is not the sides'
-    found = report(tmp_path, "threads --net resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
+    found = report(tmp_path, "threads --model resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
     names = list(found["seconds"])
     assert names[0] == "alone: auto" and {"busy: auto", "busy: 1 thread", "busy: auto, surprised"} <= set(names)
     assert min(s[0] for s in found["seconds"].values()) > 0
@@ -91,7 +92,7 @@ def test_flops_of_a_resnet18_by_hand():
 def test_a_file_that_cannot_be_written_is_one_message(tmp_path):
     file = tmp_path / "no such" / "file"
     with pytest.raises(SystemExit, match="error: .*no such"):
-        main(["data", "--rounds", "1", "--pictures", "130", "--root", str(tmp_path), "--json", str(file)])
+        main(["data", "--rounds", "1", "--images", "130", "--root", str(tmp_path), "--json", str(file)])
 
 
 def test_a_number_below_1_is_refused(capsys):

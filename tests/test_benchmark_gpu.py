@@ -49,13 +49,13 @@ def test_a_part_that_fails_or_takes_too_long_loses_no_other(measured, monkeypatc
 
 def test_when_the_time_is_up_the_rest_is_not_begun(measured):
     parts, _, _ = measured(minutes=0.1, one=Part("one", 30, ("platform",), ()))
-    assert parts == {"one": {"not measured": "the time was up"}}
+    assert parts == {"one": {"not measured": "out of time"}}
 
 
 def test_the_report_needs_cifar10_and_its_runs_are_figures(measured, tmp_path, monkeypatch):
     suite = Part("suite", 30, ("platform",), (), runs=Path("runs"), needs_cifar10=True)
     parts, _, _ = measured(suite=suite)
-    assert "there is no CIFAR-10" in parts["suite"]["not measured"]
+    assert "no CIFAR-10 in" in parts["suite"]["not measured"]
     for name, status in (("a", Status.DONE), ("b", Status.INTERRUPTED)):
         (tmp_path / "runs" / name).mkdir(parents=True)
         result = {"status": status, "config": {}, "metrics": {"test/acc": 0.9123456}, "seconds": {"total": 3.0}}
@@ -72,13 +72,13 @@ def test_without_a_gpu_one_message(monkeypatch):
 
 
 def test_a_report_without_sides_is_its_notes():
-    assert as_text({"what": "checks", "device": "a GPU", "notes": ["2 of 3 held"]}) == "checks\na GPU\n2 of 3 held"
+    assert as_text({"title": "checks", "device": "a GPU", "notes": ["2 of 3 held"]}) == "checks\na GPU\n2 of 3 held"
 
 
 def test_a_part_s_command_has_the_options_that_it_takes(measured, tmp_path):
     program = "import sys, json; json.dump({'arguments': sys.argv[1:]}, open(sys.argv[2], 'w'))"
     (tmp_path / "program.py").write_text(program)
-    parts, _, _ = measured(one=Part("", 60, ("program",), ("report", "root", "overrides")))
+    parts, _, _ = measured(one=Part("", 60, ("program",), ("json", "root", "overrides")))
     file = str(gpu.FOLDER / "one.json")
     drawn = ["data=shapes", "data.train_size=50000", "data.test_size=10000"]
     assert parts["one"]["arguments"] == ["--json", file, "--root", str(tmp_path), *drawn]
@@ -87,5 +87,5 @@ def test_a_part_s_command_has_the_options_that_it_takes(measured, tmp_path):
 
 def test_every_part_takes_options_that_there_are():
     assert {key for part in gpu.PARTS.values() for key in part.takes} == {
-        *("report", "root", "peer", "budget", "overrides")
+        *("json", "root", "peer", "budget", "overrides")
     }

@@ -67,7 +67,7 @@ def fails(command, capsys):
         (["data.batch_size=0"], "data.batch_size must be at least 1, not 0"),
         (["data.val_size=200"], "data.val_size must be below the number of training images, 200"),
         (["model.stem=large"], "cifar"),
-        (["trainer.precision=half"], "trainer.precision is auto or one of 32-true"),
+        (["trainer.precision=half"], "trainer.precision must be auto or one of 32-true"),
         (["epochs=0"], "epochs must be at least 1"),
         (["epochs=null"], "epochs must be at least 1"),
         (["record=[gradient_probe]", "record.gradient_probe.every=abc"], "takes a whole number (default 50)"),
@@ -349,7 +349,7 @@ def test_importing_the_package_keeps_the_matplotlib_backend(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, trainer=gpu is valid")
 def test_trainer_gpu_without_a_gpu(fails):
-    assert "trainer=auto takes what there is" in fails("data=shapes", "trainer=gpu")
+    assert "use trainer=auto to run on the CPU" in fails("data=shapes", "trainer=gpu")
 
 
 def test_missing_data_without_a_network(fails, tmp_path):

@@ -191,7 +191,7 @@ def test_a_precision_that_a_cpu_lacks_is_refused(precision):
 
 @pytest.mark.parametrize("precision", ["transformer-engine", "8-true", None])
 def test_an_unknown_precision_is_refused(precision):
-    with pytest.raises(UserError, match="trainer.precision is auto or one of 32-true"):
+    with pytest.raises(UserError, match="trainer.precision must be auto or one of 32-true"):
         choose(precision=precision)
 
 

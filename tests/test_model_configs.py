@@ -69,7 +69,7 @@ def test_a_models_yaml_builds_it_and_states_its_parameter_count(build, name):
     assert isinstance(net, (ResNet, VGG, DeepLinear, SpeedNet))
     assert sum(p.numel() for p in net.parameters()) == COUNTS[name]
     header = (CONF / "model" / f"{name}.yaml").read_text().splitlines()[0]
-    assert header.startswith("# ") and header.endswith(f": {COUNTS[name]:,} parameters.")
+    assert header.startswith("# ") and header.endswith(f" {COUNTS[name]:,} parameters.")
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,9 @@ def test_where_compilation_or_capture_fails_the_bare_loop_goes_on_without(capsys
     monkeypatch.setattr(torch.cuda, "Stream", broken)
     assert loop(0).seconds > 0
     shown = capsys.readouterr().out
-    assert "torch.compile failed for the loss, it runs uncompiled (RuntimeError: no such kernel)" in shown
+    assert "torch.compile failed for the loss, running uncompiled (RuntimeError: no such kernel)" in shown
     assert "torch.compile failed for the logits" in shown
-    assert shown.count("no CUDA graph of a step") == 1
+    assert shown.count("capturing a CUDA graph failed") == 1
 
 
 @pytest.mark.gpu
@@ -130,13 +130,13 @@ def test_the_peer_finds_the_images_where_it_looks_and_runs_as_often_as_asked():
 
 def test_a_peer_that_fails_or_is_another_script_is_one_message():
     images = draw_shapes(2, seed=0)
-    with pytest.raises(UserError, match="takes airbench94_muon.py"):
+    with pytest.raises(UserError, match="must be an unchanged airbench94_muon.py"):
         run_peer("print(1)", images, images, runs=1, minutes=1)
     with pytest.raises(UserError, match="exit status 1: ZeroDivisionError"):
         run_peer("1 / 0\nrange(200)", images, images, runs=1, minutes=1)
-    with pytest.raises(UserError, match="printed 0 results in place of 1"):
+    with pytest.raises(UserError, match="printed 0 results instead of 1"):
         run_peer("range(200)", images, images, runs=1, minutes=1)
-    with pytest.raises(UserError, match=re.escape("had not ended after 0.001 minutes")):
+    with pytest.raises(UserError, match=re.escape("stopped after 0.001 minutes")):
         run_peer("import time\ntime.sleep(60)\nrange(200)", images, images, runs=1, minutes=0.001)
 
 
@@ -155,7 +155,7 @@ def test_the_benchmark_reports_every_side(tmp_path, capsys):
     assert all(len(values) == 2 for values in report["seconds"].values())
     shown = capsys.readouterr().out
     assert "1 epochs of 50 images of shapes (no CIFAR-10 in" in shown
-    assert "airbench94_muon: 60.00% (std 0.00%) with flip_shift views, 40.00% (std 0.00%) plain, n = 2" in shown
+    assert "airbench94_muon: 60.00% (std 0.00%) with TTA (flip_shift), 40.00% (std 0.00%) without, n = 2" in shown
     assert re.search(r"a bare loop: .* n = 2; median \d+\.\d+ s, \d+\.\d+ times the peer's", shown)
 
 
@@ -176,7 +176,7 @@ def test_a_peer_that_fails_costs_no_other_figure(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--images 10", "10 images give no batch of 2000; lower --batch-size"),
+        ("--images 10", "10 images are fewer than one batch of 2000; lower --batch-size"),
         ("--width-scale 0", "--width-scale must be above 0, not 0"),
         ("--peer none.py", "none.py"),
     ],
@@ -188,5 +188,5 @@ def test_what_cannot_be_measured_is_one_message(options, message, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_cuda_graph_without_a_gpu_is_one_message(tmp_path):
-    with pytest.raises(SystemExit, match="error: --graph needs a CUDA device; leave it out"):
+    with pytest.raises(SystemExit, match="error: --graph needs a CUDA device; run without --graph"):
         main(["speedrun", "--graph", "--images", "20", "--batch-size", "20", "--root", str(tmp_path)])

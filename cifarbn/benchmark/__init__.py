@@ -1,4 +1,4 @@
-"""How fast the parts are, each measured side by side, in one process tree, with what one would use without it.
+"""Benchmarks of the parts of a run, each measured next to the usual alternative on the same machine.
 
-`python -m cifarbn.benchmark data|step|loop|probe|threads|speedrun [--json FILE]`.
+`python -m cifarbn.benchmark data|step|loop|probe|threads|speedrun|checks|gpu [--json FILE]`.
 """

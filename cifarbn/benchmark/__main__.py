@@ -14,7 +14,7 @@ from cifarbn.benchmark.loader import measure_passes
 from cifarbn.benchmark.loop import measure_loop
 from cifarbn.benchmark.probe import measure_probe
 from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
-from cifarbn.benchmark.step import NETS, measure_step
+from cifarbn.benchmark.step import MODELS, measure_step
 from cifarbn.benchmark.threads import measure_threads
 from cifarbn.cli.command_line import data_root, finish_imports
 from cifarbn.errors import UserError
@@ -23,73 +23,75 @@ from cifarbn.runs.provenance import environment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one part, print the table, and write it as JSON where asked."""
+    """Run one benchmark, print its table, and write it as JSON if requested."""
     finish_imports()
     parser = argparse.ArgumentParser(prog="python -m cifarbn.benchmark", description=str(benchmark.__doc__))
     output = argparse.ArgumentParser(add_help=False)
-    output.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    output.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     common = argparse.ArgumentParser(add_help=False, parents=[output])
-    common.add_argument("--rounds", type=_positive, default=5, help="how often each side runs, in turn (default 5)")
+    common.add_argument("--rounds", type=_positive, default=5, help="runs of each side, in turn (default 5)")
     common.add_argument("--batch-size", type=_positive, default=128)
-    pictures = argparse.ArgumentParser(add_help=False)
-    pictures.add_argument("--root", default=data_root(), help="where CIFAR-10 is")
-    net = argparse.ArgumentParser(add_help=False)
-    net.add_argument("--net", choices=NETS, default="resnet18")
-    net.add_argument("--steps", type=_positive, default=8, help="training steps of a side in a round (default 8)")
+    images = argparse.ArgumentParser(add_help=False)
+    images.add_argument("--root", default=data_root(), help="folder that contains CIFAR-10")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", choices=MODELS, default="resnet18")
+    model.add_argument("--steps", type=_positive, default=8, help="training steps of a side in a round (default 8)")
     parts = parser.add_subparsers(metavar="PART", required=True)
 
-    data = parts.add_parser("data", parents=[common, pictures], help="the loader against torchvision's transforms")
-    data.add_argument("--pictures", type=_positive, default=50_000, help="pictures in a pass (default 50000)")
+    data = parts.add_parser("data", parents=[common, images], help="the data loader against torchvision's transforms")
+    data.add_argument("--images", type=_positive, default=50_000, help="images in a pass (default 50000)")
     data.set_defaults(measure=measure_passes)
 
-    step = parts.add_parser("step", parents=[common, net], help="a training step in each mode, against the peak")
-    step.add_argument("--compile", action="store_true", help="the compiled modes as well; compiling takes a minute")
+    step = parts.add_parser("step", parents=[common, model], help="a training step in each mode, against peak FLOP/s")
+    step.add_argument("--compile", action="store_true", help="also measure compiled modes; compiling takes a minute")
     step.set_defaults(measure=measure_step)
 
-    loop = parts.add_parser("loop", parents=[common, pictures, net], help="our loop, a bare loop, and the usual way")
-    loop.add_argument("--compile", action="store_true", help="compile the net of ours and of the bare loop")
+    loop = parts.add_parser("loop", parents=[common, images, model], help="cifarbn.train, a bare loop, the usual way")
+    loop.add_argument("--compile", action="store_true", help="compile the model in cifarbn.train and the bare loop")
     loop.add_argument("--without-usual", action="store_true", help="leave out the usual way, which is slow on a GPU")
     loop.set_defaults(measure=measure_loop)
 
-    probe = parts.add_parser("probe", parents=[common, net], help="what each recorder costs")
+    probe = parts.add_parser("probe", parents=[common, model], help="the cost of each recorder")
     probe.set_defaults(measure=measure_probe)
 
-    threads = parts.add_parser("threads", parents=[common, net], help="the chosen number of threads, beside busy cores")
+    threads = parts.add_parser(
+        "threads", parents=[common, model], help="trainer.threads=auto against fixed numbers, on idle and busy cores"
+    )
     threads.set_defaults(measure=measure_threads)
 
     speedrun = parts.add_parser(
-        "speedrun", parents=[output, pictures], help="seconds and accuracy of a speedrun, ours and a peer's"
+        "speedrun", parents=[output, images], help="seconds and accuracy of a speedrun, and of airbench94_muon.py"
     )
     switch = argparse.BooleanOptionalAction
     speedrun.add_argument("--runs", type=_positive, default=5, help="timed runs of each side, after a warm-up run")
-    speedrun.add_argument("--full", action=switch, default=True, help="cifarbn.train beside the bare loop (default)")
-    speedrun.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py, run as well")
-    speedrun.add_argument("--peer-minutes", type=float, default=5.0, help="when to stop the peer (default 5)")
-    speedrun.add_argument("--compile", action=switch, help="torch.compile in both of ours (default: on a GPU)")
+    speedrun.add_argument("--full", action=switch, default=True, help="measure cifarbn.train as well (default)")
+    speedrun.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py to measure as well")
+    speedrun.add_argument("--peer-minutes", type=float, default=5.0, help="time limit of the peer (default 5)")
+    speedrun.add_argument("--compile", action=switch, help="use torch.compile, not in the peer (default: on a GPU)")
     speedrun.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="mode of torch.compile")
     speedrun.add_argument("--graph", action=switch, help="the bare loop's step as a CUDA graph (default: on a GPU)")
     speedrun.add_argument("--images", type=_positive, default=50_000, help="training images, five for each test image")
-    speedrun.add_argument("--epochs", type=_positive, help="default: the recipe's")
-    speedrun.add_argument("--batch-size", type=_positive, help="default: the recipe's")
-    speedrun.add_argument("--width-scale", type=float, default=1.0, help="a factor of the model's channels (default 1)")
+    speedrun.add_argument("--epochs", type=_positive, help="default: that of the experiment")
+    speedrun.add_argument("--batch-size", type=_positive, help="default: that of the experiment")
+    speedrun.add_argument("--width-scale", type=float, default=1.0, help="multiplies the model's widths (default 1)")
     speedrun.set_defaults(measure=measure_speedrun)
 
-    checks = parts.add_parser("checks", parents=[output], help="what must hold on a GPU, tried in small runs")
-    checks.add_argument("--seconds", type=float, default=600.0, help="begin no check after so many (default 600)")
+    checks = parts.add_parser("checks", parents=[output], help="correctness checks on a GPU, with small runs")
+    checks.add_argument("--seconds", type=float, default=600.0, help="start no check after this time (default 600)")
     checks.set_defaults(measure=measure_checks)
 
-    gpu = parts.add_parser("gpu", parents=[output, pictures], help="all checks and figures of a GPU, in limited time")
-    gpu.add_argument("--minutes", type=float, default=8.0, help="for everything together (default 8)")
-    gpu.add_argument("--only", nargs="+", choices=PARTS, help="these parts only")
+    gpu = parts.add_parser("gpu", parents=[output, images], help="all checks and measurements of a GPU")
+    gpu.add_argument("--minutes", type=float, default=8.0, help="time limit in total (default 8)")
+    gpu.add_argument("--only", nargs="+", choices=PARTS, help="run only these parts")
     gpu.add_argument("--peer", type=Path, metavar="FILE", help="a copy of airbench94_muon.py, for the speedrun")
     gpu.set_defaults(measure=measure_gpu)
 
-    chosen = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        report = chosen.measure(chosen) | {"device": Hardware.choose().device} | environment()
-        print(as_text(report))
-        if chosen.json:
-            chosen.json.write_text(json.dumps(report, indent=1) + "\n")
+        results = args.measure(args) | {"device": Hardware.choose().device} | environment()
+        print(as_text(results))
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

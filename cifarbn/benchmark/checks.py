@@ -1,6 +1,6 @@
-"""`checks`: what must hold on a GPU, in small runs: every choice trains, captured and compiled, as it would plainly.
+"""`checks`: correctness checks on a GPU: small runs, captured and compiled, compared with runs that are neither.
 
-Every check raises AssertionError where something does not hold.
+Every check raises AssertionError if it fails.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from cifarbn.benchmark.harness import Report
+from cifarbn.benchmark.harness import Results
 from cifarbn.benchmark.lightning import plain_trainer
 from cifarbn.benchmark.loader import our_loader
 from cifarbn.cli.command_line import CONF
@@ -35,7 +35,7 @@ from cifarbn.train import train
 from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 from cifarbn.training.classifier import Classifier
 
-# Three steps, the last of them with a smaller batch; cuDNN's search for algorithms would take most of the time.
+# Three steps, the last one with a smaller batch. Without benchmark=false, cuDNN's search would take most of the time.
 SMALL = (
     *("data=shapes", "data.train_size=50", "data.val_size=10", "data.test_size=20", "data.batch_size=16", "epochs=1"),
     *("trainer=gpu", "trainer.enable_progress_bar=false", "+trainer.benchmark=false"),
@@ -46,16 +46,16 @@ LINEAR = (
     *("trainer=gpu", "trainer.enable_progress_bar=false", "trainer.max_steps=3", "epochs=1"),
 )
 GROUPS = ("model", "norm", "activation", "optim", "loss", "schedule")
-CLOSE = 0.02  # relative difference of two losses that bf16 rounding explains
+CLOSE = 0.02  # relative difference of two losses that bf16 rounding can explain
 
 
 def choices() -> list[str]:
-    """Return every choice of conf/ that makes another step, such as "norm=group"."""
+    """Return every option of conf/ that changes the training step, such as "norm=group"."""
     return [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
 def check_choice(choice: str, folder: Path) -> None:
-    """Train with one choice of conf/, captured in a CUDA graph."""
+    """Check that an option of conf/ can be trained in a CUDA graph."""
     if choice.startswith("model=dln"):
         result = _run(folder, choice, base=LINEAR)
     elif choice == "loss=sum_of_squares":
@@ -70,21 +70,21 @@ def check_choice(choice: str, folder: Path) -> None:
 
 
 def check_compiled(model: str, folder: Path, mode: str = "default") -> None:
-    """Train a model compiled and captured; its losses are those of a plain run but for rounding."""
+    """Check that the losses of a compiled and captured run equal those of an uncompiled run, up to rounding."""
     width = () if model == "speednet" else ("model.width=8",)
-    found = {}
+    losses = {}
     for fast in (False, True):
         options = (f"trainer.compile={mode if fast else False}", f"trainer.cuda_graphs={fast}")
         result = _run(folder / str(fast), f"model={model}", *width, *options)
         assert result["compile"] == (mode if fast else ""), result["step_notes"]
         assert result["cuda_graphs"] == (fast and mode in WITHOUT_GRAPHS), result["step_notes"]
-        found[fast] = [float(loss) for loss, _ in _losses(folder / str(fast))]
-    for plain, fast_loss in zip(found[False], found[True], strict=True):
-        assert abs(plain - fast_loss) <= CLOSE * plain, found
+        losses[fast] = [float(loss) for loss, _ in _losses(folder / str(fast))]
+    for plain, fast_loss in zip(losses[False], losses[True], strict=True):
+        assert abs(plain - fast_loss) <= CLOSE * plain, losses
 
 
 def check_captured_is_plain(folder: Path) -> None:
-    """A captured run, with dropout, is the plain run bit for bit where algorithms are deterministic."""
+    """Check that a captured run with dropout is bit-identical to an uncaptured one, with deterministic algorithms."""
     for graphs in (False, True):
         options = (f"trainer.cuda_graphs={graphs}", "trainer.compile=false", "+trainer.deterministic=true", "epochs=2")
         result = _run(folder / str(graphs), "model=resnet18", "model.width=8", "model.dropout=0.5", *options)
@@ -93,14 +93,14 @@ def check_captured_is_plain(folder: Path) -> None:
 
 
 def check_recorders(folder: Path) -> None:
-    """All recorders together change nothing, bit for bit, where algorithms are deterministic."""
+    """Check that recording everything leaves all losses bit-identical, with deterministic algorithms."""
     for record in ("all", "none"):
         _run(folder / record, *MODEL, "+trainer.deterministic=true", f"record={record}")
     assert _losses(folder / "all") == _losses(folder / "none")
 
 
 def check_no_waiting(folder: Path) -> None:
-    """No step of an epoch, with the default recorders, lets the host wait for the device."""
+    """Check that no step of an epoch, with the default recorders, makes the host wait for the device."""
     pixels = torch.randint(256, (2080, 3, 32, 32), dtype=torch.uint8, device="cuda")
     images = Images(pixels, torch.arange(2080, device="cuda") % 10)
     model = accelerate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), Hardware.choose())
@@ -116,7 +116,7 @@ def check_no_waiting(folder: Path) -> None:
 
 
 class _Watch(pl.Callback):
-    """Makes every wait for the device an error, but in an epoch's first and last step."""
+    """Makes waiting for the device an error, except in the first and last step of an epoch."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -145,7 +145,7 @@ class _Counts(nn.Sequential):
 
 
 def check_fallback(kind: type[nn.Sequential], reason: str) -> None:
-    """A model that a CUDA graph cannot repeat trains plainly, says why, and the device works as before."""
+    """Check that a model that a CUDA graph cannot replay is trained without one, with a note that has the reason."""
     model = kind(nn.Flatten(), nn.Linear(12, 10)).cuda()
     step, gradient = _stepper(model)
     assert gradient().abs().sum() > 0 and gradient().abs().sum() > 0
@@ -154,7 +154,7 @@ def check_fallback(kind: type[nn.Sequential], reason: str) -> None:
 
 
 def check_hooks() -> None:
-    """A hook on a layer is called; with it gone, the captured step gives the same gradient again."""
+    """Check that a hook on a layer is called, and that the captured step is used again once it is removed."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10)).cuda()
     step, gradient = _stepper(model)
     captured, called = gradient(), []
@@ -181,8 +181,8 @@ def _stepper(model: nn.Sequential) -> tuple[TrainingStep, Callable[[], Tensor]]:
 
 
 def all_checks() -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """Return every check by name, the most telling ones first; each takes an empty folder."""
-    yield "a captured run is the plain run bit for bit", check_captured_is_plain
+    """Return all checks by name, the most important ones first; each one takes an empty folder."""
+    yield "a captured run is bit-identical to an uncaptured one", check_captured_is_plain
     yield "no step waits for the device", check_no_waiting
     for kind, reason in ((_Waits, "synchroniz"), (_Draws, "random"), (_Counts, "attributes")):
         yield f"fallback: {reason}", lambda _, kind=kind, reason=reason: check_fallback(kind, reason)  # type: ignore[misc]
@@ -196,42 +196,42 @@ def all_checks() -> Iterator[tuple[str, Callable[[Path], None]]]:
         yield choice, lambda folder, choice=choice: check_choice(choice, folder)  # type: ignore[misc]
 
 
-def measure_checks(args: argparse.Namespace) -> Report:
-    """Try every check, in turn, until the time is up; the report says which held, which did not and why.
+def measure_checks(args: argparse.Namespace) -> Results:
+    """Run the checks one after another within the time limit; return which passed and which failed, with the reason.
 
     Raises:
-        UserError: without a GPU.
+        UserError: If there is no GPU.
     """
     if not torch.cuda.is_available():
-        raise UserError("the checks need a CUDA device, and torch sees none")
+        raise UserError("the checks need a CUDA device, but torch finds none")
     began = time.perf_counter()
     results: dict[str, str] = {}
     for name, check in all_checks():
         if time.perf_counter() - began > args.seconds:
-            results[name] = "not tried: the time was up"
+            results[name] = "not run: out of time"
             continue
         start = time.perf_counter()
         try:
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 check(Path(folder))
-            results[name] = "held"
+            results[name] = "passed"
         except Exception as error:
-            results[name] = f"did not hold: {type(error).__name__}: {str(error)[:300]}"
+            results[name] = f"failed: {type(error).__name__}: {str(error)[:300]}"
         print(f"{name}: {results[name]} ({time.perf_counter() - start:.1f} s)", flush=True)
-        if args.json:  # a check that takes too long loses none of those before it
-            args.json.write_text(json.dumps(_report(results), indent=1) + "\n")
-    return _report(results)
+        if args.json:  # after each check, so that results are kept if a later one takes too long
+            args.json.write_text(json.dumps(_summarize(results), indent=1) + "\n")
+    return _summarize(results)
 
 
-def _report(results: dict[str, str]) -> Report:
-    held = sum(result == "held" for result in results.values())
-    tried = sum(not result.startswith("not tried") for result in results.values())
+def _summarize(results: dict[str, str]) -> Results:
+    passed = sum(result == "passed" for result in results.values())
+    run = sum(not result.startswith("not run") for result in results.values())
     return {
-        "what": "checks on a GPU",
+        "title": "checks on a GPU",
         "results": results,
         "notes": [
-            f"{held} of {tried} held, {len(results) - tried} not tried",
-            *(f"{name} {result}" for name, result in results.items() if result.startswith("did not")),
+            f"{passed} of {run} passed, {len(results) - run} not run",
+            *(f"{name} {result}" for name, result in results.items() if result.startswith("failed")),
         ],
     }
 
@@ -243,7 +243,7 @@ def _run(folder: Path, *overrides: str, base: tuple[str, ...] = SMALL) -> Result
 
 
 def _losses(folder: Path) -> list[tuple[str, str]]:
-    """Return each step's loss and gradient norm as they are in metrics.csv."""
+    """Return each step's loss and gradient norm, as written in metrics.csv."""
     loss: StepColumn = "step/loss"
     norm: StepColumn = "step/grad_norm"
     with (folder / METRICS).open() as file:

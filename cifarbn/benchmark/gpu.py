@@ -1,4 +1,4 @@
-"""`gpu`: the checks and every figure of a GPU, most important first, in as much time as there is."""
+"""`gpu`: all checks and measurements of a GPU within a time limit, the most important ones first."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cifarbn.benchmark.harness import Report
+from cifarbn.benchmark.harness import Results
 from cifarbn.benchmark.images import data_overrides, has_cifar10
 from cifarbn.errors import UserError
 from cifarbn.runs.folder import find_runs
@@ -21,25 +21,25 @@ from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import Status
 
 FOLDER = Path("multirun_outputs") / "benchmark_gpu"
-LEAST = 10.0  # seconds: a part that has less is not begun
-KILL_AFTER = 20.0  # seconds after SIGTERM, in which runs save
-PAGE = 45.0  # seconds that reproduce needs after its budget, to save and to write its page
+LEAST = 10.0  # seconds; a part is not started with less time left
+KILL_AFTER = 20.0  # seconds between SIGTERM, after which runs save, and SIGKILL
+PAGE = 45.0  # seconds that `reproduce` needs after its budget, to save runs and write its page
 
-STRETCH = 20  # seconds, about: the steps below are chosen for 50,000 to 80,000 images a second
+STRETCH = 20  # approximate seconds of a measurement, at 50,000 to 80,000 images a second
 
 
 @dataclass(frozen=True)
 class Part:
-    """One measurement: a command in a process of its own.
+    """One measurement: a command that runs in its own process.
 
     Attributes:
-        shows: what it measures.
-        limit: seconds after which it is stopped.
-        command: what follows `python -m`.
-        takes: the options that are added to the command: "report" (the JSON to write), "root" (where CIFAR-10 is),
-            "peer" (a copy of airbench94_muon.py, and its time), "overrides" (the data), "budget" (of `reproduce`).
-        runs: the folder of the runs that hold the figures; None if the command writes JSON.
-        needs_cifar10: whether drawn images cannot stand in for it.
+        shows: description of the measurement.
+        limit: time limit in seconds.
+        command: the arguments of `python -m`.
+        takes: the options to add to the command: "json" (the JSON file to write), "root" (the folder of CIFAR-10),
+            "peer" (a copy of airbench94_muon.py and its time limit), "overrides" (the data), "budget" (of `reproduce`).
+        runs: the folder of the runs to read results from; None if the command writes JSON.
+        needs_cifar10: whether the measurement is skipped without CIFAR-10 instead of using synthetic images.
     """
 
     shows: str
@@ -52,8 +52,8 @@ class Part:
 
 def _loop(shows: str, limit: float, batch_size: int, *more: str) -> Part:
     steps = STRETCH * (70_000 if batch_size > 256 else 50_000) // batch_size
-    counted = ("--batch-size", str(batch_size), "--steps", str(steps), "--rounds", "1", "--without-usual")
-    return Part(shows, limit, ("cifarbn.benchmark", "loop", *counted, *more), ("report", "root"))
+    options = ("--batch-size", str(batch_size), "--steps", str(steps), "--rounds", "1", "--without-usual")
+    return Part(shows, limit, ("cifarbn.benchmark", "loop", *options, *more), ("json", "root"))
 
 
 def _train(shows: str, limit: float, name: str, *overrides: str) -> Part:
@@ -62,43 +62,43 @@ def _train(shows: str, limit: float, name: str, *overrides: str) -> Part:
 
 
 PARTS = {
-    "checks": Part("what must hold", 90, ("cifarbn.benchmark", "checks", "--seconds", "60"), ("report",)),
+    "checks": Part("correctness checks", 90, ("cifarbn.benchmark", "checks", "--seconds", "60"), ("json",)),
     "resnet18_512": _loop("ResNet-18, batch 512, compiled", 110, 512, "--compile"),
     "resnet18_128": _loop("ResNet-18, batch 128, compiled", 110, 128, "--compile"),
     "vgg_a_bn": _train("VGG-A with BN, 20 epochs at batch 128", 90, "vgg_a_bn", "experiment=course_handout/vgg_a_bn"),
-    "speedrun": Part("94 % as quickly as possible", 150, ("cifarbn.benchmark", "speedrun"), ("report", "root", "peer")),
+    "speedrun": Part("94 % as quickly as possible", 150, ("cifarbn.benchmark", "speedrun"), ("json", "root", "peer")),
     "resnet18_512_uncompiled": _loop("ResNet-18, batch 512, captured only", 80, 512),
     "resnet18_128_uncompiled": _loop("ResNet-18, batch 128, captured only", 80, 128),
-    "report": Part(
+    "course_report": Part(
         "the course report at scale fast",
         600,
         ("cifarbn.reproduce", "course_report", "--scale", "fast", "--jobs", "auto", "resume=false"),
         ("overrides", "budget"),
-        runs=Path("multirun_outputs") / "report_fast",
+        runs=Path("multirun_outputs") / "course_report_fast",
         needs_cifar10=True,
     ),
     "resnet18_200_epochs": _train(
         "ResNet-18, 200 epochs at batch 128", 300, "resnet18_200_epochs", "experiment=course_report/augmentation"
     ),
 }
-# What a run's figures are of its result.
+# The entries of result.json that are reported for each run.
 RUN_FIGURES = (
     *("status", "seconds", "images_per_second", "metrics", "epochs"),
     *("compile", "cuda_graphs", "step_notes", "error", "data"),
 )
 
 
-def measure_gpu(args: argparse.Namespace) -> Report:
-    """Run the parts one after another; after each, write what there is to `FOLDER`/gpu.json and gpu.md.
+def measure_gpu(args: argparse.Namespace) -> Results:
+    """Run the parts one after another; write all results so far to `FOLDER`/gpu.json and gpu.md after each.
 
-    Without CIFAR-10 throughput and times are measured on drawn images, which the figures say; the course report is not
-    measured then.
+    Without CIFAR-10, throughput and times are measured on synthetic images, which the results state, and the course
+    report is skipped.
 
     Raises:
-        UserError: without a GPU.
+        UserError: If there is no GPU.
     """
     if not torch.cuda.is_available():
-        raise UserError("benchmark gpu needs a CUDA device, and torch sees none")
+        raise UserError("benchmark gpu needs a CUDA device, but torch finds none")
     FOLDER.mkdir(parents=True, exist_ok=True)
     deadline, began = time.monotonic() + 60 * args.minutes, time.monotonic()
     facts = {"device": torch.cuda.get_device_name(), "driver": _driver(), **environment()}
@@ -106,16 +106,16 @@ def measure_gpu(args: argparse.Namespace) -> Report:
     for name in args.only or PARTS:
         left = deadline - time.monotonic()
         if left < LEAST:
-            parts[name] = {"not measured": "the time was up"}
+            parts[name] = {"not measured": "out of time"}
         elif PARTS[name].needs_cifar10 and not has_cifar10(args.root):
-            parts[name] = {"not measured": f"there is no CIFAR-10 in {args.root}"}
+            parts[name] = {"not measured": f"no CIFAR-10 in {args.root}"}
         else:
             print(f"{name}: {PARTS[name].shows}", flush=True)
             parts[name] = _measure(name, min(left, PARTS[name].limit), args)
         _write(facts, parts)
     print(f"written: {FOLDER / 'gpu.json'} and gpu.md")
     return {
-        "what": "benchmark gpu",
+        "title": "benchmark gpu",
         "minutes": (time.monotonic() - began) / 60,
         "parts": parts,
         "notes": [table(facts, parts)],
@@ -123,12 +123,12 @@ def measure_gpu(args: argparse.Namespace) -> Report:
 
 
 def _measure(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one part; return its figures, and why it is "not measured" if it failed or was stopped."""
+    """Run one part; return its results, with the reason under "not measured" if it failed or was stopped."""
     part, start = PARTS[name], time.monotonic()
-    report, log = FOLDER / f"{name}.json", FOLDER / f"{name}.log"
-    report.unlink(missing_ok=True)
+    output, log = FOLDER / f"{name}.json", FOLDER / f"{name}.log"
+    output.unlink(missing_ok=True)
     options = {
-        "report": ["--json", str(report)],
+        "json": ["--json", str(output)],
         "root": ["--root", args.root],
         "peer": ["--peer", str(args.peer), "--peer-minutes", f"{limit / 120:.2f}"] if args.peer else [],
         "budget": ["--budget", f"{max(1, int(limit - PAGE))}s"],
@@ -136,19 +136,19 @@ def _measure(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
     }
     command = [*part.command, *(option for key in part.takes for option in options[key])]
     failure = _run([sys.executable, "-m", *command], limit, log)
-    found: dict[str, Any] = {"seconds with start": time.monotonic() - start}
-    if report.exists():
-        found |= json.loads(report.read_text())
+    measured: dict[str, Any] = {"seconds with start": time.monotonic() - start}
+    if output.exists():
+        measured |= json.loads(output.read_text())
     if part.runs:
         results = {folder.name: read_result(folder) for folder in find_runs(part.runs)}
-        found["runs"] = {
+        measured["runs"] = {
             run: {key: result.get(key) for key in RUN_FIGURES} for run, result in results.items() if result
         }
-    return found | ({"not measured": failure} if failure else {})
+    return measured | ({"not measured": failure} if failure else {})
 
 
 def _run(command: Sequence[str], limit: float, log: Path) -> str:
-    """Run a command, its output into `log`, for at most `limit` seconds; return why it failed, "" if it did not."""
+    """Run a command with its output in `log`, for at most `limit` seconds; return why it failed, or ""."""
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
             code = process.wait(limit)
@@ -180,12 +180,12 @@ def _write(facts: dict[str, Any], parts: dict[str, Any]) -> None:
 
 
 def table(facts: dict[str, Any], parts: dict[str, Any]) -> str:
-    """Return the figures as a Markdown table."""
+    """Return the results as a Markdown table."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         f"{facts['device']}, driver {facts['driver']}; {versions}",
         "",
-        "| part | shows | figures |",
+        "| part | description | results |",
         "|---|---|---|",
     ]
     for name, part in parts.items():

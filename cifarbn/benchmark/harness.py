@@ -1,4 +1,4 @@
-"""Sides that take turns, so that a machine that slows down slows them all, and the table of what came out."""
+"""Measure several sides in turn, so that changes of the machine's speed affect all of them, and print a table."""
 
 import statistics
 import time
@@ -9,16 +9,19 @@ import torch
 
 from cifarbn.formatting import number, text_table
 
-Report = dict[str, Any]
+Results = dict[str, Any]
 
 
 def in_turn(
     rounds: int, sides: Mapping[str, Callable[[], float | None]], warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each round: A B A B.
+    """Measure the seconds of each side in each round, in the order A B A B.
 
-    If `warm_up`, every side runs once beforehand, uncounted. A side that returns seconds of its own, because it has to
-    leave something out, is believed; of any other the whole call is timed.
+    Args:
+        rounds: number of rounds.
+        sides: name -> function to measure. If it returns a number of seconds, because it excludes a part of its work,
+            that is used; otherwise the whole call is timed.
+        warm_up: whether every side runs once before, without being measured.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for counted in warm_up * [False] + rounds * [True]:
@@ -31,25 +34,25 @@ def in_turn(
 
 
 def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    """How many times as fast the second is: the median over rounds of first / second."""
+    """Return the speed-up of the second over the first: the median over rounds of first / second."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all that it was asked to do."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def as_text(report: Report) -> str:
-    """Return the report as text, its sides as a table whose last column is the speed as a multiple of the first's."""
-    lines = [report["what"], report["device"]]
-    if "unit" not in report:
-        return "\n".join([*lines, *report.get("notes", [])])
-    first, *_ = report["seconds"].values()
+def as_text(results: Results) -> str:
+    """Format results as text, with a table of sides whose last column is the speed relative to the first side."""
+    lines = [results["title"], results["device"]]
+    if "unit" not in results:
+        return "\n".join([*lines, *results.get("notes", [])])
+    first, *_ = results["seconds"].values()
     rows = []
-    for name, seconds in report["seconds"].items():
-        median, fastest, slowest = (number(report["amount"] / f(seconds), 0) for f in (statistics.median, min, max))
+    for name, seconds in results["seconds"].items():
+        median, fastest, slowest = (number(results["amount"] / f(seconds), 0) for f in (statistics.median, min, max))
         spread = f"(median of {len(seconds)}; {slowest} to {fastest})"
-        rows.append((name, f"{median} {report['unit']}", spread, f"x{median_ratio(first, seconds):.2f}"))
-    return "\n".join([*lines, text_table(rows, "<><>"), *report.get("notes", [])])
+        rows.append((name, f"{median} {results['unit']}", spread, f"x{median_ratio(first, seconds):.2f}"))
+    return "\n".join([*lines, text_table(rows, "<><>"), *results.get("notes", [])])

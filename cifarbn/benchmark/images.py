@@ -1,4 +1,4 @@
-"""The images that the benchmarks use: CIFAR-10 where it is, and drawn ones where it is missing."""
+"""The images that the benchmarks use: CIFAR-10, or synthetic images if it is missing."""
 
 from pathlib import Path
 
@@ -13,12 +13,13 @@ TEST_SHARE = 5  # training images for each test image, as in CIFAR-10
 
 
 def read_images(root: str, count: int, drawn: int | None = None) -> tuple[str, Images, Images]:
-    """Return CIFAR-10's first images or, if `root` does not hold it, drawn ones; nothing is downloaded.
+    """Return the first images of CIFAR-10 or, if it is not in `root`, synthetic ones. Downloads nothing.
 
     Args:
-        root: the folder that holds cifar-10-batches-py.
-        count: training images; there are a fifth as many test images, at least one.
-        drawn: draw at most so many different training images, 0.2 ms each, and repeat them; None draws all.
+        root: the folder that contains cifar-10-batches-py.
+        count: number of training images; there are a fifth as many test images, at least one.
+        drawn: largest number of different synthetic training images (0.2 ms each), which are repeated; None for no
+            limit.
 
     Returns:
         The name of the data, the training images and the test images, on the CPU.
@@ -32,7 +33,7 @@ def read_images(root: str, count: int, drawn: int | None = None) -> tuple[str, I
 
 
 def data_overrides(root: str) -> list[str]:
-    """Return the overrides for CIFAR-10 in `root` or, if it is not there, for as many drawn images."""
+    """Return the overrides for CIFAR-10 in `root` or, if it is not there, for as many synthetic images."""
     if _cifar10(root):
         return [f"data.root={root}", "data.download=false"]
     return ["data=shapes", f"data.train_size={TRAIN_SIZE}", f"data.test_size={TRAIN_SIZE // TEST_SHARE}"]

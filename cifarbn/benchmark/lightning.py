@@ -1,4 +1,4 @@
-"""The side of Lightning in a benchmark: a classifier and its trainer, with what `cifarbn.train` records or without."""
+"""Classifiers and Lightning trainers for the benchmarks, with or without the callbacks of `cifarbn.train`."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,13 @@ from cifarbn.training.trainer import make_trainer
 
 
 def adam_classifier(model: nn.Module, hardware: Hardware, **adam: Any) -> Classifier:
-    """Return a classifier that trains a prepared model with cross-entropy and Adam, lr 1e-3; `adam` are its options."""
+    """Return a classifier that trains a model with cross-entropy and Adam, lr 1e-3.
+
+    Args:
+        model: the model, already accelerated.
+        hardware: the hardware settings.
+        **adam: more options of Adam.
+    """
     return Classifier(
         model,
         nn.CrossEntropyLoss(),
@@ -32,14 +38,14 @@ def adam_classifier(model: nn.Module, hardware: Hardware, **adam: Any) -> Classi
 
 @contextmanager
 def recording_trainer(hardware: Hardware, **arguments: Any) -> Iterator[tuple[pl.Trainer, Timing]]:
-    """Yield a trainer with everything that `cifarbn.train` has by default, writing into a temporary run folder.
+    """Yield a trainer with the defaults of `cifarbn.train`, which writes into a temporary run folder.
 
-    That is a progress bar, TensorBoard, the step history, the last-layer recorder and a checkpoint. The number of
-    threads stays as it is: each side of a benchmark has the same.
+    The defaults are a progress bar, TensorBoard, metrics.csv, the last-layer recorder and a checkpoint. The number of
+    threads is not changed, so that it is the same for each side of a benchmark.
 
     Args:
-        hardware: to train on.
-        **arguments: of Lightning's Trainer.
+        hardware: the hardware settings.
+        **arguments: more arguments of Lightning's Trainer.
     """
     with tempfile.TemporaryDirectory() as name, TensorBoardLog(Path(name)) as logger:
         callbacks = StandardCallbacks(Path(name), [LastLayerGradients(Path(name))])
@@ -48,7 +54,7 @@ def recording_trainer(hardware: Hardware, **arguments: Any) -> Iterator[tuple[pl
 
 
 def plain_trainer(hardware: Hardware, callbacks: Sequence[pl.Callback], **arguments: Any) -> pl.Trainer:
-    """Return a trainer that has these callbacks only, and neither validates nor writes anything."""
+    """Return a trainer with only these callbacks, without validation, that writes nothing."""
     return make_trainer(
         hardware,
         callbacks=list(callbacks),

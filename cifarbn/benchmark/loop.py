@@ -1,4 +1,4 @@
-"""`loop`: our whole training loop against a bare one, and against the usual way of training on CIFAR-10."""
+"""`loop`: `cifarbn.train` against a bare training loop and the usual way of training on CIFAR-10."""
 
 import argparse
 import contextlib
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarbn.benchmark.harness import Report, in_turn, median_ratio, wait_for
+from cifarbn.benchmark.harness import Results, in_turn, median_ratio, wait_for
 from cifarbn.benchmark.images import read_images
 from cifarbn.benchmark.lightning import adam_classifier, recording_trainer
 from cifarbn.benchmark.loader import DRAWN, our_loader, usual_loader
-from cifarbn.benchmark.step import NETS, training_step
+from cifarbn.benchmark.step import MODELS, training_step
 from cifarbn.data import Images, InMemoryLoader
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
@@ -24,60 +24,60 @@ from cifarbn.fast.threads import set_threads
 from cifarbn.fast.training_step import TrainingStep
 from cifarbn.losses import accuracy
 
-PICTURES = 50_000
+IMAGES = 50_000
 USUAL = "the usual way"
 BARE = "a bare loop"
 OURS = "cifarbn.train"
 
-_usual: "_Loop"  # in the other process only
+_usual: "_Loop"  # set in the process of the usual way only
 
 
-def measure_loop(chosen: argparse.Namespace) -> Report:
-    """Train one model for some steps in three ways; the first step of each stretch is left out everywhere.
+def measure_loop(args: argparse.Namespace) -> Results:
+    """Train one model for some steps in three ways, without measuring the first step.
 
-    The usual way: torchvision's transforms image by image, DataLoader with 2 workers, fp32, contiguous; in a process of
-    its own, where nothing is set as `accelerate` would. A bare loop: our loader, precision, layout and
-    `TrainingStep`, no Lightning, nothing recorded. Ours: Lightning with progress bar, TensorBoard, step history,
-    last-layer recorder and checkpoint.
+    The usual way: torchvision's transforms on one image at a time, DataLoader with 2 workers, fp32, contiguous memory
+    format; in its own process, which `accelerate` does not configure. A bare loop: the same loader, precision, memory
+    format and `TrainingStep` as `cifarbn.train`, without Lightning and recorders. `cifarbn.train`: Lightning with
+    progress bar, TensorBoard, metrics.csv, last-layer recorder and checkpoint.
     """
-    name, images, _ = read_images(chosen.root, PICTURES, drawn=DRAWN)
-    hardware = Hardware.choose(compile=chosen.compile)
+    name, images, _ = read_images(args.root, IMAGES, drawn=DRAWN)
+    hardware = Hardware.choose(compile=args.compile)
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
-    steps, sides = chosen.steps, {}
-    if not chosen.without_usual:
-        told = (chosen.net, images, chosen.batch_size, device, hardware.threads.count)
-        elsewhere = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_usual, told)
-        sides[USUAL] = lambda: elsewhere.submit(_run_usual, steps).result()
+    steps, sides = args.steps, {}
+    if not args.without_usual:
+        setup = (args.model, images, args.batch_size, device, hardware.threads.count)
+        usual_process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_usual, setup)
+        sides[USUAL] = lambda: usual_process.submit(_run_usual, steps).result()
     images = images.to(device)
-    bare_model = accelerate(NETS[chosen.net]().to(device), hardware)
+    bare_model = accelerate(MODELS[args.model]().to(device), hardware)
     step = TrainingStep(bare_model, nn.functional.cross_entropy, accuracy, hardware.compile, hardware.cuda_graphs)
-    step.begin((steps + 1) * (chosen.rounds + 1))
-    bare = _Loop(bare_model, our_loader(images, chosen.batch_size), device, hardware.precision, step)
-    ours = _Lightning(hardware, accelerate(NETS[chosen.net](), hardware), images, chosen.batch_size)
+    step.begin((steps + 1) * (args.rounds + 1))
+    bare = _Loop(bare_model, our_loader(images, args.batch_size), device, hardware.precision, step)
+    ours = _Lightning(hardware, accelerate(MODELS[args.model](), hardware), images, args.batch_size)
     sides |= {BARE: lambda: bare(steps), OURS: lambda: ours(steps)}
-    # Every stretch leaves out its first step, so on a GPU, where it is long, nothing is left to warm up.
-    seconds = in_turn(chosen.rounds, sides, warm_up=device.type == "cpu")
-    if not chosen.without_usual:
-        elsewhere.shutdown()
-    how = {BARE: step.facts, OURS: ours.classifier.step.facts}
+    # The first step of each measurement is left out; on a GPU, where it is long, it serves as the warm-up.
+    seconds = in_turn(args.rounds, sides, warm_up=device.type == "cpu")
+    if not args.without_usual:
+        usual_process.shutdown()
+    step_facts = {BARE: step.facts, OURS: ours.classifier.step.facts}
     return {
-        "what": f"{steps} steps of {chosen.net} on {name}, batch {chosen.batch_size}; cifarbn: {hardware}",
+        "title": f"{steps} steps of {args.model} on {name}, batch {args.batch_size}; cifarbn: {hardware}",
         "unit": "images/s",
-        "amount": steps * chosen.batch_size,
+        "amount": steps * args.batch_size,
         "seconds": seconds,
         "outside_training_seconds": ours.outside,
-        "training_step": how,
+        "training_step": step_facts,
         "notes": [
-            f"ours keeps {median_ratio(seconds[BARE], seconds[OURS]):.1%} of the bare loop's images/s",
+            f"cifarbn.train reaches {median_ratio(seconds[BARE], seconds[OURS]):.1%} of the bare loop's images/s",
             "outside the training steps, last round: "
             + ", ".join(f"{kind} {value:.2f} s" for kind, value in ours.outside.items()),
-            *(f"{side}: {facts}" for side, facts in how.items()),
+            *(f"{side}: {facts}" for side, facts in step_facts.items()),
         ],
     }
 
 
 class _Loop:
-    """A loop as anybody would write it."""
+    """An ordinary PyTorch training loop."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class _Loop:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
     def __call__(self, steps: int) -> float:
-        """Seconds of `steps` steps of full batches, after one that is not counted; at the rate of all images."""
+        """Return the seconds of `steps` steps with full batches, from the images per second after the first step."""
         start, seen = 0.0, 0
         for number, (images, labels) in enumerate(islice(self._batches(), steps + 1)):
             self._train_on(images.to(self.device), labels.to(self.device))
@@ -121,10 +121,10 @@ class _Loop:
         self.optimizer.step()
 
 
-def _prepare_usual(net: str, images: Images, batch_size: int, device: torch.device, threads: int) -> None:
+def _prepare_usual(model: str, images: Images, batch_size: int, device: torch.device, threads: int) -> None:
     global _usual
     set_threads(threads)
-    _usual = _Loop(NETS[net]().to(device), usual_loader(images, batch_size), device)
+    _usual = _Loop(MODELS[model]().to(device), usual_loader(images, batch_size), device)
 
 
 def _run_usual(steps: int) -> float:
@@ -132,7 +132,7 @@ def _run_usual(steps: int) -> float:
 
 
 class _Lightning:
-    """What `cifarbn.train` does between reading the config and the test."""
+    """The training of `cifarbn.train`, without composing the config and testing."""
 
     def __init__(self, hardware: Hardware, model: nn.Module, images: Images, batch_size: int) -> None:
         self.hardware = hardware
@@ -142,7 +142,7 @@ class _Lightning:
         self.outside: dict[str, float] = {}
 
     def __call__(self, steps: int) -> float:
-        """Seconds of `steps` steps after the first."""
+        """Return the seconds of `steps` steps after the first."""
         epochs = steps // len(self.loader) + 1
         with recording_trainer(self.hardware, max_epochs=epochs, max_steps=steps + 1) as (trainer, timing):
             start = time.perf_counter()

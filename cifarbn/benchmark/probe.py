@@ -1,4 +1,4 @@
-"""`probe`: what each recorder adds to a training step."""
+"""`probe`: the time that each recorder adds to a training step."""
 
 import argparse
 import statistics
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from cifarbn.benchmark.harness import Report, wait_for
+from cifarbn.benchmark.harness import Results, wait_for
 from cifarbn.benchmark.lightning import adam_classifier, plain_trainer
-from cifarbn.benchmark.step import NETS
+from cifarbn.benchmark.step import MODELS
 from cifarbn.data import Augmentation, Shapes
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
@@ -24,34 +24,34 @@ from cifarbn.training.callbacks.timing import Timing
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end")
 RECORDERS: dict[str, Callable[[Path], pl.Callback]] = {
-    "step history": MetricsLogger,
+    "metrics.csv": MetricsLogger,
     **{table.title: resolve_name(table.recorder) for table in TABLES},
 }
 
 
-def measure_probe(chosen: argparse.Namespace) -> Report:
+def measure_probe(args: argparse.Namespace) -> Results:
     """Train with one recorder at a time and add up the seconds inside its hooks.
 
-    Timed inside the hooks, the device waited for at both ends, since the difference of two whole runs drowns a
-    recorder of 1 % in the machine's noise. A recorder that works every k steps works once a round here; its cost is
-    given per measurement and, over its own default k, per step.
+    The hooks are timed, waiting for the device before and after, because in the difference of two whole runs a cost of
+    1 % would disappear in the machine's noise. A recorder that measures every k steps measures once per round here; its
+    cost is reported per measurement and, divided by its default k, per step.
     """
     hardware = Hardware.choose(compile=False, cuda_graphs=False)
     seconds: dict[str, list[float]] = {"a step without recorders": []}
     seconds |= {name: [] for name in RECORDERS}
     every: dict[str, int] = {}
-    for counted in [False] + chosen.rounds * [True]:
+    for counted in [False] + args.rounds * [True]:
         for name, make in RECORDERS.items():
             with tempfile.TemporaryDirectory() as folder:
                 recorder = make(Path(folder))
                 every[name] = getattr(recorder, "every", 1)
                 if isinstance(recorder, Recorder) and every[name] > 1:
-                    recorder.every = chosen.steps  # type: ignore[attr-defined]
-                inside, training = _seconds_inside(recorder, hardware, chosen)
+                    recorder.every = args.steps  # type: ignore[attr-defined]
+                inside, training = _seconds_inside(recorder, hardware, args)
             if counted:
-                per_entry = chosen.steps if every[name] == 1 else 1
+                per_entry = args.steps if every[name] == 1 else 1
                 seconds[name].append(inside / per_entry)
-                seconds["a step without recorders"].append((training - inside) / chosen.steps)
+                seconds["a step without recorders"].append((training - inside) / args.steps)
     step = statistics.median(seconds.pop("a step without recorders"))
     costs = {name: statistics.median(values) for name, values in seconds.items()}
     notes = [f"a step without recorders: {step * 1e3:.1f} ms; {hardware}"]
@@ -60,7 +60,7 @@ def measure_probe(chosen: argparse.Namespace) -> Report:
         for name, cost in costs.items()
     ]
     return {
-        "what": f"seconds inside recorders, {chosen.net} on shapes, batch {chosen.batch_size}",
+        "title": f"seconds inside recorders, {args.model} on shapes, batch {args.batch_size}",
         "unit": "measurements/s",
         "amount": 1,
         "seconds": seconds,
@@ -70,8 +70,8 @@ def measure_probe(chosen: argparse.Namespace) -> Report:
     }
 
 
-def _seconds_inside(recorder: pl.Callback, hardware: Hardware, chosen: argparse.Namespace) -> tuple[float, float]:
-    """Seconds inside the recorder's hooks, and of the training they are part of, over `steps` steps."""
+def _seconds_inside(recorder: pl.Callback, hardware: Hardware, args: argparse.Namespace) -> tuple[float, float]:
+    """Train for `steps` steps; return the seconds inside the recorder's hooks and of the whole training."""
     spent = [0.0]
 
     def timed(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,10 +86,10 @@ def _seconds_inside(recorder: pl.Callback, hardware: Hardware, chosen: argparse.
 
     for name in HOOKS:
         setattr(recorder, name, timed(getattr(recorder, name)))
-    classifier = adam_classifier(accelerate(NETS[chosen.net](), hardware), hardware)
-    size = chosen.steps * chosen.batch_size
+    classifier = adam_classifier(accelerate(MODELS[args.model](), hardware), hardware)
+    size = args.steps * args.batch_size
     data = Shapes(
-        train_size=size + 100, test_size=10, val_size=100, batch_size=chosen.batch_size, augmentation=Augmentation()
+        train_size=size + 100, test_size=10, val_size=100, batch_size=args.batch_size, augmentation=Augmentation()
     )
     timing = Timing()
     plain_trainer(hardware, [timing, recorder], max_epochs=1).fit(classifier, data)

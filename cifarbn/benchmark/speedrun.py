@@ -1,4 +1,4 @@
-"""`speedrun`: seconds to an accuracy, of a bare loop, of `cifarbn.train` and of airbench94_muon.py."""
+"""`speedrun`: seconds and accuracy of a bare loop, `cifarbn.train` and airbench94_muon.py."""
 
 import argparse
 import statistics
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cifarbn.benchmark.harness import Report
+from cifarbn.benchmark.harness import Results
 from cifarbn.benchmark.images import read_images
 from cifarbn.benchmark.lightning import recording_trainer
 from cifarbn.benchmark.speedrun_bare import BareSpeedrun
@@ -21,26 +21,26 @@ from cifarbn.fast.hardware import Hardware
 from cifarbn.training.classifier import Classifier
 
 EXPERIMENT = "speedrun_gpu"
-COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")  # the graph is of the whole step, so none of torch.compile's
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")  # modes without CUDA graphs: the whole step is captured
 BARE, OURS, PEER = "a bare loop", "cifarbn.train", "airbench94_muon"
 
 
-def measure_speedrun(args: argparse.Namespace) -> Report:
-    """Train `experiment=speedrun_gpu` with several seeds, the sides in turn, after one run each to warm up.
+def measure_speedrun(args: argparse.Namespace) -> Results:
+    """Train `experiment=speedrun_gpu` with several seeds, the sides in turn, after two warm-up runs of each.
 
-    Timed are whitening, training and the final test with test-time augmentation, with the images on the device. For
-    `cifarbn.train` these are the seconds that `Timing` counts as first step, training and evaluation, with everything
-    on: Lightning, progress bar, TensorBoard, step history, last-layer recorder and checkpoint.
+    The measured time consists of whitening, training and the final test with test-time augmentation (TTA), with the
+    images on the device. For `cifarbn.train` it is the sum of `Timing`'s first step, training and evaluation, with
+    Lightning, progress bar, TensorBoard, metrics.csv, last-layer recorder and checkpoint.
     """
     peer = args.peer.read_text() if args.peer else None
     recipe = _recipe(args)
     name, train, test = read_images(args.root, args.images)
     if len(train) < recipe.batch_size:
-        raise UserError(f"{len(train):,} images give no batch of {recipe.batch_size}; lower --batch-size")
+        raise UserError(f"{len(train):,} images are fewer than one batch of {recipe.batch_size}; lower --batch-size")
     hardware = Hardware.choose(compile=False)
     on_gpu = hardware.accelerator == "gpu"
     if args.graph and not on_gpu:
-        raise UserError("--graph needs a CUDA device; leave it out")
+        raise UserError("--graph needs a CUDA device; run without --graph")
     compiled = on_gpu if args.compile is None else args.compile
     mode = args.compile_mode if compiled else ""
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -57,17 +57,17 @@ def measure_speedrun(args: argparse.Namespace) -> Report:
     if peer is not None:
         try:
             outcomes = {PEER: run_peer(peer, train, test, args.runs, args.peer_minutes)} | outcomes
-        except UserError as error:  # what has been measured is kept
+        except UserError as error:  # keep the results of the other sides
             notes.append(str(error))
     seconds = {side: [each.seconds for each in results] for side, results in outcomes.items()}
     notes = [_summary(side, results, recipe.tta, outcomes.get(PEER)) for side, results in outcomes.items()] + notes
     return {
-        "what": f"{EXPERIMENT}: {recipe.epochs} epochs of {len(train):,} images of {name}, batch {recipe.batch_size}; "
+        "title": f"{EXPERIMENT}: {recipe.epochs} epochs of {len(train):,} images of {name}, batch {recipe.batch_size}; "
         f"{hardware.precision}, compile {mode or 'off'}, CUDA graph {'on' if bare.graph else 'off'}",
         "unit": "images/s",
         "amount": recipe.epochs * len(train),
         "seconds": seconds,
-        "views": recipe.tta,
+        "tta": recipe.tta,
         "accuracy": {side: [each.accuracy for each in results] for side, results in outcomes.items()},
         "accuracy_without_tta": {
             side: [each.accuracy_without_tta for each in results] for side, results in outcomes.items()
@@ -77,10 +77,10 @@ def measure_speedrun(args: argparse.Namespace) -> Report:
 
 
 class FullSpeedrun:
-    """What `cifarbn.train` does between reading the config and the result, once per call.
+    """Train and test as `cifarbn.train`, without composing the config, once per call.
 
-    All runs share one model, reset in place, so that the first compiles it for the others. The seconds in which the
-    training step is captured anew are left out, as those of the warm-up run.
+    All runs share one model, reset in place, so that it is compiled in the first run only. The time to capture the
+    training step is left out of each run.
     """
 
     def __init__(self, recipe: Recipe, train: Images, test: Images, hardware: Hardware) -> None:
@@ -105,12 +105,12 @@ class FullSpeedrun:
             trainer.test(classifier, self.data, verbose=False)
         seconds = sum(value for kind, value in timing.seconds.items() if kind != "checkpoint")
         seconds -= classifier.step.build_seconds - built_before
-        plain, views = (trainer.callback_metrics[f"test/acc{suffix}"].item() for suffix in ("", f"_{recipe.tta}"))
-        return Outcome(seconds, views, plain)
+        plain, augmented = (trainer.callback_metrics[f"test/acc{suffix}"].item() for suffix in ("", f"_{recipe.tta}"))
+        return Outcome(seconds, augmented, plain)
 
 
 class _Given(DataModule):
-    """Images that have been read already."""
+    """A data module of images that are already in memory."""
 
     def __init__(self, train: Images, test: Images, recipe: Recipe) -> None:
         super().__init__(
@@ -128,7 +128,7 @@ class _Given(DataModule):
         self._given = train, test
 
     def read(self) -> tuple[Images, Images]:
-        """Return them."""
+        """Return the given training and test images."""
         return self._given
 
 
@@ -143,7 +143,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _in_turn(runs: int, sides: dict[str, Callable[[int], Outcome]]) -> dict[str, list[Outcome]]:
     outcomes: dict[str, list[Outcome]] = {name: [] for name in sides}
-    for seed in range(-2, runs):  # two rounds warm up: the second side's compiler makes the first compile again
+    for seed in range(-2, runs):  # two warm-up rounds: compiling the second side makes the first one compile again
         for name, side in sides.items():
             outcome = side(max(seed, 0))
             run = "warm-up" if seed < 0 else f"seed {seed}"
@@ -156,7 +156,7 @@ def _in_turn(runs: int, sides: dict[str, Callable[[int], Outcome]]) -> dict[str,
     return outcomes
 
 
-def _summary(side: str, outcomes: Sequence[Outcome], views: str, peer: Sequence[Outcome] | None) -> str:
+def _summary(side: str, outcomes: Sequence[Outcome], tta: str, peer: Sequence[Outcome] | None) -> str:
     def mean(values: list[float]) -> str:
         spread = f" (std {statistics.stdev(values):.2%})" if len(values) > 1 else ""
         return f"{statistics.mean(values):.2%}{spread}"
@@ -164,7 +164,7 @@ def _summary(side: str, outcomes: Sequence[Outcome], views: str, peer: Sequence[
     median = statistics.median(each.seconds for each in outcomes)
     ratio = f", {median / statistics.median(each.seconds for each in peer):.2f} times the peer's" if peer else ""
     return (
-        f"{side}: {mean([each.accuracy for each in outcomes])} with {views} views, "
-        f"{mean([each.accuracy_without_tta for each in outcomes])} plain, n = {len(outcomes)}; "
+        f"{side}: {mean([each.accuracy for each in outcomes])} with TTA ({tta}), "
+        f"{mean([each.accuracy_without_tta for each in outcomes])} without, n = {len(outcomes)}; "
         f"median {median:.3f} s{ratio}"
     )

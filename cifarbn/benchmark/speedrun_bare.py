@@ -1,4 +1,4 @@
-"""The speedrun as a short loop, without Lightning: the same model, optimizer, batches and test views."""
+"""The speedrun as a short loop without Lightning, with the same model, optimizer, batches and TTA."""
 
 import contextlib
 import time
@@ -25,19 +25,19 @@ T = TypeVar("T")
 class BareSpeedrun:
     """Train and test once per call.
 
-    All runs share one model and one optimizer, which are reset in place. What the first run compiles and captures
-    therefore serves all others, and that run's result means nothing: it is the warm-up.
+    All runs share one model and one optimizer, which are reset in place, so that compiled and captured code can be
+    reused. The first run compiles and captures; its result is meaningless, so use it as the warm-up.
 
-    Whole batches only, as many as an epoch has. Nothing waits for the device between the whitening and the end.
+    An incomplete last batch of an epoch is dropped. Between whitening and the end, nothing waits for the device.
 
     Args:
-        recipe: what to train. The learning rate goes linearly from its `lr` to 0.
+        recipe: the training recipe. The learning rate decays linearly from `recipe.lr` to 0.
         train: the training images, on the device.
         test: the test images, on the device.
-        hardware: gives the precision and layout.
-        compile: mode of torch.compile for the forward pass, in training together with the loss; "" for none.
-        graph: replay a whole training step as one CUDA graph. If compilation or capture fails, training continues
-            without it, and says so on the terminal.
+        hardware: defines the precision and memory format.
+        compile: mode of torch.compile for the forward pass, in training including the loss; "" to not compile.
+        graph: whether to replay a whole training step as one CUDA graph. If compilation or capture fails, training
+            continues without it, and a message is printed.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class BareSpeedrun:
             self.loss = torch.compile(self._loss, mode=compile, dynamic=False)
             self.logits = torch.compile(self._logits, mode=compile, dynamic=False)
         self.graph = graph
-        self.steps: dict[bool, Callable[[], None]] = {}  # by whether the whitening bias is trained
+        self.steps: dict[bool, Callable[[], None]] = {}  # key: whether the whitening bias is trained
 
     def __call__(self, seed: int) -> Outcome:
         """Return the seconds and accuracies of one run."""
         self._reset(seed)
         stop = _stopwatch(self.device)
         self.model.initialize_from(self._normalize(self.train.pixels[: self.recipe.batch_size]))
-        canvas = PaddedImages(self.train.pixels, self.recipe.augmentation)
+        padded = PaddedImages(self.train.pixels, self.recipe.augmentation)
         steps = self.recipe.epochs * (len(self.train) // self.recipe.batch_size)
         rates = iter(torch.linspace(self.recipe.lr, 0, steps, device=self.device))
         self.model.train()
         for epoch in range(self.recipe.epochs):
             self.model.start_epoch(epoch)
-            for pixels, labels in self._batches(canvas, seed, epoch):
+            for pixels, labels in self._batches(padded, seed, epoch):
                 self.pixels.copy_(pixels)
                 self.labels.copy_(labels)
                 self.lr.copy_(next(rates))
@@ -83,25 +83,25 @@ class BareSpeedrun:
         return Outcome(seconds, correct.item() / len(self.test), plain_correct.item() / len(self.test))
 
     def _reset(self, seed: int) -> None:
-        """Start anew in place: a captured graph knows the memory of weights and momentum, not their names."""
+        """Reset weights and momentum in place, because a captured graph uses their memory addresses."""
         torch.manual_seed(seed)
         self.model.load_state_dict(self.recipe.make_model().state_dict())
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
 
-    def _batches(self, canvas: PaddedImages, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those of `InMemoryLoader` before normalisation, all augmented at once."""
-        order = EpochSampler(len(self.train), shuffle=True, seed=seed)
-        order.set_epoch(epoch)
+    def _batches(self, padded: PaddedImages, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the batches of `InMemoryLoader` before normalisation; the whole epoch is augmented at once."""
+        sampler = EpochSampler(len(self.train), shuffle=True, seed=seed)
+        sampler.set_epoch(epoch)
         used = len(self.train) - len(self.train) % self.recipe.batch_size
-        draws = self.recipe.augmentation.draw(len(self.train), seed, epoch)
-        index, *drawn = (self._to_device(tensor) for tensor in (order.indices()[:used], *draws))
-        pixels, labels = canvas.crop(index, CropFlipParams(*drawn)), self.train.labels[index]
+        params = self.recipe.augmentation.draw(len(self.train), seed, epoch)
+        index, *drawn = (self._to_device(tensor) for tensor in (sampler.indices()[:used], *params))
+        pixels, labels = padded.crop(index, CropFlipParams(*drawn)), self.train.labels[index]
         return zip(pixels.split(self.recipe.batch_size), labels.split(self.recipe.batch_size), strict=True)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        # From pageable memory the copy would wait for all steps that the device has not done yet.
+        # A copy from pageable memory would wait until the device has finished all queued steps.
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _step(self) -> None:
@@ -117,11 +117,11 @@ class BareSpeedrun:
         self.optimizer.step()
 
     def _captured(self) -> Callable[[], None]:
-        """The step as a graph, or the step itself where that cannot be made."""
+        """Return the training step as a CUDA graph, or the step itself if capturing fails."""
         try:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # as torch asks for before a capture
+            with torch.cuda.stream(side):  # torch requires a warm-up on a side stream before a capture
                 for _ in range(3):
                     self._train_step()
             torch.cuda.current_stream().wait_stream(side)
@@ -130,12 +130,12 @@ class BareSpeedrun:
                 self._train_step()
         except Exception as error:
             self.graph = False
-            print(f"bare loop: no CUDA graph of a step, it runs without ({_first_line(error)})")
+            print(f"bare loop: capturing a CUDA graph failed, running without it ({_first_line(error)})")
             return self._train_step
         return graph.replay
 
     def _or_uncompiled(self, name: str, run: Callable[[], T]) -> T:
-        """Run what calls the function `name`; where its compiled form fails, again with the uncompiled one."""
+        """Return `run()`, which calls the function `name`; if its compiled form fails, run again uncompiled."""
         uncompiled = getattr(self, f"_{name}")
         try:
             return run()
@@ -143,7 +143,7 @@ class BareSpeedrun:
             if getattr(self, name) == uncompiled:
                 raise
             setattr(self, name, uncompiled)
-            print(f"bare loop: torch.compile failed for the {name}, it runs uncompiled ({_first_line(error)})")
+            print(f"bare loop: torch.compile failed for the {name}, running uncompiled ({_first_line(error)})")
             return run()
 
     def _normalize(self, pixels: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class BareSpeedrun:
 
     @torch.no_grad()
     def _correct(self) -> tuple[Tensor, Tensor]:
-        """How many test images are classified correctly, with the recipe's views and without."""
+        """Return the numbers of correctly classified test images, with TTA and without."""
         self.model.eval()
         counts = torch.zeros(2, dtype=torch.int64, device=self.device)
         size = self.recipe.eval_batch_size
@@ -176,12 +176,12 @@ class BareSpeedrun:
         return counts[0], counts[1]
 
     def _logits_of_view(self, view: Tensor) -> Tensor:
-        # Every view in one layout, for which the model is compiled once.
+        # The same memory format for every view, so that the model is compiled once.
         return self.logits(view.contiguous(memory_format=torch.channels_last))
 
 
 def _stopwatch(device: torch.device) -> Callable[[], float]:
-    """Start; the function returned stops, when the device has done its work, and says how many seconds that took."""
+    """Start a stopwatch; return a function that waits for the device and returns the elapsed seconds."""
     wait_for(device)
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,4 +1,4 @@
-"""airbench94_muon.py (Jordan 2024) in a process of its own, on the same images and the same card."""
+"""Run airbench94_muon.py (Jordan 2024) in its own process, on the same images and the same GPU."""
 
 import re
 import subprocess
@@ -13,25 +13,28 @@ from cifarbn.data import Images
 from cifarbn.data.cifar10 import CLASSES
 from cifarbn.errors import UserError
 
-RUNS = re.compile(r"range\(200\)")  # how often the script trains after its warm-up run
+RUNS = re.compile(r"range\(200\)")  # the number of runs after the warm-up run, in the script
 COLUMNS = ("run", "epoch", "train_acc", "val_acc", "tta_val_acc", "time_seconds")
 
 
 def run_peer(script: str, train: Images, test: Images, runs: int, minutes: float) -> list[Outcome]:
-    """Run the script and return what its table says, without the warm-up run.
+    """Run the script and return the results that it prints, without the warm-up run.
 
     Args:
         script: the text of airbench94_muon.py, from github.com/KellerJordan/cifar10-airbench.
-        train: the training images; put where the script looks for them, so that it downloads nothing.
+        train: the training images; written to the script's data folder, so that it downloads nothing.
         test: the test images, likewise.
-        runs: how often it trains; its own 200 is replaced.
-        minutes: after which it is stopped.
+        runs: number of runs, instead of the script's 200.
+        minutes: time limit.
 
     Raises:
-        UserError: if it is another script, fails, takes longer, or prints no table.
+        UserError: If it is a different script, it fails, exceeds the time limit, or prints no results.
     """
     if len(RUNS.findall(script)) != 1:
-        raise UserError("--peer takes airbench94_muon.py of github.com/KellerJordan/cifar10-airbench, unchanged")
+        raise UserError(
+            "--peer must be an unchanged airbench94_muon.py from github.com/KellerJordan/cifar10-airbench; "
+            "this file is not"
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "cifar10").mkdir()
@@ -44,18 +47,20 @@ def run_peer(script: str, train: Images, test: Images, runs: int, minutes: float
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60 * minutes)
         except subprocess.TimeoutExpired as error:
-            raise UserError(f"--peer: the script had not ended after {minutes:g} minutes") from error
+            raise UserError(
+                f"--peer: the script was stopped after {minutes:g} minutes; raise --peer-minutes"
+            ) from error
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise UserError(f"--peer: the script failed with exit status {done.returncode}: {last}")
     outcomes = parse(done.stdout)
     if len(outcomes) != runs:
-        raise UserError(f"--peer: the script printed {len(outcomes)} results in place of {runs}")
+        raise UserError(f"--peer: the script printed {len(outcomes)} results instead of {runs}")
     return outcomes
 
 
 def parse(table: str) -> list[Outcome]:
-    """Return the results in the table that the script prints, without those of the warm-up run."""
+    """Return the results in the script's table, without the warm-up run."""
     outcomes = []
     for line in table.splitlines():
         cells = dict(zip(COLUMNS, (cell.strip() for cell in line.strip("|").split("|")), strict=False))

@@ -1,4 +1,4 @@
-"""What a speedrun trains, from `conf/experiment`, and what a run of it yields."""
+"""The recipe of a speedrun, from `conf/experiment`, and the outcome of a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Recipe:
     """The parts of a training run.
 
     Attributes:
-        make_model: makes a new model with weights drawn from torch's global generator.
+        make_model: returns a new model, initialised from torch's global random generator.
         loss: `(logits, labels) -> scalar`.
         make_optimizer: `parameters -> Optimizer`.
         make_schedule: `optimizer -> LRScheduler`.
@@ -62,12 +62,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run yields.
+    """The outcome of one run.
 
     Attributes:
-        seconds: of whitening, training and the final test.
-        accuracy: fraction of the test images, with test-time augmentation.
-        accuracy_without_tta: the same without it.
+        seconds: total time of whitening, training and the final test.
+        accuracy: test accuracy with test-time augmentation, a fraction.
+        accuracy_without_tta: test accuracy without it.
     """
 
     seconds: float

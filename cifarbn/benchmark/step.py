@@ -1,4 +1,4 @@
-"""`step`: a training step of one net in each precision, layout and compilation, and how far it is from the peak."""
+"""`step`: a training step of one model in each precision and memory format, compared with peak FLOP/s."""
 
 import argparse
 import contextlib
@@ -11,58 +11,58 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifarbn.benchmark.harness import Report, in_turn, wait_for
+from cifarbn.benchmark.harness import Results, in_turn, wait_for
 from cifarbn.fast.accelerate import use_fast_layers
 from cifarbn.models import VGG, ResNet
 
-NETS: dict[str, Callable[[], nn.Module]] = {
+MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: ResNet(18),
     "resnet18_narrow": lambda: ResNet(18, width=16),
     "vgg_a": lambda: VGG("A"),
     "vgg_a_bn": lambda: VGG("A", norm=nn.BatchNorm2d),
 }
-PEAK_SIZES = (512, 1024, 2048, 4096, 8192)  # of the square matrix products that stand for the device's peak
+PEAK_SIZES = (512, 1024, 2048, 4096, 8192)  # sizes of the square matrix products that measure the device's peak
 
 
-def measure_step(chosen: argparse.Namespace) -> Report:
-    """Forward, backward and SGD step on one batch in memory, in each mode of this device."""
+def measure_step(args: argparse.Namespace) -> Results:
+    """Measure a forward pass, backward pass and SGD step on one batch in memory, in each mode."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     modes = {
         "fp32, contiguous": (torch.float32, torch.contiguous_format, False),
         "fp32, channels_last": (torch.float32, torch.channels_last, False),
         "bf16, channels_last": (torch.bfloat16, torch.channels_last, False),
     }
-    if chosen.compile:
+    if args.compile:
         modes["fp32, channels_last, compiled"] = (torch.float32, torch.channels_last, True)
         modes["bf16, channels_last, compiled"] = (torch.bfloat16, torch.channels_last, True)
     notes, sides = [], {}
     for name, (dtype, layout, compiled) in modes.items():
-        net = NETS[chosen.net]()
+        model = MODELS[args.model]()
         if device.type == "cpu" and not compiled:
-            use_fast_layers(net)
-        step = TrainingStep(net, chosen.batch_size, device, dtype, layout, compiled)
+            use_fast_layers(model)
+        step = TrainingStep(model, args.batch_size, device, dtype, layout, compiled)
         if compiled:
             start = time.perf_counter()
             step()
             wait_for(device)
             notes.append(f"{name}: compiling took {time.perf_counter() - start:.1f} s")
-        sides[name] = _repeated(step, chosen.steps, device)
-    seconds = in_turn(chosen.rounds, sides)
-    flops = training_flops(NETS[chosen.net](), chosen.batch_size)
+        sides[name] = _repeated(step, args.steps, device)
+    seconds = in_turn(args.rounds, sides)
+    flops = training_flops(MODELS[args.model](), args.batch_size)
     peaks = {dtype: peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    notes.append(f"{flops / chosen.batch_size / 1e9:.3f} GFLOP an image, forward and backward")
+    notes.append(f"{flops / args.batch_size / 1e9:.3f} GFLOP per image, forward and backward")
     for name, (dtype, _, _) in modes.items():
-        rate = chosen.steps * flops / statistics.median(seconds[name])
+        rate = args.steps * flops / statistics.median(seconds[name])
         notes.append(
             f"{name}: {rate / 1e9:,.0f} GFLOP/s, {rate / peaks[dtype]:.0%} of the {peaks[dtype] / 1e9:,.0f} of the "
             f"best square matrix product in {str(dtype).removeprefix('torch.')}"
         )
     return {
-        "what": f"training steps of {chosen.net}, batch {chosen.batch_size}, {torch.get_num_threads()} threads",
+        "title": f"training steps of {args.model}, batch {args.batch_size}, {torch.get_num_threads()} threads",
         "unit": "images/s",
-        "amount": chosen.steps * chosen.batch_size,
+        "amount": args.steps * args.batch_size,
         "seconds": seconds,
-        "flops_per_image": flops / chosen.batch_size,
+        "flops_per_image": flops / args.batch_size,
         "peak_flops": {str(dtype).removeprefix("torch."): value for dtype, value in peaks.items()},
         "notes": notes,
     }
@@ -73,55 +73,55 @@ class TrainingStep:
 
     def __init__(
         self,
-        net: nn.Module,
+        model: nn.Module,
         batch_size: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         layout: torch.memory_format = torch.contiguous_format,
         compiled: bool = False,
     ) -> None:
-        self.net = net.to(device).to(memory_format=layout)
+        self.model = model.to(device).to(memory_format=layout)
         if compiled:
-            self.net.compile()
-        self.pictures = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=layout)
+            self.model.compile()
+        self.images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=layout)
         self.labels = torch.randint(10, (batch_size,), device=device)
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def __call__(self) -> Tensor:
         """Take the step; returns the loss."""
-        return training_step(self.net, self.optimizer, self.autocast, self.pictures, self.labels)
+        return training_step(self.model, self.optimizer, self.autocast, self.images, self.labels)
 
 
 def training_step(
-    net: nn.Module,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     autocast: contextlib.AbstractContextManager[object],
-    pictures: Tensor,
+    images: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """Forward, backward and optimizer step, as anybody would write them."""
+    """Take an ordinary training step: forward pass, backward pass and optimizer step; returns the loss."""
     with autocast:
-        loss = functional.cross_entropy(net(pictures), labels)
+        loss = functional.cross_entropy(model(images), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     return loss
 
 
-def training_flops(net: nn.Module, batch_size: int) -> int:
-    """Floating-point operations of a forward and backward pass, counted by torch; a multiply-add counts two."""
-    step = TrainingStep(net, batch_size, torch.device("cpu"))
+def training_flops(model: nn.Module, batch_size: int) -> int:
+    """Count the floating-point operations of a forward and backward pass; a multiply-add counts as two."""
+    step = TrainingStep(model, batch_size, torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
 def peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of the best square matrix product: what this device reaches through torch.
+    """Measure the FLOP/s of the fastest square matrix product on this device.
 
-    Sizes grow as long as one product takes less than about `seconds`: a CPU without bf16 in hardware needs minutes for
-    what another does in a tenth of a second.
+    Sizes grow until one product takes about `seconds`, because a CPU without bf16 in hardware can take minutes for a
+    product that takes another CPU a tenth of a second.
     """
     best = 0.0
     for size in PEAK_SIZES:

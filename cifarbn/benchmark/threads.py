@@ -1,4 +1,4 @@
-"""`threads`: the number of threads that a run chooses, against one and against all, alone and beside busy processes."""
+"""`threads`: the number of threads chosen by `auto` against one and all, idle or with busy processes."""
 
 import argparse
 import multiprocessing
@@ -13,39 +13,39 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from cifarbn.benchmark.harness import Report, in_turn, median_ratio
-from cifarbn.benchmark.step import NETS, TrainingStep
+from cifarbn.benchmark.harness import Results, in_turn, median_ratio
+from cifarbn.benchmark.step import MODELS, TrainingStep
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.cores import OtherProcesses, usable_cpus
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import FREE, Threads, choose_threads, counted, set_threads
 from cifarbn.training.callbacks.thread_watch import ThreadWatch
 
-BUSY = 2  # processes, each of which keeps a core busy if it finds one
+BUSY = 2  # number of busy processes
 OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
-# Until its parent is gone, which may have been killed.
+# Runs until its parent is gone, which may have been killed.
 _BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
-_step: TrainingStep  # in the sides' processes only
-_most: int  # threads that torch takes by itself
+_step: TrainingStep  # set in the processes of the sides only
+_most: int  # torch's default number of threads
 
 
-def measure_threads(chosen: argparse.Namespace) -> Report:
-    """Train one net on a CPU for some steps with the number of threads that a run chooses, with one, and with all.
+def measure_threads(args: argparse.Namespace) -> Results:
+    """Train one model on a CPU for some steps with the number of threads chosen by `auto`, with one, and with all.
 
-    Each is measured alone and beside `BUSY` busy processes. `auto` chooses before each stretch, which does not count,
-    and may change the number within it. In "auto, surprised" the busy processes come when it has chosen all threads:
-    the stretch contains its change. "passive" is OMP_WAIT_POLICY=passive: a thread that waits for others sleeps at
-    once, where by default it spins for some milliseconds.
+    Each is measured alone and next to `BUSY` busy processes. `auto` chooses before each measurement, which is not
+    timed, and may change the number during it. In "auto, surprised", the busy processes start after `auto` has chosen
+    all threads, so the measurement includes its change. "passive" is OMP_WAIT_POLICY=passive: waiting threads sleep at
+    once, where by default they spin for some milliseconds.
 
-    What other programs do is in the notes: where they use cores, "alone" is not alone.
+    The notes state the number of cores that other programs use: if it is not 0, "alone" is not quite alone.
     """
     with _unset(OPENMP), ExitStack() as stack:
-        default = stack.enter_context(_process(chosen))
+        default = stack.enter_context(_process(args))
         most = default.submit(_all_threads).result()
         with _unset((), OMP_WAIT_POLICY="passive"):
-            passive = stack.enter_context(_process(chosen))
+            passive = stack.enter_context(_process(args))
             passive.submit(_all_threads).result()
         used = [_cores_used()]
         numbers: dict[str, list[int]] = {}
@@ -57,7 +57,7 @@ def measure_threads(chosen: argparse.Namespace) -> Report:
 
             def run() -> float:
                 with busy_processes(busy):
-                    seconds, last = pool.submit(_train, chosen.steps, number, watched).result()
+                    seconds, last = pool.submit(_train, args.steps, number, watched).result()
                 numbers.setdefault(name, []).append(last)
                 return seconds
 
@@ -71,19 +71,19 @@ def measure_threads(chosen: argparse.Namespace) -> Report:
                     name = f"{state}: {counted(number)}{kind}"
                     sides[name] = side(name, pool, number)
         sides["busy: auto, surprised"] = side("busy: auto, surprised", default, most, watched=True)
-        seconds = in_turn(chosen.rounds, sides)
+        seconds = in_turn(args.rounds, sides)
         used.append(_cores_used())
     return {
-        "what": f"{chosen.steps} steps of {chosen.net}, batch {chosen.batch_size}, alone and beside {BUSY} busy "
+        "title": f"{args.steps} steps of {args.model}, batch {args.batch_size}, alone and next to {BUSY} busy "
         f"processes, on {len(usable_cpus())} CPUs",
         "unit": "images/s",
-        "amount": chosen.steps * chosen.batch_size,
+        "amount": args.steps * args.batch_size,
         "seconds": seconds,
         "threads_at_the_end": numbers,
         "cores_used_by_others": used,
         "notes": [
             *(_against_best(seconds, state, [counted(1), counted(most)]) for state in ("alone", "busy")),
-            f"auto's threads at the end of each stretch: alone {numbers['alone: auto']}, busy {numbers['busy: auto']}, "
+            f"auto's threads at the end of each round: alone {numbers['alone: auto']}, busy {numbers['busy: auto']}, "
             f"surprised {numbers['busy: auto, surprised']}",
             "other programs used {} cores before the measurement and {} after it".format(
                 *("an unknown number of" if cores is None else f"{cores:.1f}" for cores in used)
@@ -99,7 +99,7 @@ def _against_best(seconds: dict[str, list[float]], state: str, fixed: list[str])
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Keep as many cores busy as long as the block lasts, with processes of this one's priority."""
+    """Run `count` busy processes, with this process's priority, until the end of the block."""
     processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
     try:
         yield processes
@@ -111,7 +111,7 @@ def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 @contextmanager
 def _unset(names: tuple[str, ...], **values: str) -> Iterator[None]:
-    """Let processes that are started in the block find an environment without some variables, and with others."""
+    """Unset some environment variables and set others in the block, for the processes that it starts."""
     before = dict(os.environ)
     for name in names:
         os.environ.pop(name, None)
@@ -123,18 +123,18 @@ def _unset(names: tuple[str, ...], **values: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _process(chosen: argparse.Namespace) -> ProcessPoolExecutor:
-    """A process of its own: OpenMP reads its environment once, when it is loaded."""
+def _process(args: argparse.Namespace) -> ProcessPoolExecutor:
+    """Return an executor with a new process, because OpenMP reads its environment only once, when it is loaded."""
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, spawn, _prepare, (chosen.net, chosen.batch_size))
+    return ProcessPoolExecutor(1, spawn, _prepare, (args.model, args.batch_size))
 
 
-def _prepare(net: str, batch_size: int) -> None:
+def _prepare(model: str, batch_size: int) -> None:
     global _step, _most
     _most = torch.get_num_threads()
     hardware = Hardware.choose("cpu", compile=False)
     dtype = torch.bfloat16 if hardware.precision == "bf16-mixed" else torch.float32
-    module = accelerate(NETS[net](), hardware)
+    module = accelerate(MODELS[model](), hardware)
     _step = TrainingStep(module, batch_size, torch.device("cpu"), dtype, torch.channels_last)
 
 
@@ -143,14 +143,14 @@ def _all_threads() -> int:
 
 
 def _train(steps: int, number: int | None, watched: bool) -> tuple[float, int]:
-    """Seconds of `steps` steps after the first, and the number of threads at their end.
+    """Return the seconds of `steps` steps after the first, and the number of threads at the end.
 
     Args:
-        steps: that count.
-        number: of threads; None lets the run choose.
-        watched: whether the number may change though it is given.
+        steps: number of timed steps.
+        number: number of threads; None for `auto`.
+        watched: whether the given number may change.
     """
-    set_threads(_most)  # as at the start of a process
+    set_threads(_most)  # as in a new process
     threads = Threads(number, _most, FREE, watched) if number else choose_threads(environment={})
     set_threads(threads.count)
     watch = ThreadWatch(threads)

@@ -1,1 +1,1 @@
-"""What the device can do, and how a run makes use of it."""
+"""Device detection, accelerated layers, and fast training steps."""

@@ -1,4 +1,4 @@
-"""The one place where speed touches a model: lay it out for the device, and give its layers this package's code."""
+"""Prepare a model for the device: memory format and accelerated layers."""
 
 import torch
 from torch import nn
@@ -20,33 +20,33 @@ PLAIN = {fast: plain for plain, fast in FAST.items()}
 
 
 def accelerate(model: nn.Module, hardware: Hardware) -> nn.Module:
-    """Make a model as fast as this hardware allows, in place, and return it.
+    """Prepare a model for fast training on this hardware, in place, and return it.
 
-    It keeps its modules, parameters, hooks and `state_dict`. See `use_fast_layers`, which is applied if
-    `hardware.kernels`; otherwise the model has torch's own layers. The process is set up too: how it uses the GPU's
-    units and keeps freed memory.
+    Modules, parameters, hooks and `state_dict` are kept. If `hardware.kernels` is true, layers are accelerated by
+    `use_fast_layers`; otherwise the model uses torch's own layers. Also configures the process: TF32 and cuDNN on a
+    GPU, memory allocation on a CPU.
 
     Args:
-        model: of this package, torchvision or the user's own.
-        hardware: what to compute on, and how.
+        model: any model, such as one of this package, of torchvision or the user's own.
+        hardware: the hardware settings.
     """
     hardware.set_up_process()
     if hardware.channels_last:
         model.to(memory_format=torch.channels_last)
     elif contiguous_inputs not in model._forward_pre_hooks.values():
-        # A convolution goes by the layout of its weights or of its inputs, and images come channels_last.
+        # Images are channels_last, and a convolution would use the memory format of its inputs.
         model.register_forward_pre_hook(contiguous_inputs)
     (use_fast_layers if hardware.kernels else use_torch_layers)(model)
     return model
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Let layers compute by this package's code where it is faster than torch's, which is in bf16 on a CPU.
+    """Switch layers to implementations that are faster than torch's in bf16 on a CPU, in place.
 
-    Each layer stays the object that it is and becomes a subclass of its class: convolutions `GemmConv2d`, 2x2 max pools
-    `FastMaxPool2d`, batch norms `FusedBatchNorm2d`; an `nn.Sequential` and the residual blocks of this package compute
-    a batch norm together with the residual add and ReLU behind it, unless one of these has a hook. Layers of any other
-    class, a subclass of the user's own included, are left alone.
+    Each layer remains the same object; only its class changes, to a subclass: `nn.Conv2d` to `GemmConv2d`, 2x2
+    `nn.MaxPool2d` to `FastMaxPool2d`, `nn.BatchNorm2d` to `FusedBatchNorm2d`. `nn.Sequential` and this package's
+    residual blocks fuse a batch norm with the residual add and ReLU that follow it, unless one of these has a hook.
+    Layers of other classes, including the user's own subclasses of the above, are not changed.
     """
     for module in model.modules():
         if type(module) is nn.MaxPool2d and not FastMaxPool2d.suits(module):
@@ -56,7 +56,7 @@ def use_fast_layers(model: nn.Module) -> None:
 
 
 def use_torch_layers(model: nn.Module) -> None:
-    """Undo `use_fast_layers`."""
+    """Switch all layers back to torch's own, undoing `use_fast_layers`."""
     for module in model.modules():
         if plain := PLAIN.get(type(module)) or plain_block(type(module)):
             module.__class__ = plain

@@ -10,14 +10,14 @@ from cifarbn.fast.kernels import library, ops
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm, in training under bf16 on a CPU by a C kernel.
+    """Batch norm with a C kernel for training in bf16 on a CPU.
 
-    Where the kernel cannot be compiled, and for everything else (evaluation, fp32, GPUs, contiguous maps, compiled
-    models), this is torch's. The same statistics, summed in another order.
+    All other cases (evaluation, fp32, GPUs, contiguous inputs, compiled models, no C compiler) use torch's batch norm.
+    The kernel computes the same statistics, summed in a different order.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W), as in torch."""
+        """Map (N, C, H, W) to (N, C, H, W), as in torch."""
         return self._fused(x) if self._takes(x) else super().forward(x)
 
     def _takes(self, x: Tensor) -> bool:
@@ -30,7 +30,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             and self.bias.is_contiguous()
             and self.eps > 0
             and library.takes(x)
-            and x.numel() > x.shape[1] == self.num_features  # torch says what is wrong with anything else
+            and x.numel() > x.shape[1] == self.num_features  # for other shapes torch raises its own error
         )
 
     def _fused(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -46,10 +46,10 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
 
 def normalize_and_activate(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Return `activation(norm(x) + residual)`, in one pass over memory where both are plain batch norm and ReLU.
+    """Return `activation(norm(x) + residual)`, fused if `norm` is a `FusedBatchNorm2d` and `activation` an `nn.ReLU`.
 
-    The output and every gradient are the same to the bit, whether the parts are computed together or, because one of
-    them has a hook that wants to see what is between, one by one.
+    If one of the two has a hook, which needs to see the values in between, they are computed separately. The output and
+    all gradients are bit-identical in both cases.
     """
     if (
         type(norm) is FusedBatchNorm2d
@@ -64,7 +64,7 @@ def normalize_and_activate(norm: nn.Module, activation: nn.Module, x: Tensor, re
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Return whether calling the module does more than its class's `forward`: hooks, or a `forward` of its own."""
+    """Return whether the module has hooks or an instance attribute `forward`."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -75,14 +75,14 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 class _Normalization(torch.autograd.Function):
-    """`ops.batch_norm`'s output, differentiable twice, and statistics."""
+    """Compute `ops.batch_norm`; returns its output, which is twice differentiable, and the statistics."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, eps: float
     ) -> tuple[Tensor, Tensor]:
         y, statistics, inverse = ops.batch_norm(x, weight, bias, residual, relu, eps)
-        kept = None if residual is None else y  # of a ReLU alone, x says what passed
+        kept = None if residual is None else y  # without a residual, the ReLU's mask follows from x
         ctx.save_for_backward(x, kept, weight, bias, statistics, inverse)
         ctx.relu, ctx.eps = relu, eps
         ctx.mark_non_differentiable(statistics)
@@ -103,15 +103,17 @@ class _Normalization(torch.autograd.Function):
 def _differentiable_backward(
     ctx: Any, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The same gradients by operations that torch can differentiate again (`create_graph=True`)."""
+    """Compute the gradients with operations that torch can differentiate again (`create_graph=True`)."""
     normalized = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
     if ctx.relu:
         grad_output = grad_output.masked_fill((normalized if y is None else y) <= 0, 0)
     grad_residual = None if y is None else grad_output
-    asked = [i for i in range(3) if ctx.needs_input_grad[i]]
-    found: list[Tensor | None] = [None, None, None]
-    if asked:
-        inputs = [(x, weight, bias)[i] for i in asked]
-        for i, each in zip(asked, torch.autograd.grad(normalized, inputs, grad_output, create_graph=True), strict=True):
-            found[i] = each
-    return *found, grad_residual, None, None
+    needed = [i for i in range(3) if ctx.needs_input_grad[i]]
+    grads: list[Tensor | None] = [None, None, None]
+    if needed:
+        inputs = [(x, weight, bias)[i] for i in needed]
+        for i, grad in zip(
+            needed, torch.autograd.grad(normalized, inputs, grad_output, create_graph=True), strict=True
+        ):
+            grads[i] = grad
+    return *grads, grad_residual, None, None

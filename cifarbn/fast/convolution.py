@@ -1,4 +1,4 @@
-"""A convolution that is fast on small maps, too."""
+"""A convolution that is fast on small feature maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,17 +9,17 @@ from torch.nn import functional
 
 from cifarbn.fast.kernels import library, ops
 
-CHANNELS = 64  # in and out, at the least
-POSITIONS = 16  # of the output, at the most
-MANY_OUTPUTS, POSITIONS_OF_MANY = 256, 64  # from so many channels out on, so many positions
-WEIGHTS = 2**20  # in bf16 they fill a core's second cache; from here on all three products are worth it
+MIN_CHANNELS = 64  # smallest number of input and output channels
+MAX_POSITIONS = 16  # largest number of output positions
+MANY_OUTPUTS, MAX_POSITIONS_MANY = 256, 64  # with at least 256 output channels, allow up to 64 output positions
+MIN_WEIGHTS = 2**20  # in bf16 they fill a core's L2 cache; from this size on, all three matrix products are faster
 
 
 class GemmConv2d(nn.Conv2d):
-    """Convolution, under bf16 autocast on a CPU by matrix products where maps are small; elsewhere torch's.
+    """Convolution that uses matrix products for small feature maps under bf16 autocast on a CPU, else torch's.
 
-    oneDNN's kernels are made for large maps. For 3x3 weights, batch 128, two cores with AMX and torch 2.14.1, in
-    milliseconds by oneDNN and, in brackets, by a matrix product of patches, their copying included::
+    oneDNN's kernels are optimised for large feature maps. Milliseconds with oneDNN and, in brackets, with a matrix
+    product of patches including the time to copy them (3x3 weights, batch 128, two cores with AMX, torch 2.14.1)::
 
         channels    positions   output        input's gradient   weights' gradient
         512, 512    2x2          9.6 (2.5)     9.9 (3.0)         28.5 (1.7)
@@ -29,17 +29,18 @@ class GemmConv2d(nn.Conv2d):
         256, 256    8x8          3.4 (4.9)     3.4 (5.3)         10.7 (7.5)
         128, 128    8x8          0.8 (1.5)     0.9 (1.6)          3.2 (3.2)
 
-    So the weights' gradient is a product for up to 16 positions, and up to 64 where there are many outputs; the other
-    two are where, with up to 16, there are many weights. The same sums of products, in another order. A 1x1 convolution
-    gains less, between nothing and half of the weights' gradient.
+    The gradient of the weights is therefore a matrix product for up to 16 positions, or up to 64 if there are at least
+    256 outputs. The output and the gradient of the input are matrix products for up to 16 positions if there are at
+    least 2^20 weights. The sums are the same, in a different order. A 1x1 convolution gains less: between nothing and
+    half of the time of the weights' gradient.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H', W'), as in torch."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H', W'), as in torch."""
         positions = self._positions(x) if self._may_be_products(x) else 0
-        if not 0 < positions <= (POSITIONS if self.out_channels < MANY_OUTPUTS else POSITIONS_OF_MANY):
+        if not 0 < positions <= (MAX_POSITIONS if self.out_channels < MANY_OUTPUTS else MAX_POSITIONS_MANY):
             return super().forward(x)
-        everything = self.weight.numel() >= WEIGHTS and positions <= POSITIONS
+        everything = self.weight.numel() >= MIN_WEIGHTS and positions <= MAX_POSITIONS
         bias = None if self.bias is None else self.bias.bfloat16()
         x, weight = x.bfloat16(), self.weight.bfloat16()
         return _Convolution.apply(x, weight, bias, self.stride, self.padding, everything)
@@ -52,7 +53,7 @@ class GemmConv2d(nn.Conv2d):
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
             and self.weight.requires_grad
             and torch.is_grad_enabled()
-            and min(self.in_channels, self.out_channels) >= CHANNELS
+            and min(self.in_channels, self.out_channels) >= MIN_CHANNELS
             and (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros")
             and not isinstance(self.padding, str)
             and not library.transforming()
@@ -65,7 +66,10 @@ class GemmConv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d without dilation and groups, differentiable twice; the weight's gradient is a product, or `everything`."""
+    """conv2d without dilation and groups, twice differentiable.
+
+    The gradient of the weight is a matrix product; if `everything`, so are the output and the input's gradient.
+    """
 
     @staticmethod
     def forward(
@@ -89,7 +93,7 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         x, weight, patches = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
-        again = torch.is_grad_enabled()  # this gradient is to be differentiated, so that it must come from x itself
+        again = torch.is_grad_enabled()  # this gradient will be differentiated, so it must be computed from x
         if ctx.needs_input_grad[0]:
             if patches is not None and ctx.stride == (1, 1) and not again:
                 grad_input = input_gradient(weight, gradient, ctx.padding, True)
@@ -107,14 +111,14 @@ class _Convolution(torch.autograd.Function):
 def patches_of(
     x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], kernels: bool = False
 ) -> Tensor:
-    """What each position of a convolution's output is computed from: (N, H', W', rows, columns, inputs).
+    """Return the input patches of all output positions of a convolution: (N, H', W', rows, columns, inputs).
 
     Args:
-        x: (N, inputs, H, W); channels_last, or it is copied more slowly.
-        size: rows and columns of the weights.
-        stride: of the convolution.
-        padding: zeros on each side, above and below, left and right; a negative number cuts off.
-        kernels: in one pass over memory, by this package's C, where x is fit for it; no gradient finds its way back.
+        x: (N, inputs, H, W); the copy is faster if it is channels_last.
+        size: rows and columns of the weight.
+        stride: stride of the convolution.
+        padding: (vertical, horizontal) zero padding; negative values crop.
+        kernels: whether to use the C kernel if it supports x. It does not propagate gradients.
     """
     if kernels and library.takes(x):
         return ops.patches(x, size, stride, padding)
@@ -125,31 +129,31 @@ def patches_of(
 
 
 def convolve(patches: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A convolution's output (N, outputs, H', W'), as a product of its patches and weight (outputs, inputs, ...)."""
+    """Compute a convolution's output (N, outputs, H', W') from its patches and weight (outputs, inputs, ...)."""
     matrix = weight.permute(0, 2, 3, 1).flatten(1)
     return functional.linear(patches.flatten(3), matrix, bias).permute(0, 3, 1, 2)
 
 
 def input_gradient(weight: Tensor, gradient: Tensor, padding: Sequence[int], kernels: bool = False) -> Tensor:
-    """The gradient of a convolution's input, given its output's (N, outputs, H', W'); for stride 1.
+    """Compute the gradient of a stride-1 convolution's input from that of its output, (N, outputs, H', W').
 
-    It is the gradient's own convolution with the weights turned by half a turn, outputs and inputs exchanged.
+    This is a convolution of the gradient with the weight rotated by 180 degrees, outputs and inputs exchanged.
     """
     rows, columns = weight.shape[2:]
     around = (rows - 1 - padding[0], columns - 1 - padding[1])
     patches = patches_of(gradient, (rows, columns), (1, 1), around, kernels)
-    # (rows, columns, outputs) by inputs: of a channels_last weight this moves whole lines of inputs.
+    # (rows * columns * outputs, inputs): for a channels_last weight, this copies contiguous lines of inputs.
     matrix = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)
     return (patches.flatten(3) @ matrix).permute(0, 3, 1, 2)
 
 
 def weight_gradient(patches: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of a convolution's weight, (outputs, inputs, rows, columns) of that `shape`.
+    """Compute the gradient of a convolution's weight.
 
     Args:
-        patches: of the input.
-        gradient: (N, outputs, H', W') of the output.
-        shape: of the weight.
+        patches: the patches of the input, see `patches_of`.
+        gradient: gradient of the output, (N, outputs, H', W').
+        shape: shape of the weight, (outputs, inputs, rows, columns).
     """
     outputs, inputs, rows, columns = shape
     product = gradient.permute(0, 2, 3, 1).flatten(0, 2).T @ patches.flatten(3).flatten(0, 2)

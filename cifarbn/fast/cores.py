@@ -1,4 +1,4 @@
-"""Which cores this process may use, and how many of them other processes use."""
+"""The cores that this process may use, and the load on them by other processes."""
 
 import os
 import time
@@ -6,21 +6,21 @@ from pathlib import Path
 
 
 def usable_cpus() -> frozenset[int]:
-    """Return the numbers of the CPUs that this process may run on: its affinity, where the system has one."""
+    """Return the numbers of the CPUs that this process may run on: its affinity, if the system has one."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
 
 
 def cgroup_limit(root: Path = Path("/")) -> float | None:
-    """Return the CPU limit of this process's control group in cores, such as 1.5; None without one.
+    """Return the CPU limit of this process's control group in cores, such as 1.5, or None if there is no limit.
 
-    Reads `cpu.max` of version 2 and `cpu.cfs_quota_us` of version 1, of the group and of all groups above it: the
-    smallest limit counts. In a container the group's path may be the host's, which the container does not see; its own
-    files are then at the top of the mount.
+    Reads `cpu.max` (cgroup v2) or `cpu.cfs_quota_us` (v1) of the group and its ancestors and returns the smallest
+    limit. In a container, the group's path may be the host's, which is not visible inside; the container's own files
+    are then at the root of the mount.
 
     Args:
-        root: where the files are; tests have their own.
+        root: root of the file system; for tests.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -52,15 +52,14 @@ def _limit(group: Path) -> float | None:
 
 
 class OtherProcesses:
-    """Measures how many of some CPUs other processes use, from the kernel's count of their busy time.
+    """Measures how many cores other processes use, from the kernel's counters of busy time.
 
-    That is a direct reading over any interval from about 0.2 s; the load average follows a change only after a minute.
-    What a hypervisor takes for other machines counts as used. The time of processes with a lower priority (niced) does
-    not, unless this process is niced too: they give way.
+    Works over any interval from about 0.2 s; the load average reacts only after a minute. Time stolen by a hypervisor
+    counts as used. Time of niced processes does not, unless this process is niced too, because they yield to it.
 
     Args:
-        cpus: their numbers.
-        stat: the kernel's file; tests have their own.
+        cpus: numbers of the CPUs to measure.
+        stat: the kernel's file of counters; for tests.
     """
 
     def __init__(self, cpus: frozenset[int], stat: Path = Path("/proc/stat")) -> None:
@@ -68,7 +67,7 @@ class OtherProcesses:
         self._last = self._read()
 
     def cores(self) -> float | None:
-        """Return the mean number of cores in use by others since the last call; None where the system does not say."""
+        """Return the mean number of cores used by others since the last call; None if the system does not report it."""
         last, self._last = self._last, self._read()
         if last is None or self._last is None or self._last[0] <= last[0]:
             return None
@@ -76,7 +75,7 @@ class OtherProcesses:
         return min(max((busy - own) / elapsed, 0.0), float(len(self._cpus)))
 
     def _read(self) -> tuple[float, float, float] | None:
-        """The time, the CPUs' busy time, and this process's own, all in seconds."""
+        """Return the current time, the CPUs' busy time and this process's CPU time, in seconds."""
         try:
             lines = [line.split() for line in self._stat.read_text().splitlines()]
             rows = {
@@ -85,7 +84,7 @@ class OtherProcesses:
             busy = sum(_busy(rows[f"cpu{number}"]) for number in self._cpus)
         except (OSError, ValueError, KeyError):
             return None
-        if not any(map(sum, rows.values())):  # a sandbox that only pretends to have the file
+        if not any(map(sum, rows.values())):  # some sandboxes report only zeros
             return None
         return time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), time.process_time()
 

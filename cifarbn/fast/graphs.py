@@ -1,4 +1,4 @@
-"""CUDA graphs: forward, loss and backward of a training step as one launch."""
+"""CUDA graphs: run forward, loss and backward of a training step with one launch."""
 
 import random
 import warnings
@@ -20,27 +20,27 @@ TIMED = 5  # replays
 
 
 class CannotCaptureError(Exception):
-    """The step does something that a CUDA graph cannot repeat; the message says what."""
+    """Raised if a CUDA graph cannot replay the training step; the message gives the reason."""
 
 
 class CapturedStep:
     """Forward, loss and backward for batches of one shape, captured once and replayed for every batch.
 
-    A step of ResNet-18 launches about 400 kernels, and launching them takes the host 9 to 10 ms whatever the batch
-    size; a replay takes it 0.3 ms (H200, torch 2.11). Random layers draw new numbers at every replay, and buffers
-    such as batch norm's running statistics are updated. Capturing leaves no trace on the model: buffers, gradients and
-    random generators are put back.
+    A step of ResNet-18 launches about 400 kernels, which takes the host 9 to 10 ms for any batch size; a replay takes
+    0.3 ms (H200, torch 2.11). Random layers draw new numbers at every replay, and buffers such as batch norm's running
+    statistics are updated. Capturing does not change the model: buffers, gradients and random generators are restored.
 
-    Traps: gradients and outputs lie in memory that the next replay overwrites, so clone what you keep. Python code,
-    such as a layer's hooks, runs at the capture only.
+    Traps: the next replay overwrites gradients and outputs, so clone those you keep. Python code, such as a layer's
+    hooks, runs only during the capture.
 
     Args:
         forward: `(inputs, labels) -> (loss, accuracy)`, scalars, through the model.
-        model: in training mode, on a GPU, with every other module that `forward` calls.
-        inputs, labels: a batch of the shape to capture.
+        model: all modules that `forward` calls, in training mode, on a GPU.
+        inputs: the inputs of a batch of the shape to capture.
+        labels: the labels of that batch.
 
     Raises:
-        CannotCaptureError: if the step waits for the device, as `.item()` does; if its Python code draws random
+        CannotCaptureError: If the step waits for the device, as `.item()` does; if its Python code draws random
             numbers or changes attributes of the model; or if capturing fails for another reason.
     """
 
@@ -57,11 +57,11 @@ class CapturedStep:
                         for _ in range(WARM_UP - 1):
                             self._pass(forward, parameters)
                         self._watched_pass(forward, parameters)
-                finally:  # else buffers would be put back before the last pass has changed them
+                finally:  # otherwise buffers would be restored before the last pass has changed them
                     current.wait_stream(side)
                 self._graph = torch.cuda.CUDAGraph()
                 _forget_gradients(parameters)
-                # Other threads, such as a data loader's, may go on using the device.
+                # thread_local: other threads, such as a data loader's, may use the device during the capture.
                 with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                     loss, accuracy = forward(self._inputs, self._labels)
                     _backward(loss)
@@ -70,11 +70,11 @@ class CapturedStep:
         except (CannotCaptureError, UserError):
             raise
         except Exception as error:
-            torch.cuda.set_stream(current)  # a capture that fails does not leave its own stream
+            torch.cuda.set_stream(current)  # a failed capture leaves its own stream current
             raise CannotCaptureError(str(error).strip().split("\n")[0]) from error
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
-        """Return loss and accuracy of a batch; `attach_gradients` hands out the gradients."""
+        """Return the loss and accuracy of a batch, and compute the gradients for `attach_gradients`."""
         self._inputs.copy_(inputs, non_blocking=True)
         self._labels.copy_(labels, non_blocking=True)
         self._graph.replay()
@@ -82,12 +82,12 @@ class CapturedStep:
         return loss, accuracy
 
     def attach_gradients(self) -> None:
-        """Set every parameter's `.grad` to the gradient of the latest batch."""
+        """Set every parameter's `.grad` to its gradient for the latest batch."""
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
 
     def seconds(self) -> float:
-        """Return the device's seconds for a replay."""
+        """Measure the device time of a replay, in seconds."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with preserve_state(self._model):
             self._graph.replay()
@@ -99,16 +99,16 @@ class CapturedStep:
         return start.elapsed_time(end) / 1000 / TIMED
 
     def _pass(self, forward: Forward, parameters: list[nn.Parameter]) -> None:
-        """Run the step once as it will be captured."""
+        """Run the step once, as it will be captured."""
         _forget_gradients(parameters)
         loss, _ = forward(self._inputs, self._labels)
         _backward(loss)
 
     def _watched_pass(self, forward: Forward, parameters: list[nn.Parameter]) -> None:
-        """Run the step once, and refuse what a graph cannot repeat.
+        """Run the step once and raise CannotCaptureError if it does something that a graph cannot replay.
 
-        Synchronisation is looked for before the capture, because a capture that fails can leave the process's CUDA
-        state unusable.
+        Synchronisation is detected before the capture, because a failed capture can leave the process's CUDA state
+        unusable.
         """
         before, mode = _host_state(self._model), torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
@@ -128,7 +128,7 @@ def _backward(loss: Tensor) -> None:
 
 
 def _uncached_autocast() -> torch.autocast:
-    """Return the present autocast without its cache, which would hold half-precision copies of today's weights."""
+    """Return the current autocast without its cache, which would hold half-precision copies of the current weights."""
     dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
     return torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)
 
@@ -139,13 +139,13 @@ def _forget_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def plain_attributes(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the numbers, words and truths among every layer's attributes, by which Python code may go."""
+    """Return every layer's attributes of plain types, on which its Python code may depend."""
     plain = (bool, int, float, str, tuple, type(None))
     return [{k: v for k, v in vars(layer).items() if isinstance(v, plain)} for layer in model.modules()]
 
 
 def _host_state(model: nn.Module) -> list[Any]:
-    """Return what Python code in a forward pass may change on the host, where a replay would not."""
+    """Return the state that Python code of a forward pass may change but a replay would not."""
     _, keys, *rest = np.random.get_state(legacy=True)
     generators = [random.getstate(), np.asarray(keys).tobytes(), rest, torch.get_rng_state().tolist()]
     return [generators, plain_attributes(model)]

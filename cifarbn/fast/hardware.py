@@ -1,4 +1,4 @@
-"""What the device can do, and how a run computes on it."""
+"""Hardware detection, and the settings a run computes with."""
 
 import ctypes
 import platform
@@ -14,24 +14,24 @@ from cifarbn.fast.threads import Threads, choose_threads, counted, set_threads
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
-_SHORT = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # as Lightning reads them
+_SHORT = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # Lightning's short forms
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """How a run computes: chosen once, printed, and recorded in result.json.
+    """The hardware settings of a run: chosen once at its start, printed, and saved in result.json.
 
     Attributes:
         accelerator: "cpu" or "gpu".
-        device: the device's name, for the record.
-        precision: Lightning's name, such as "bf16-mixed" or "32-true".
-        channels_last: whether nets and pictures are laid out NHWC, which convolutions on both kinds prefer.
-        compile: torch.compile's mode, such as "default"; "auto", on a GPU, for compiling where it saves time; "" for
-            none. See `cifarbn.fast.training_step`.
+        device: name of the device.
+        precision: Lightning's name of the precision, such as "bf16-mixed" or "32-true".
+        channels_last: whether models and images have the memory format NHWC, which is faster for convolutions.
+        compile: mode of torch.compile, such as "default"; "auto" to compile on a GPU if it saves time; "" to not
+            compile. See `cifarbn.fast.training_step`.
         cuda_graphs: whether training steps are captured in CUDA graphs.
-        kernels: whether models get this package's faster layers for bf16 on a CPU (`cifarbn.fast.accelerate`); if
-            not, they keep torch's own.
-        threads: the number of the CPU's threads, which torch is set to, and where it comes from.
+        kernels: whether models use this package's faster layers for bf16 on a CPU (`cifarbn.fast.accelerate`) instead
+            of torch's own.
+        threads: number of CPU threads, and the reason for it.
     """
 
     accelerator: str
@@ -55,28 +55,38 @@ class Hardware:
         threads: int | str = "auto",
         processes: int = 1,
     ) -> "Hardware":
-        """Replace each "auto" by what this machine does best.
+        """Replace each "auto" by the best setting for this machine, and set torch's number of threads.
 
-        bf16 autocast is chosen where the hardware multiplies bf16 natively (CUDA from compute capability 8.0, AMX,
-        AVX512-BF16): elsewhere it is emulated and slower than fp32. The kernels are chosen for it on a CPU, where there
-        is a C compiler and the net is not compiled as a whole. See `choose_threads` for the number of threads, which
-        torch has from here on; `processes` share this machine's cores.
+        bf16 autocast is chosen if the hardware multiplies bf16 natively (CUDA with compute capability >= 8.0, AMX,
+        AVX512-BF16); otherwise it would be emulated, which is slower than fp32. The kernels are chosen for bf16 on a
+        CPU if there is a C compiler and the model is not compiled. See `choose_threads` for the number of threads.
+
+        Args:
+            accelerator: trainer.accelerator.
+            precision: trainer.precision.
+            channels_last: trainer.channels_last.
+            compile: trainer.compile.
+            cuda_graphs: trainer.cuda_graphs.
+            kernels: trainer.kernels.
+            threads: trainer.threads.
+            processes: number of processes of the run that share this machine's cores.
 
         Raises:
-            UserError: if a GPU or the kernels are asked for and there are none, or a name or number is unknown.
+            UserError: If a GPU or the kernels are requested but not available, or a value is invalid.
         """
         if accelerator not in ("auto", "cpu", "gpu"):
-            raise UserError(f"trainer.accelerator is auto, cpu or gpu, not {accelerator!r}")
+            raise UserError(f"trainer.accelerator must be auto, cpu or gpu, not {accelerator!r}")
         if accelerator == "gpu" and not torch.cuda.is_available():
-            raise UserError("trainer=gpu needs a CUDA device and torch sees none; trainer=auto takes what there is")
+            raise UserError("trainer=gpu needs a CUDA device, but torch finds none; use trainer=auto to run on the CPU")
         if compile not in ("auto", True, False, *COMPILE_MODES):
-            raise UserError(f"trainer.compile is auto, true, false or one of {COMPILE_MODES}, not {compile!r}")
+            modes = ", ".join(COMPILE_MODES)
+            raise UserError(f"trainer.compile must be auto, true, false or one of {modes}, not {compile!r}")
         cuda = torch.cuda.is_available() and accelerator != "cpu"
         precision = _SHORT.get(str(precision), str(precision))
         if precision not in ("auto", *PRECISIONS):
-            raise UserError(f"trainer.precision is auto or one of {', '.join(PRECISIONS)}, not {precision!r}")
+            raise UserError(f"trainer.precision must be auto or one of {', '.join(PRECISIONS)}, not {precision!r}")
         if precision.startswith("16") and not cuda:
-            # Lightning would compute in bf16 without a word, or in float16 and underflow.
+            # Lightning would silently compute in bf16, or in float16 and underflow.
             raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use bf16-mixed or 32-true")
         if precision == "auto":
             precision = "bf16-mixed" if multiplies_bf16(cuda) else "32-true"
@@ -87,21 +97,25 @@ class Hardware:
         if cuda_graphs not in ("auto", True, False):
             raise UserError(f"trainer.cuda_graphs must be auto, true or false, not {cuda_graphs!r}")
         if cuda_graphs is True and not cuda:
-            raise UserError("trainer.cuda_graphs=true needs a GPU; leave it out, or set it to auto")
+            raise UserError("trainer.cuda_graphs=true needs a GPU; use trainer.cuda_graphs=auto")
         if cuda_graphs is True and processes > 1:
-            raise UserError("trainer.cuda_graphs=true does not work with several processes; leave it out, or use auto")
+            raise UserError(
+                "trainer.cuda_graphs=true does not work with several processes; use trainer.cuda_graphs=auto"
+            )
         if cuda_graphs is True and precision == "16-mixed":
             raise UserError("trainer.cuda_graphs=true does not work with trainer.precision=16-mixed; use bf16-mixed")
         if kernels not in ("auto", True, False):
-            raise UserError(f"trainer.kernels is auto, true or false, not {kernels!r}")
+            raise UserError(f"trainer.kernels must be auto, true or false, not {kernels!r}")
         if kernels:
             useful = not cuda and precision == "bf16-mixed" and channels_last and not compile
-            missing = why_unavailable() if useful else "they are for bf16-mixed and channels_last on a CPU, uncompiled"
+            missing = (
+                why_unavailable() if useful else "they need a CPU, bf16-mixed, channels_last and trainer.compile=false"
+            )
             if missing and kernels is True:
-                raise UserError(f"trainer.kernels=true: {missing}; trainer.kernels=auto does without")
+                raise UserError(f"trainer.kernels=true: {missing}. Use trainer.kernels=auto to run without them.")
             kernels = not missing
-        chosen = choose_threads(threads, gpu=cuda, processes=processes)
-        set_threads(chosen.count)
+        thread_choice = choose_threads(threads, gpu=cuda, processes=processes)
+        set_threads(thread_choice.count)
         return cls(
             accelerator="gpu" if cuda else "cpu",
             device=torch.cuda.get_device_name() if cuda else _cpu_name(),
@@ -111,19 +125,19 @@ class Hardware:
             # Gradient scaling changes the loss between the forward and the backward pass.
             cuda_graphs=bool(cuda_graphs) and cuda and precision != "16-mixed",
             kernels=bool(kernels),
-            # Compiled code is made for one number of threads, and would be compiled again for another.
-            threads=replace(chosen, watched=chosen.watched and not compile),
+            # Compiled code is specialised on the number of threads; changing it would recompile.
+            threads=replace(thread_choice, watched=thread_choice.watched and not compile),
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return what `result.json` keeps of it."""
+        """Return the settings as saved in `result.json`."""
         threads = {"threads": self.threads.count, "threads_reason": self.threads.reason}
         return {field.name: getattr(self, field.name) for field in fields(self)} | threads
 
     def set_up_process(self) -> None:
-        """Set what holds for this whole process: TF32 and cuDNN on a GPU, memory allocation on a CPU."""
+        """Configure this process: TF32 and cuDNN on a GPU, memory allocation on a CPU."""
         if self.accelerator == "gpu":
-            # TF32 for what autocast leaves in fp32, and the convolution algorithm measured, not guessed.
+            # TF32 for the operations that autocast leaves in fp32; convolution algorithms chosen by measuring them.
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True
         else:
@@ -131,24 +145,24 @@ class Hardware:
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
-        kernels = ", own kernels" if self.kernels else ""
+        kernels = ", C kernels" if self.kernels else ""
         graphs = ", CUDA graphs" if self.cuda_graphs else ""
         line = f"{self.device}, {self.precision}, {layout}, compile {self.compile or 'off'}{graphs}{kernels}"
         return f"{line}; {self.threads}" if self.threads.count < self.threads.most else line
 
 
 def multiplies_bf16(cuda: bool) -> bool:
-    """Whether the GPU, or else the CPU, multiplies bf16 natively."""
+    """Return whether the GPU (if `cuda`) or the CPU multiplies bf16 natively."""
     if cuda:
         return torch.cuda.get_device_capability() >= (8, 0)
     return any(_cpu_facts().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
 
 
 def _keep_freed_memory() -> None:
-    """Let this process keep the memory of one step's tensors for the next step's.
+    """Keep freed memory in this process, to reuse it in the next step.
 
-    glibc gives that of large ones back to the system, which has to clear each page of the next: 3 to 5 % of a
-    ResNet-18 step. The numbers are its M_MMAP_MAX and M_TRIM_THRESHOLD; other C libraries are left alone.
+    By default glibc returns the memory of large tensors to the system, which then has to clear each page again: 3 to
+    5 % of a ResNet-18 step. The numbers below are M_MMAP_MAX and M_TRIM_THRESHOLD. Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -162,5 +176,5 @@ def _cpu_name() -> str:
 
 
 def _cpu_facts() -> Mapping[str, Any]:
-    """What torch knows of this CPU; nothing before torch 2.12, which has no such function."""
+    """Return torch's description of this CPU; empty before torch 2.12."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -1,4 +1,4 @@
-"""2x2 max pooling that goes over memory once."""
+"""2x2 max pooling in a single pass over memory."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from cifarbn.fast.kernels import library, ops
 
 
 class FastMaxPool2d(nn.MaxPool2d):
-    """Max pooling by 2x2 windows, in bf16 on a CPU by a C kernel; bit for bit torch's.
+    """Max pooling with 2x2 windows and a C kernel for bf16 on a CPU; bit-identical to torch's.
 
-    It keeps two bytes for each window for the gradient, where torch keeps the input and eight. All other inputs are
-    pooled by torch.
+    For the gradient, it saves two bytes per window, where torch saves the input and eight bytes. Other inputs use
+    torch's max pooling.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H', W'), as in torch."""
+        """Map (N, C, H, W) to (N, C, H', W'), as in torch."""
         return _MaxPool.apply(x) if self._takes(x) else super().forward(x)
 
     @staticmethod
     def suits(pool: nn.MaxPool2d) -> bool:
-        """Return whether the windows are 2x2, side by side."""
+        """Return whether a pool has non-overlapping 2x2 windows, which the kernel supports."""
         return (
             pool.kernel_size in (2, (2, 2))
             and pool.stride in (2, (2, 2))
@@ -32,12 +32,12 @@ class FastMaxPool2d(nn.MaxPool2d):
         )
 
     def _takes(self, x: Tensor) -> bool:
-        # torch says what is wrong with smaller images.
+        # For images smaller than 2x2 torch raises its own error.
         return self.suits(self) and library.takes(x) and min(x.shape[2:]) >= 2
 
 
 class _MaxPool(torch.autograd.Function):
-    """(N, C, H, W) in bf16 and channels_last -> (N, C, H // 2, W // 2); differentiable twice."""
+    """Map (N, C, H, W) in bf16 and channels_last to (N, C, H // 2, W // 2); twice differentiable."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -49,14 +49,14 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (grad_output,), (which,) = gradients, ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient is to be differentiated
+        if torch.is_grad_enabled():  # this gradient will be differentiated
             return _spread(grad_output, which, *ctx.sides)
         return ops.max_pool_backward(grad_output.contiguous(memory_format=torch.channels_last), which, *ctx.sides)
 
 
 def _spread(grad_output: Tensor, which: Tensor, height: int, width: int) -> Tensor:
-    """What the kernel does to the gradient, by operations that torch can differentiate."""
-    chosen = functional.one_hot(which.long(), 4)
-    windows = grad_output.unsqueeze(-1).expand(*grad_output.shape, 4).masked_fill(chosen == 0, 0)
+    """Compute the gradient of the input as the kernel does, with operations that torch can differentiate."""
+    is_max = functional.one_hot(which.long(), 4)
+    windows = grad_output.unsqueeze(-1).expand(*grad_output.shape, 4).masked_fill(is_max == 0, 0)
     spread = windows.unflatten(-1, (2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     return functional.pad(spread, (0, width - spread.shape[3], 0, height - spread.shape[2]))

@@ -1,12 +1,12 @@
-"""The number of threads of a run on a CPU: chosen at the start from the free cores, and watched while it trains.
+"""The number of CPU threads of a run: chosen at its start from the free cores, and adapted while it trains.
 
-Every parallel operation waits for its slowest thread. On a core that another process uses, that thread waits for its
-turn, and the others spin until it is done: two threads on two busy cores are several times slower than one. So a run
-takes no more threads than there are free cores.
+Every parallel operation waits for its slowest thread. A thread on a core that another process uses has to wait for its
+turn, while the others spin: two threads on two busy cores are several times slower than one. A run therefore uses at
+most as many threads as there are free cores.
 
-The number of threads changes the order in which some sums are taken, and so the last bits of a result. Where it is
-given (`trainer.threads=N`, or OMP_NUM_THREADS) it never changes, and the same command gives the same bits. `auto` takes
-all cores of a machine that does nothing else, each time; on a busy machine two runs may differ by rounding.
+The number of threads changes the order of some sums, and with it the last bits of results. If it is given
+(`trainer.threads=N` or OMP_NUM_THREADS) it never changes, and the same command gives bit-identical results. `auto` uses
+all cores of an idle machine; on a busy machine, two runs may differ by rounding.
 """
 
 import math
@@ -22,13 +22,13 @@ import torch
 from cifarbn.errors import UserError
 from cifarbn.fast.cores import OtherProcesses, cgroup_limit, usable_cpus
 
-LARGEST = 1024  # threads; OpenMP ends the program where it cannot make as many as it was asked for
-LOOK_SECONDS = 0.25  # at the start, at the cores in use: 25 of the kernel's ticks
-WINDOW_SECONDS = 1.0  # of training between two looks, at the least
-WINDOW_STEPS = 3  # ... so that a median is not moved by one step that does more, such as a probe's
-LONG_WINDOW_SECONDS = 3.0  # ... or where steps are very slow
-MARGIN = 0.6  # cores: how far the free ones must be from the number of threads before it changes
-SLOWER = 1.8  # a step that takes so many times its usual time is looked into
+LARGEST = 1024  # OpenMP ends the program if it cannot create as many threads as requested
+LOOK_SECONDS = 0.25  # duration of the measurement of core use at the start: 25 of the kernel's ticks
+WINDOW_SECONDS = 1.0  # shortest time of training between two decisions
+WINDOW_STEPS = 3  # fewest steps between two decisions, so that one slow step, such as a probe, does not move the median
+LONG_WINDOW_SECONDS = 3.0  # with fewer steps than that, decide after this time
+MARGIN = 0.6  # change the number of threads only if the number of free cores differs by more than this
+SLOWER = 1.8  # react if a step takes this many times its usual time
 PATIENCE = 10.0  # seconds before a change that did not help, or was undone, is tried again; doubled each time
 LONGEST_PATIENCE = 120.0
 FREE = "the cores are free"
@@ -39,13 +39,13 @@ SLOWER_STEPS = "steps have become slower"
 
 @dataclass(frozen=True)
 class Threads:
-    """A number of threads, and where it comes from.
+    """A number of threads and the reason for it.
 
     Attributes:
-        count: the number.
-        most: the largest number that this process would use on a machine of its own.
-        reason: why this number, in a few words.
-        watched: whether the run may change it.
+        count: number of threads.
+        most: number of threads that this process would use on an idle machine.
+        reason: the reason for `count`, in a few words.
+        watched: whether the run may change the number.
     """
 
     count: int
@@ -64,25 +64,25 @@ def choose_threads(
     processes: int = 1,
     environment: Mapping[str, str] = os.environ,
 ) -> Threads:
-    """Return the number of threads that a run is to compute with; nothing is set yet.
+    """Return the number of threads that a run should compute with; does not set it.
 
-    `requested` comes first, then OMP_NUM_THREADS, then the free cores, at which this looks for `LOOK_SECONDS`.
+    `requested` takes precedence, then OMP_NUM_THREADS, then the number of free cores, measured for `LOOK_SECONDS`.
 
     Args:
         requested: trainer.threads, a number or "auto".
-        gpu: whether the model is on a GPU: the CPU's threads then matter little, and torch's default stays.
-        processes: of this run, on this machine.
-        environment: where OMP_NUM_THREADS may be set.
+        gpu: whether the model is on a GPU. CPU threads then matter little, and torch's default is kept.
+        processes: number of processes of this run on this machine.
+        environment: the environment variables.
 
     Raises:
-        UserError: if `requested` or OMP_NUM_THREADS is not a number of threads.
+        UserError: If `requested` or OMP_NUM_THREADS is not a valid number of threads.
     """
-    most = torch.get_num_threads()  # the physical cores among those of the affinity, or what MKL_NUM_THREADS says
+    most = torch.get_num_threads()  # the physical cores of the affinity, or MKL_NUM_THREADS
     if requested != "auto":
         return Threads(_number(requested, "trainer.threads must be auto or"), most, "trainer.threads")
-    if said := environment.get("OMP_NUM_THREADS"):
-        first = said.split(",")[0].strip()  # the others are for parallel regions within parallel regions
-        number = int(first) if first.isdecimal() else said
+    if variable := environment.get("OMP_NUM_THREADS"):
+        first = variable.split(",")[0].strip()  # the others are for nested parallel regions
+        number = int(first) if first.isdecimal() else variable
         return Threads(_number(number, "OMP_NUM_THREADS must be unset or"), most, "OMP_NUM_THREADS")
     if gpu:
         return Threads(most, most, "the model is on a GPU")
@@ -102,12 +102,12 @@ def choose_threads(
 
 
 def fitting(most: int, cores: int, others: float | None) -> int:
-    """Return the number of threads that find a free core.
+    """Return the number of threads for which there are free cores.
 
     Args:
-        most: at the most so many.
-        cores: that this process may use.
-        others: how many of them other processes use, such as 1.3; None: unknown, taken for none.
+        most: largest number to return.
+        cores: number of cores that this process may use.
+        others: how many of them other processes use, such as 1.3; None, if unknown, counts as 0.
     """
     return min(most, max(1, math.floor(cores - (others or 0.0) + 0.5)))
 
@@ -119,14 +119,14 @@ def _number(value: Any, rule: str) -> int:
 
 
 def set_threads(count: int) -> None:
-    """Let torch compute with so many threads; nothing is touched where it does already."""
+    """Set torch's number of threads, unless it already has this value."""
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
 
 
 @contextmanager
 def threads_kept() -> Iterator[None]:
-    """Give the process its number of threads back when the block ends: a sweep's next run chooses anew."""
+    """Restore torch's number of threads at the end of the block, so that a sweep's next run chooses its own."""
     before = torch.get_num_threads()
     try:
         yield
@@ -135,33 +135,33 @@ def threads_kept() -> Iterator[None]:
 
 
 class Decision:
-    """Decides when a run changes its number of threads, from its step times and the cores that others use.
+    """Decides when a run changes its number of threads, from its step times and the cores that other processes use.
 
-    A change is an experiment: the steps after it are compared with those before, and if they are slower (or, for more
-    threads, not faster) it is undone. It never flaps: after a change downwards none goes up for `PATIENCE` seconds,
-    and after a change that was undone the same is not tried for as long; both double each time.
+    A change is undone if the steps after it are slower than those before or, with more threads, not faster. To avoid
+    oscillation, the number is not increased for `PATIENCE` seconds after a decrease, and a change that was undone is
+    not tried again for `PATIENCE` seconds; both times double at each repetition.
 
     Args:
-        count: the number of threads now.
-        most: the largest.
-        cores: that this process may use.
+        count: current number of threads.
+        most: largest number of threads.
+        cores: number of cores that this process may use.
     """
 
     def __init__(self, count: int, most: int, cores: int) -> None:
         self.count, self.most, self.cores = count, most, cores
-        self._usual: float | None = None  # seconds of a step with this many threads
-        self._hint = 0  # the direction in which the window before pointed: -1 fewer, 1 more
-        self._before: tuple[int, float] | None = None  # while a change is tried: the number and the seconds before
+        self._usual: float | None = None  # seconds of a step with the current number of threads
+        self._hint = 0  # the change that the previous window suggested: -1 fewer threads, 1 more
+        self._before: tuple[int, float] | None = None  # while a change is tried: the previous number and step seconds
         self._not_before = {-1: -math.inf, 1: -math.inf}  # the earliest time of a change in each direction
         self._patience = {-1: PATIENCE, 1: PATIENCE}
 
     def after(self, seconds: float, others: float | None, now: float) -> str | None:
-        """Take in a window of training; returns why `count` has changed, or None if it has not.
+        """Update `count` after a window of training; returns the reason if it changed, else None.
 
         Args:
-            seconds: the median time of its steps.
-            others: cores that other processes used meanwhile; None if unknown.
-            now: on a monotonic clock.
+            seconds: median time of the steps in the window.
+            others: number of cores that other processes used meanwhile; None if unknown.
+            now: time of a monotonic clock.
         """
         if self._before is not None:
             (count, earlier), self._before = self._before, None
@@ -173,7 +173,7 @@ class Decision:
         target = self._target(seconds, others)
         direction, hint = (target > self.count) - (target < self.count), self._hint
         self._hint = direction
-        # Twice in a row: in the first window the change may have come late, and most of its steps not know of it.
+        # Wait for two windows in a row: the load may have changed late in the first one, affecting few of its steps.
         if direction == 0 or direction != hint or now < self._not_before[direction]:
             if direction == 0:
                 self._usual = min(seconds, self._usual or math.inf)
@@ -189,7 +189,7 @@ class Decision:
     def _target(self, seconds: float, others: float | None) -> int:
         slower = self._usual is not None and seconds > SLOWER * self._usual
         if others is None:
-            # Nothing but the steps' own times to go by, and they do not say when the cores are free again: try.
+            # Step times alone do not show when cores become free, so try more threads.
             return max(1, self.count // 2) if slower else min(self.most, 2 * self.count)
         free = self.cores - others
         if free < self.count - MARGIN:

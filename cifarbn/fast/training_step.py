@@ -1,4 +1,4 @@
-"""A training step, as fast as the device and the rest of the run allow: plain, compiled, captured."""
+"""A training step that is compiled, captured in a CUDA graph, or neither, whichever is fastest."""
 
 import math
 import os
@@ -18,37 +18,37 @@ from cifarbn.smoothness.preserve_state import preserve_state
 
 # One H200 machine, torch 2.11, ResNet-18 in bf16: compiling took 14 and 20 s for 59 layers, and a captured step then
 # took 0.75 (batch 512) and 0.83 (batch 128) of the uncompiled one's time.
-COMPILE_SECONDS = 0.3  # a layer
-COMPILE_SAVES = 0.2  # of a step
-WORTH_IT = 2.0  # times the cost: a run that shares the GPU measures its step too long
-WITHOUT_GRAPHS = ("default", "max-autotune-no-cudagraphs")  # modes of torch.compile
-CLOSE = 0.03  # relative difference of two losses that bf16 rounding explains
-MOST_SHAPES = 3  # larger and larger batches for which the fast step is made again
+COMPILE_SECONDS = 0.3  # per layer
+COMPILE_SAVES = 0.2  # fraction of a step
+WORTH_IT = 2.0  # compile if the saving is at least twice the cost; step times are overestimated on a shared GPU
+WITHOUT_GRAPHS = ("default", "max-autotune-no-cudagraphs")  # modes of torch.compile that do not capture CUDA graphs
+CLOSE = 0.03  # relative difference of two losses that bf16 rounding can explain
+MOST_SHAPES = 3  # number of increasing batch shapes for which the fast step is rebuilt
 
 
 class TrainingStep:
-    """Compute loss and accuracy of a batch, and the gradients.
+    """Compute the loss, accuracy and gradients of a batch.
 
-    The model itself is never changed: batches of one shape, the largest so far, go through a compiled copy of its code
-    or a CUDA graph; all other batches (an epoch's last one, evaluation, what recorders measure) through the model as
-    it is, so nothing is compiled a second time. What cannot be compiled or captured is computed plainly, and `notes`
-    says why.
+    The model itself is not changed. The fast step, a compiled copy of the forward pass or a CUDA graph, is built for
+    the largest batch shape so far. All other batches (the last one of an epoch, evaluation, measurements of recorders)
+    use the model directly, so nothing is compiled twice. If the step cannot be compiled or captured, the model is used
+    directly, and `notes` gives the reason.
 
     Args:
         model: (N, ...) -> logits (N, C).
         loss: `(logits, labels) -> scalar`.
         accuracy: `(logits, labels) -> scalar`, detached.
-        compile: a mode of torch.compile; "" for none; "auto": where it saves more time than it costs, on a GPU.
+        compile: mode of torch.compile; "" to not compile; "auto" to compile on a GPU if it saves time.
         graphs: whether to capture CUDA graphs.
-        others: further modules that the loss calls.
+        others: other modules that the loss calls.
 
     Attributes:
         compiled: torch.compile's mode if the fast step is compiled, else "".
         captured: whether the fast step is a CUDA graph.
-        notes: why not, one sentence each.
-        building: whether the fast step is being made just now, which can take a minute.
-        build_seconds: that this has taken so far.
-        announce: prints a line; does nothing unless it is set.
+        notes: reasons why the step was not compiled or captured.
+        building: whether the fast step is being built, which can take a minute.
+        build_seconds: time spent on building, in seconds.
+        announce: called with each line to print; does nothing by default.
     """
 
     def __init__(
@@ -77,25 +77,25 @@ class TrainingStep:
         self._parameters: list[nn.Parameter] = []
         self._modules = nn.ModuleList([model, *others])
         self._hooks = Hooks(self._modules)
-        self._built_for: list[Any] = []  # attributes and addresses of the model
+        self._built_for: list[Any] = []  # the model's attributes and memory addresses at the build
         self._fast: Forward | CapturedStep | None = None
-        self._largest = 0  # values in the inputs of one batch
-        self._shapes = 0  # for which the fast step was made
-        self._key: tuple[Any, ...] = ()  # what it was made for
-        self._attach: Callable[[], None] | None = None  # the latest batch's gradients
+        self._largest = 0  # number of input values in the largest batch
+        self._shapes = 0  # number of shapes for which the fast step was built
+        self._key: tuple[Any, ...] = ()  # shapes and dtypes for which it was built
+        self._attach: Callable[[], None] | None = None  # sets the gradients of the latest batch
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the fast step is, for result.json."""
+        """Description of the fast step for result.json."""
         return {"compile": self.compiled, "cuda_graphs": self.captured, "step_notes": self.notes}
 
     def begin(self, steps: int, alone: bool = True) -> None:
-        """Prepare for so many more steps; the first of them makes the fast step.
+        """Prepare for training; the first step builds the fast step.
 
         Args:
-            steps: left in the run.
-            alone: whether this process trains by itself; several (DDP) exchange gradients during the backward pass,
-                which is not captured.
+            steps: number of steps left in the run.
+            alone: whether the run has a single process. With several (DDP), gradients are exchanged during the
+                backward pass, which is not captured.
         """
         self.end()
         self._steps_left, self._alone = steps, alone
@@ -109,9 +109,9 @@ class TrainingStep:
         self._fast, self._attach, self._key, self._largest, self._shapes = None, None, (), 0, 0
 
     def look_at_model(self) -> None:
-        """Make the fast step again if the model is another one than it was made for; to be called at every epoch.
+        """Rebuild the fast step if the model has changed since the build; call this at every epoch.
 
-        Compiled code looks for itself, but a captured step goes by the attributes and memory of its capture.
+        Compiled code detects changes itself, but a captured step depends on the attributes and memory of its capture.
         """
         if self._key and self._built_for != self._state():
             self._key = ()
@@ -120,7 +120,7 @@ class TrainingStep:
         return [plain_attributes(self._modules), [p.data_ptr() for p in self._parameters]]
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
-        """Return the loss, to be given to `backward`, and the accuracy: scalars on the batch's device."""
+        """Return the loss, to be passed to `backward`, and the accuracy: scalars on the batch's device."""
         self._attach, rare = None, inputs.numel() < self._largest
         fast = None if rare else self._fast_step(inputs, labels)
         if fast is None:
@@ -132,14 +132,14 @@ class TrainingStep:
         return loss, accuracy
 
     def backward(self, loss: Tensor) -> None:
-        """Give every parameter its gradient of the loss that the latest call has returned."""
+        """Compute every parameter's gradient of the loss that the latest call returned."""
         if self._attach is not None:
             self._attach()
         else:
             loss.backward()
 
     def _plain(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
-        """Compute a batch plainly; without the captured step, if its memory is what this lacks."""
+        """Compute a batch with the model itself; if memory runs out, free the captured step and try again."""
         try:
             return self._forward(inputs, labels)
         except torch.OutOfMemoryError:
@@ -147,7 +147,7 @@ class TrainingStep:
                 raise
         self.end()
         self.captured, self.compiled, self.graphs = False, "", False
-        self._note("no CUDA graph: it takes memory that a batch of another size needs")
+        self._note("no CUDA graph: a batch of another size needs its memory")
         torch.cuda.empty_cache()
         return self._forward(inputs, labels)
 
@@ -156,19 +156,19 @@ class TrainingStep:
         return self.loss(logits, labels), self.accuracy(logits.detach(), labels)
 
     def _fast_step(self, inputs: Tensor, labels: Tensor) -> Forward | CapturedStep | None:
-        """Return the fast step for a batch of the largest shape so far, making it first if necessary."""
+        """Return the fast step for a batch of the largest shape so far; build it if necessary."""
         larger, self._largest = inputs.numel() > self._largest, inputs.numel()
         if not (self.compile or self.graphs):
             return None
         if self._hooks.registered:
-            self._note("a layer has a hook, which neither a compiled nor a captured step would call")
+            self._note("not compiled or captured: a layer has a hook, which would not be called")
             return None
         key = (inputs.shape, inputs.dtype, labels.shape, labels.dtype, *[p.requires_grad for p in self._parameters])
         if key != self._key:
             self._key, self._shapes = key, self._shapes + larger
             self._fast, self.compiled, self.captured = None, "", False
             if self._shapes > MOST_SHAPES:
-                self._note("batches have too many shapes to compile or capture the step for each")
+                self._note("not compiled or captured: batches have too many different shapes")
             else:
                 self._build(inputs, labels)
         return self._fast
@@ -188,7 +188,7 @@ class TrainingStep:
             self.build_seconds += time.perf_counter() - start
 
     def _build_and_compare(self, inputs: Tensor, labels: Tensor) -> None:
-        """Capture the plain step; compile it as well where that pays, and keep the faster one."""
+        """Capture the uncompiled step; compile it as well if that saves time, and keep the faster one."""
         plain = self._fast = self._capture(self._forward, inputs, labels)
         if not self._pays(plain, inputs, labels):
             return
@@ -200,7 +200,7 @@ class TrainingStep:
             self._fast = compiled
 
     def _compile_and_capture(self, mode: str, inputs: Tensor, labels: Tensor) -> Forward | CapturedStep | None:
-        """Return the compiled step, captured unless its mode has CUDA graphs of its own; None if compiling fails."""
+        """Return the compiled step, captured unless its mode uses CUDA graphs itself; None if compiling fails."""
         compiled = self._compile(mode, inputs, labels) if mode else None
         if compiled is None:
             return None
@@ -220,9 +220,9 @@ class TrainingStep:
             return None
 
     def _pays(self, plain: CapturedStep | None, inputs: Tensor, labels: Tensor) -> bool:
-        """Return whether compiling takes much less time than it saves in the rest of the run."""
-        if not self._alone:  # each process would decide by its own clock
-            self._note("not compiled: with several processes that is not weighed; trainer.compile=true compiles")
+        """Return whether compiling saves much more time in the rest of the run than it takes."""
+        if not self._alone:  # processes could decide differently, each by its own clock
+            self._note("not compiled: trainer.compile=auto does not compile with several processes; true does")
             return False
         layers = sum(not list(m.children()) and not isinstance(m, nn.Identity) for m in self.model.modules())
         step = plain.seconds() if plain else self._seconds(inputs, labels)
@@ -233,9 +233,9 @@ class TrainingStep:
         return True
 
     def _seconds(self, inputs: Tensor, labels: Tensor) -> float:
-        """Return the seconds of a plain forward and backward pass."""
+        """Measure the seconds of an uncompiled forward and backward pass."""
         with preserve_state(self._modules):
-            for _ in range(2):  # the first one warms up
+            for _ in range(2):  # the first pass is the warm-up
                 torch.cuda.synchronize()
                 start = time.perf_counter()
                 self._gradients(self._forward, inputs, labels)
@@ -250,11 +250,11 @@ class TrainingStep:
         return float(loss.detach())
 
     def _compile(self, mode: str, inputs: Tensor, labels: Tensor) -> Forward | None:
-        """Return the compiled forward pass, tried once; None if it fails or computes something else."""
+        """Return the compiled forward pass; None if it fails or its loss differs from that of the model."""
         self.announce("compiling the training step, which can take a minute")
         if self._compiled is None:
             keep_compiled_code()
-            # torch counts the compilations of a function over the whole process, and after 8 runs of a sweep stops.
+            # torch limits the compilations of a function per process: without the reset, a sweep's 9th run would fail.
             torch.compiler.reset()
             self._compiled = torch.compile(self._forward, mode=mode, dynamic=False)
         compiled = self._compiled
@@ -264,15 +264,15 @@ class TrainingStep:
                 expected = float(self._forward(inputs, labels)[0].detach())
                 random = generators != _generators(inputs.device)
             with preserve_state(self._modules):
-                found = self._gradients(compiled, inputs, labels)
+                compiled_loss = self._gradients(compiled, inputs, labels)
         except UserError:
             raise
         except Exception as error:
             self._note(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
             return None
-        # Compiled code draws other random numbers, so that the two losses of a model with dropout differ.
-        if not random and not abs(found - expected) <= CLOSE * max(1.0, abs(expected)):  # NaN is not close
-            self._note(f"not compiled: the compiled step's loss was {found:.4g} instead of {expected:.4g}")
+        # Compiled code draws different random numbers, so the losses of a model with dropout are not comparable.
+        if not random and not abs(compiled_loss - expected) <= CLOSE * max(1.0, abs(expected)):  # also true for NaN
+            self._note(f"not compiled: the compiled step's loss was {compiled_loss:.4g} instead of {expected:.4g}")
             return None
         return compiled
 
@@ -294,20 +294,20 @@ class Hooks:
 
     @property
     def registered(self) -> bool:
-        """Whether there is any now, on a layer or a parameter; quick enough to ask at every step."""
+        """Whether a layer or a parameter has a hook now; fast enough to check at every step."""
         return sum(map(len, self._dicts)) > self._harmless or any(
             p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters
         )
 
 
 def contiguous_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Lay out a model's input tensors contiguously: a forward pre-hook that may be compiled and captured."""
+    """Make a model's input tensors contiguous: a forward pre-hook that can be compiled and captured."""
     return tuple(each.contiguous() if isinstance(each, Tensor) else each for each in inputs)
 
 
 @contextmanager
 def one_time_shape() -> Iterator[None]:
-    """Let cuDNN guess its algorithms inside: measuring them takes seconds, too long for a shape that is rarely seen."""
+    """Turn off cuDNN's benchmark mode in the block: measuring algorithms takes seconds, too long for rare shapes."""
     measuring = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -322,8 +322,8 @@ def _generators(device: torch.device) -> list[bytes]:
 
 
 def keep_compiled_code() -> None:
-    """Let torch keep compiled code in the user's cache folder, so that the next run of a sweep compiles faster."""
-    with suppress(RuntimeError, OSError):  # no home, or one that cannot be written: torch has a temporary folder
+    """Set torch's cache of compiled code to the user's cache folder, so that later runs compile faster."""
+    with suppress(RuntimeError, OSError):  # without a writable home folder, torch uses a temporary folder
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifarbn" / "torchinductor"
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):

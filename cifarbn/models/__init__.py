@@ -1,4 +1,7 @@
-"""The nets: pictures in, logits out; an ablation is a constructor switch, and the last linear layer is `head`."""
+"""Models that map images to logits.
+
+Ablations are constructor arguments (`norm=`, `stem=`, `dropout=`). The last linear layer of each model is `head`.
+"""
 
 from cifarbn.models.deep_linear import DeepLinear
 from cifarbn.models.resnet import ResNet

@@ -1,4 +1,4 @@
-"""The deep linear net: the paper's smallest case in which a loss landscape can be studied."""
+"""The deep linear network: the smallest model whose loss landscape Santurkar et al. 2018 (arXiv 1805.11604) study."""
 
 from torch import Tensor, nn
 
@@ -7,19 +7,18 @@ from cifarbn.models.types import Norm, check_at_least_one
 
 
 class DeepLinear(nn.Module):
-    """W_depth ... W_1 x: linear layers without bias, and between them nothing, or a normalisation.
+    """A product of matrices, W_depth ... W_1 x, optionally with a norm after each matrix but the last.
 
-    With the defaults, the net of Santurkar et al. 2018 (arXiv 1805.11604, section 3.2): 25 layers of 10x10.
+    The defaults give the model of Santurkar et al. 2018 (arXiv 1805.11604, section 3.2): 25 layers of 10x10.
 
     Args:
-        depth: number of layers, the last of which is `head`.
-        features: side of every weight.
-        norm: features -> the layer after every linear layer but the last, for (N, features), such as `nn.BatchNorm1d`;
-            `nn.Identity` for none.
-        init: see `initialize`; "kaiming" is for convolutions, so here it is the same as "torch".
+        depth: number of linear layers (all without bias); the last one is `head`.
+        features: number of inputs and outputs of every layer.
+        norm: features -> normalisation layer for (N, features), such as `nn.BatchNorm1d`; `nn.Identity` for none.
+        init: see `initialize`. "kaiming" only affects convolutions, so here it equals "torch".
 
     Raises:
-        ValueError: where depth or features is less than 1, or init is unknown.
+        ValueError: If depth or features is less than 1, or init is unknown.
     """
 
     def __init__(self, depth: int = 25, features: int = 10, *, norm: Norm = nn.Identity, init: str = "xavier") -> None:

@@ -1,4 +1,4 @@
-"""Normalisation layers that torch lacks: channels -> layer, each of the shape (N, C, H, W) -> (N, C, H, W)."""
+"""Normalisation layers that torch does not provide. All map (N, C, H, W) to (N, C, H, W)."""
 
 import math
 
@@ -9,29 +9,29 @@ from cifarbn.models.types import check_choice
 
 
 class NoisyBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose output is shifted and scaled by noise that changes at every step.
+    """Batch normalisation whose output is shifted and scaled by noise, drawn again at every step.
 
-    Santurkar et al. 2018 (arXiv 1805.11604), algorithm 1, with their constants as defaults. In training, for every
-    channel j of this step and every value i of the batch (sample and position)::
+    Algorithm 1 of Santurkar et al. 2018 (arXiv 1805.11604), with their constants as defaults. In training, for every
+    channel j and every value i of that channel (each sample and position)::
 
         mu_j ~ U(-n_mu, n_mu)                  sigma_j ~ U(1, n_sigma)
         m_ij ~ U(mu_j - r_mu, mu_j + r_mu)     s_ij ~ N(sigma_j, r_sigma)
         a_ij <- s_ij a_ij + m_ij
 
-    In evaluation it is `nn.BatchNorm2d`, whose state it shares: the running statistics never see the noise.
+    In evaluation it equals `nn.BatchNorm2d`. The running statistics are those before the noise.
 
-    The noise comes from torch's global RNG of the input's device: a second forward pass of the same batch gives
-    another loss, unless the generator is put back first.
+    Trap: the noise comes from the global random generator of the input's device, so a second forward pass on the same
+    batch gives a different loss unless the generator's state is restored first.
 
     Args:
         channels: C.
-        n_mu: half the width of the law of the channels' shifts.
-        n_sigma: upper end of the law of the channels' scales, at least 1.
-        r_mu: half the width of the law of a value's shift around its channel's.
-        r_sigma: standard deviation of the law of a value's scale around its channel's.
+        n_mu: half-width of the distribution of channel shifts mu.
+        n_sigma: upper end of the distribution of channel scales sigma; at least 1.
+        r_mu: half-width of the distribution of a value's shift m around mu.
+        r_sigma: standard deviation of the distribution of a value's scale s around sigma.
     """
 
-    requires_single_process = True  # torch would put its own SyncBatchNorm, which makes no noise, in its place
+    requires_single_process = True  # torch would replace it by SyncBatchNorm, which adds no noise
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class NoisyBatchNorm2d(nn.BatchNorm2d):
         self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W), in training with noise."""
+        """Normalise (N, C, H, W); add noise in training."""
         a = super().forward(x)
         if not self.training:
             return a
@@ -58,26 +58,26 @@ class NoisyBatchNorm2d(nn.BatchNorm2d):
 
 
 class LpNorm2d(nn.Module):
-    """Batch normalisation by the average l_p norm in place of the standard deviation.
+    """Batch normalisation that divides by the average l_p norm instead of the standard deviation.
 
-    Santurkar et al. 2018 (arXiv 1805.11604), section 3.3. Per channel, over the batch and all positions::
+    Section 3.3 of Santurkar et al. 2018 (arXiv 1805.11604). Per channel, over the batch and all positions::
 
         out = gamma (y - mean y) / norm + beta,   norm = (mean |y|^p + eps)^(1/p),   max |y| + eps for p = inf
 
-    The norm is that of y before it is centred, so that p = 2 is `nn.BatchNorm2d` only where y has mean zero.
-    Evaluation takes the running mean and the running norm.
+    Trap: the norm is that of y before centring, so p = 2 equals `nn.BatchNorm2d` only if y has mean zero.
+    Evaluation uses the running mean and the running norm.
 
     Args:
         channels: C.
         p: 1, 2 or inf.
-        eps: keeps a channel of zeros from dividing by zero.
-        momentum: weight of the newest batch in the running mean and the running norm.
+        eps: avoids a division by zero.
+        momentum: weight of the current batch in the running mean and the running norm.
 
     Raises:
-        ValueError: where p is none of these.
+        ValueError: If p is not 1, 2 or inf.
     """
 
-    requires_single_process = True  # its statistics are of one process's share of the batch
+    requires_single_process = True  # each process would compute statistics of its own part of the batch
 
     running_mean: Tensor
     running_norm: Tensor
@@ -92,7 +92,7 @@ class LpNorm2d(nn.Module):
         self.register_buffer("running_norm", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W); in half precision, with statistics in that of the parameters, as batch norm."""
+        """Normalise (N, C, H, W). As in batch norm, half-precision inputs have statistics in the parameters' dtype."""
         y = x.to(self.weight.dtype)
         mean, norm = self._batch_statistics(y) if self.training else (self.running_mean, self.running_norm)
         scale = self.weight / norm
@@ -111,17 +111,16 @@ class LpNorm2d(nn.Module):
         return mean, norm
 
     def extra_repr(self) -> str:
-        """What distinguishes this layer when the net is printed."""
+        """Return the arguments that `print(model)` shows."""
         return f"{self.weight.numel()}, p={self.p}, eps={self.eps}, momentum={self.momentum}"
 
 
 class GroupNorm2d(nn.GroupNorm):
-    """Group normalisation (Wu and He 2018, arXiv 1803.08494) as channels -> layer.
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494) with the number of channels as its first argument.
 
     Args:
         channels: C.
-        groups: 32 is the paper's choice; where it does not divide C, as in a narrow net, the greatest common
-            divisor of both takes its place.
+        groups: number of groups; if it does not divide C, gcd(groups, C) groups are used. Wu and He use 32.
     """
 
     def __init__(self, channels: int, groups: int = 32) -> None:
@@ -129,7 +128,7 @@ class GroupNorm2d(nn.GroupNorm):
 
 
 class LayerNorm2d(GroupNorm2d):
-    """Layer normalisation: over channels and positions of one sample, then a scale and shift per channel.
+    """Layer normalisation over the channels and positions of each sample, with a scale and shift per channel.
 
     Args:
         channels: C.

@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2015, arXiv 1512.03385) for 32x32 pictures, with the report's variants as switches."""
+"""ResNet (He et al. 2016, arXiv 1512.03385) for small images, such as 32x32, with the course report's variants."""
 
 from typing import NamedTuple, TypeAlias
 
@@ -10,12 +10,12 @@ from cifarbn.models.types import Activation, Norm, check_at_least_one, check_cho
 
 
 class ResidualModule(nn.Module):
-    """What the model and its blocks have in common: how a norm, a residual and an activation are put together."""
+    """Base class of the model and its blocks: combines a norm, a residual and an activation."""
 
     def _normalize_and_activate(
         self, norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | None = None
     ) -> Tensor:
-        """Return `activation(norm(x) + residual)`. `cifarbn.fast.blocks` overrides this with one pass over memory."""
+        """Return `activation(norm(x) + residual)`. `cifarbn.fast.blocks` overrides this with a fused kernel."""
         x = norm(x)
         return activation(x if residual is None else x + residual)
 
@@ -23,24 +23,24 @@ class ResidualModule(nn.Module):
 class ResNet(ResidualModule):
     """ResNet-18, 34, 50, 101 or 152.
 
-    Modules and names are torchvision's, so that its `state_dict` loads once `fc` is renamed to `head`.
+    Modules have torchvision's names, so its `state_dict` loads after renaming `fc` to `head`.
 
     Args:
-        depth: number of layers with weights, a column of the paper's table 1.
-        stem: "cifar": a 3x3 convolution of stride 1; "imagenet": a 7x7 convolution and a 3x3 max pool, both of
-            stride 2, which leave 8x8 of a 32x32 picture to the first stage and 1x1 to the last.
-        pool_blocks: the mean over positions of every residual block's output goes to `head`, not only the last
-            one's (the report's pooling structure).
-        norm: channels -> layer after every convolution; one that makes an `nn.Identity` means none, and only
-            then do convolutions have a bias.
-        activation: makes the layer after every norm, at a block's end after the sum.
-        dropout: probability, before `head`.
-        width: channels of the stem and of the first stage's 3x3 convolutions; they double at every later stage.
+        depth: number of layers with weights (table 1 of He et al. 2016).
+        stem: "cifar": a 3x3 convolution of stride 1. "imagenet": a 7x7 convolution and a 3x3 max pool, both of
+            stride 2, so that for a 32x32 image the first stage has 8x8 positions and the last one 1x1.
+        pool_blocks: whether `head` gets the position-averaged outputs of all residual blocks, concatenated, instead of
+            only the last block's (the course report's pooling structure).
+        norm: channels -> normalisation layer after every convolution; `nn.Identity` for none, in which case
+            convolutions have a bias.
+        activation: () -> layer after every norm; at the end of a block it follows the residual add.
+        dropout: probability of dropping a feature before `head`.
+        width: channels of the stem and of the first stage's 3x3 convolutions; each later stage has twice as many.
         init: see `initialize`.
         num_classes: C.
 
     Raises:
-        ValueError: where depth, stem or init is unknown, width less than 1, or dropout outside [0, 1).
+        ValueError: If depth, stem or init is unknown, width < 1, or dropout is not in [0, 1).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ResNet(ResidualModule):
         check_at_least_one("width", width)
         check_dropout(dropout)
         block, counts = FAMILY[depth]
-        # A norm subtracts the mean and adds its own shift, so that a bias before it would do nothing.
+        # A norm subtracts the mean and adds its own shift, so a bias before it has no effect.
         layers = _Layers(norm, activation, bias=isinstance(norm(width), nn.Identity))
         outputs = [block.expansion * width * 2**stage for stage in range(4)]
 
@@ -82,12 +82,12 @@ class ResNet(ResidualModule):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The residual blocks, from the picture to the logits."""
+        """The residual blocks, from input to output."""
         return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (N, C) of float pictures (N, 3, H, W)."""
-        x = self.maxpool(self._normalize_and_activate(self.bn1, self.act1, self.conv1(pictures)))
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, C) of float images (N, 3, H, W)."""
+        x = self.maxpool(self._normalize_and_activate(self.bn1, self.act1, self.conv1(images)))
         pooled: list[Tensor] = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x, pooled) if self.pool_blocks else stage(x)
@@ -98,12 +98,16 @@ class ResNet(ResidualModule):
 
 
 class Stage(nn.Sequential):
-    """Residual blocks, one after another: (N, inputs, H, W) -> the last one's output."""
+    """A sequence of residual blocks."""
 
     def forward(self, x: Tensor, pooled: list[Tensor] | None = None) -> Tensor:
-        """Return the last block's output; append the mean over positions of the others', (N, outputs), to `pooled`.
+        """Return the last block's output.
 
-        The last thing computed here is the stage's output, which is what tools that trace a model take it to be.
+        Args:
+            x: (N, inputs, H, W).
+            pooled: the position-averaged outputs, (N, outputs), of all blocks but the last are appended to this list.
+                The caller averages the last one, because tools that trace a model expect a module to return the
+                result of its last operation.
         """
         for position, block in enumerate(self):
             if pooled is not None and position > 0:
@@ -113,7 +117,7 @@ class Stage(nn.Sequential):
 
 
 class _Layers(NamedTuple):
-    """What all layers of one net have in common."""
+    """Constructors of the layers of one model."""
 
     norm: Norm
     activation: Activation
@@ -124,28 +128,28 @@ class _Layers(NamedTuple):
         return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=self.bias)
 
     def downsample(self, inputs: int, outputs: int, stride: int) -> nn.Module:
-        """The shortcut: a projection where the shape changes (option B of the paper), else nothing."""
+        """Return the shortcut: a projection if the shape changes (option B of He et al. 2016), else the identity."""
         if stride == 1 and inputs == outputs:
             return nn.Identity()
         return nn.Sequential(self.conv(inputs, outputs, 1, stride), self.norm(outputs))
 
 
 class StridedPointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride, computed on just the positions that it reads.
+    """A 1x1 convolution with a stride, computed by slicing its input first.
 
-    The same function as `nn.Conv2d`, for inputs of few channels: on CPUs with AVX2 oneDNN writes past its buffers, and
-    mostly crashes, where a channels_last input has less than a register's worth of channels, 8 (uxlfoundation/oneDNN
-    issue 6035; torch 2.15). With many channels it is slower than oneDNN's own way.
+    Equals `nn.Conv2d`; used for inputs with few channels. It avoids a bug of oneDNN on CPUs with AVX2, which writes
+    past its buffers, and usually crashes, if a channels_last input has fewer than 8 channels (uxlfoundation/oneDNN
+    issue 6035; torch 2.15). With many channels it is slower than `nn.Conv2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride), rounded up."""
+        """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
         rows, columns = self.stride
         return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 class BasicBlock(ResidualModule):
-    """Two 3x3 convolutions beside the shortcut: (N, inputs, H, W) -> (N, width, H / stride, W / stride)."""
+    """Two 3x3 convolutions and a shortcut: (N, inputs, H, W) -> (N, width, H / stride, W / stride)."""
 
     expansion = 1
 
@@ -160,16 +164,16 @@ class BasicBlock(ResidualModule):
         self.act2 = layers.activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The activation of the residual plus the shortcut."""
+        """Return activation(residual + shortcut)."""
         residual = self.conv2(self._normalize_and_activate(self.bn1, self.act1, self.conv1(x)))
-        shortcut = self.downsample(x)  # before bn2: the order counts for norms that draw random numbers
+        shortcut = self.downsample(x)  # before bn2: the order matters for norms that draw random numbers
         return self._normalize_and_activate(self.bn2, self.act2, residual, shortcut)
 
 
 class Bottleneck(ResidualModule):
-    """1x1, 3x3, 1x1 convolutions beside the shortcut: (N, inputs, H, W) -> (N, 4 width, H / stride, W / stride).
+    """1x1, 3x3, 1x1 convolutions and a shortcut: (N, inputs, H, W) -> (N, 4 width, H / stride, W / stride).
 
-    The 3x3 convolution has the stride, as in torchvision; in the paper the first 1x1 has it.
+    The 3x3 convolution has the stride, as in torchvision; in He et al. 2016 the first 1x1 convolution has it.
     """
 
     expansion = 4
@@ -189,16 +193,16 @@ class Bottleneck(ResidualModule):
         self.act3 = layers.activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The activation of the residual plus the shortcut."""
+        """Return activation(residual + shortcut)."""
         residual = self._normalize_and_activate(self.bn1, self.act1, self.conv1(x))
         residual = self.conv3(self._normalize_and_activate(self.bn2, self.act2, self.conv2(residual)))
-        shortcut = self.downsample(x)  # before bn3: the order counts for norms that draw random numbers
+        shortcut = self.downsample(x)  # before bn3: the order matters for norms that draw random numbers
         return self._normalize_and_activate(self.bn3, self.act3, residual, shortcut)
 
 
 Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
 
-# Depth -> the kind of block, and how many of it in each of the four stages (table 1 of the paper).
+# Depth -> block class and number of blocks in each of the four stages (table 1 of He et al. 2016).
 FAMILY: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),

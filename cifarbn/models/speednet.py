@@ -1,4 +1,4 @@
-"""A small net made for short training, with a whitened first layer (Jordan 2024, arXiv 2404.00498)."""
+"""SpeedNet: a small model for very short training runs, after Jordan 2024 (arXiv 2404.00498)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,27 +11,28 @@ from cifarbn.models.types import Activation, Norm, check_at_least_one
 
 
 class SpeedNet(nn.Module):
-    """Whitening, three groups of two 3x3 convolutions and a head without bias.
+    """A whitening layer, three groups of two 3x3 convolutions and a linear layer without bias.
 
-    A group halves the side between its two convolutions; a 3x3 max pool leaves one position of a 32x32 picture to the
-    head. Whoever trains it calls `initialize_from` once and `start_epoch` at every epoch, as `Classifier` does; without
-    the first the whitening layer passes colours through, without the second its bias trains to the end.
+    Each group halves height and width; a 3x3 max pool and a maximum over the remaining positions precede the head.
+
+    A training loop calls `initialize_from` once and `start_epoch` at every epoch, as `Classifier` does. Without the
+    first call the whitening layer passes pixels through; without the second its bias is trained in every epoch.
 
     Args:
         widths: channels of the three groups.
-        norm: channels -> layer after every convolution; one that makes an `nn.Identity` means none, and only then do
+        norm: channels -> normalisation layer after every convolution; `nn.Identity` for none, in which case
             convolutions have a bias.
-        norm_scale: whether the norms' scales are trained; the paper leaves them at 1.
-        activation: makes the layer after the whitening and after every norm.
-        dirac_init: initialise each convolution's first filters as identity (Dirac) filters, one per input channel, so
-            that at the start the image reaches the head; the others start at torch's default.
-        whitening_bias_epochs: epochs for which the whitening layer's bias is trained; None: all. Afterwards nothing
-            below the first group needs a gradient, which saves about 5 % of a step. DDP, which wants a gradient of
-            every parameter it started with, takes only 0 or None.
+        norm_scale: whether the scales of the norms are trained. Jordan 2024 leaves them at 1.
+        activation: () -> layer after the whitening layer and after every norm.
+        dirac_init: whether the first filters of each convolution start as identity (Dirac) filters, one per input
+            channel, so that at initialisation the image reaches the head. The others keep torch's default.
+        whitening_bias_epochs: number of epochs in which the bias of the whitening layer is trained; None for all.
+            Afterwards no layer below the first group needs a gradient, which saves about 5 % of a step. DDP requires
+            0 or None, because it expects a gradient for every parameter that had one at the start.
         num_classes: C.
 
     Raises:
-        ValueError: where there are not three widths of at least 1.
+        ValueError: If widths is not three integers >= 1.
     """
 
     def __init__(
@@ -54,46 +55,45 @@ class SpeedNet(nn.Module):
         self.whitening = Whitening(3, 2)
         self.act = activation()
         inputs = [self.whitening.outputs, *widths[:2]]
-        switches: dict[str, Any] = {
+        options: dict[str, Any] = {
             "norm": norm,
             "norm_scale": norm_scale,
             "activation": activation,
             "dirac_init": dirac_init,
         }
-        self.groups = nn.Sequential(*(Group(i, o, **switches) for i, o in zip(inputs, widths, strict=True)))
+        self.groups = nn.Sequential(*(Group(i, o, **options) for i, o in zip(inputs, widths, strict=True)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
-        # Logits of the order of 1 / sqrt(features) at the start, where torch's default gives the order of 1.
+        # Initial logits are of order 1 / sqrt(features); with torch's default they would be of order 1.
         nn.init.normal_(self.head.weight, std=1 / widths[-1])
         self.start_epoch(0)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (N, C) of float pictures (N, 3, H, W), H and W at least 25."""
-        x = self.groups(self.act(self.whitening(pictures)))
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, C) of float images (N, 3, H, W), with H and W at least 25."""
+        x = self.groups(self.act(self.whitening(images)))
         return self.head(functional.max_pool2d(x, 3).amax((2, 3)))
 
-    def initialize_from(self, pictures: Tensor) -> None:
-        """Whiten as these pictures (N, 3, H, W), normalised as for training, ask for."""
-        self.whitening.fit(pictures)
+    def initialize_from(self, images: Tensor) -> None:
+        """Fit the whitening layer to training images (N, 3, H, W), normalised as in training."""
+        self.whitening.fit(images)
 
     def start_epoch(self, epoch: int) -> None:
-        """Train the whitening layer's bias or not, as `whitening_bias_epochs` says of `epoch`, counted from 0."""
+        """Freeze the bias of the whitening layer if `epoch` (from 0) is `whitening_bias_epochs` or later."""
         last = self.whitening_bias_epochs
         self.whitening.bias.requires_grad_(last is None or epoch < last)
 
 
 class Whitening(nn.Module):
-    """Every patch of `side` x `side` pixels in the basis in which patches of the training pictures are white.
+    """A convolution whose outputs are uncorrelated, with equal variance, over patches of the training images.
 
     (N, channels, H, W) -> (N, 2 * channels * side^2, H - side + 1, W - side + 1). The filters are
-    v_i / sqrt(lambda_i + eps) over the eigenvectors v_i of the patches' second moment, and each once more negated, so
-    that an activation that clips one sign loses nothing. They are never trained; the bias is.
-
-    Until `fit` is called they are the patch's pixels and their negatives.
+    v_i / sqrt(lambda_i + eps) and their negatives, where v_i and lambda_i are the eigenvectors and eigenvalues of the
+    second moment of side x side patches. Both signs are there because an activation may clip one. The filters are
+    fixed; only the bias is trained. Before `fit` is called, the filters return the patch's pixels and their negatives.
 
     Args:
-        channels: of the input.
-        side: of a patch.
-        eps: keeps the directions in which patches hardly vary, and hold little but noise, from being blown up.
+        channels: number of input channels.
+        side: height and width of a patch.
+        eps: limits the gain of directions in which patches hardly vary, which contain mostly noise.
     """
 
     weight: Tensor
@@ -108,30 +108,30 @@ class Whitening(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.outputs))
 
     @torch.no_grad()
-    def fit(self, pictures: Tensor) -> None:
-        """Compute the filters from these pictures (N, channels, H, W).
+    def fit(self, images: Tensor) -> None:
+        """Compute the filters from images (N, channels, H, W).
 
-        In float64, since the smallest eigenvalues would be lost in the rounding of TF32 or bf16. The eigenvectors of
-        so small a matrix (12x12 in SpeedNet) are computed on the CPU: a GPU's solver takes long to load.
+        Uses float64, because the smallest eigenvalues would be lost to rounding in TF32 or bf16. The eigenvectors of
+        the small matrix (12x12 in SpeedNet) are computed on the CPU, because loading the GPU's solver takes long.
         """
         side = self.weight.shape[-1]
-        patches = functional.unfold(pictures.double(), side)  # (N, channels * side^2, positions)
+        patches = functional.unfold(images.double(), side)  # (N, channels * side^2, positions)
         second_moment = (patches @ patches.mT).mean(0) / patches.shape[2]
         eigenvalues, eigenvectors = torch.linalg.eigh(second_moment.cpu())
         filters = (eigenvectors / (eigenvalues + self.eps).sqrt()).T.reshape(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """The whitened patches."""
-        return functional.conv2d(pictures, self.weight, self.bias)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the whitened patches."""
+        return functional.conv2d(images, self.weight, self.bias)
 
 
 class Group(nn.Module):
     """Convolution, 2x2 max pool, norm, activation, convolution, norm, activation.
 
-    (N, inputs, H, W) -> (N, outputs, H // 2, W // 2). Where H or W is odd the pool would drop the last row or column of
-    the first convolution, which is therefore not computed: a tenth of all multiplications on 32x32 pictures, whose
-    sides are 31, 15 and 7 here.
+    (N, inputs, H, W) -> (N, outputs, H // 2, W // 2). If H or W is odd, the pool would drop the last row or column of
+    the first convolution's output, so it is not computed. For 32x32 images, where the groups get 31x31, 15x15 and 7x7,
+    this saves a tenth of all multiplications.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Group(nn.Module):
                 layer.weight.requires_grad_(norm_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The group's output."""
+        """Return the output (N, outputs, H // 2, W // 2)."""
         x = functional.pad(x, (1, 1 - x.shape[3] % 2, 1, 1 - x.shape[2] % 2))
         x = self.act1(self.norm1(self.pool(self.conv1(x))))
         return self.act2(self.norm2(self.conv2(x)))

@@ -1,11 +1,12 @@
-"""VGG (Simonyan and Zisserman 2014, arXiv 1409.1556) for 32x32 pictures."""
+"""VGG (Simonyan and Zisserman 2014, arXiv 1409.1556) for small images, such as 32x32."""
 
 from torch import Tensor, nn
 
 from cifarbn.models.init import initialize
 from cifarbn.models.types import Activation, Norm, check_at_least_one, check_choice, check_dropout
 
-# 3x3 convolutions in each of the five stages, a max pool after each stage (table 1 of the paper; C has 1x1 ones).
+# Variant -> number of 3x3 convolutions in each of the five stages (table 1 of Simonyan and Zisserman 2014).
+# A max pool follows each stage. Variant C, which also has 1x1 convolutions, is left out.
 CONVOLUTIONS = {
     "A": (1, 1, 2, 2, 2),
     "B": (2, 2, 2, 2, 2),
@@ -15,23 +16,23 @@ CONVOLUTIONS = {
 
 
 class VGG(nn.Module):
-    """VGG with a classifier of three small linear layers, as the report has it.
+    """VGG with a classifier of three small linear layers, as in the course report.
 
-    `features` has the modules and indices of torchvision's vgg11/13/16/19 for A/B/D/E, or of the `_bn` variants
-    where there is a norm, so that their convolutional weights load. Convolutions have a bias either way.
+    Weights of torchvision's vgg11/13/16/19 (for A/B/D/E), or of its `_bn` variants if there is a norm, load into
+    `features`: modules and names are the same. Convolutions always have a bias.
 
     Args:
-        variant: "A", "B", "D" or "E", the column of the paper's table 1: 11, 13, 16 or 19 layers with weights.
-        norm: channels -> layer after every convolution; one that makes an `nn.Identity` means none.
-        classifier_norm: BatchNorm1d after both hidden linear layers as well.
-        activation: makes the layer after every convolution and hidden linear layer.
-        dropout: probability, before each hidden linear layer.
-        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many, as have the hidden layers.
+        variant: "A", "B", "D" or "E" (11, 13, 16 or 19 layers with weights; table 1 of Simonyan and Zisserman 2014).
+        norm: channels -> normalisation layer after every convolution; `nn.Identity` for none.
+        classifier_norm: whether both hidden linear layers are followed by `nn.BatchNorm1d`.
+        activation: () -> layer after every convolution and hidden linear layer.
+        dropout: probability of dropping a feature before each hidden linear layer.
+        width: channels of the first stage. The other stages have 2, 4, 8 and 8 times as many; hidden layers 8 times.
         init: see `initialize`.
         num_classes: C.
 
     Raises:
-        ValueError: where variant or init is unknown, width less than 1, or dropout outside [0, 1).
+        ValueError: If variant or init is unknown, width < 1, or dropout is not in [0, 1).
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class VGG(nn.Module):
         self.head = nn.Linear(hidden, num_classes)
         initialize(self, init)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (N, C) of float pictures (N, 3, H, W), H and W at least 32.
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, C) of float images (N, 3, H, W), with H and W at least 32.
 
-        At 32x32 the five pools leave one position; from larger pictures the classifier gets the mean over positions.
+        The five max pools reduce 32x32 to one position. For larger images, features are averaged over positions.
         """
-        return self.head(self.classifier(self.features(pictures).mean((2, 3))))
+        return self.head(self.classifier(self.features(images).mean((2, 3))))
 
 
 def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation: Activation) -> list[nn.Module]:
@@ -78,7 +79,7 @@ def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation:
         for _ in range(count):
             layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
             normalization = norm(outputs)
-            # An Identity would shift the indices behind it, and the plain net's weights would no longer fit.
+            # An nn.Identity here would shift the indices of later layers, which are those of torchvision's vgg11.
             if not isinstance(normalization, nn.Identity):
                 layers.append(normalization)
             layers.append(activation())

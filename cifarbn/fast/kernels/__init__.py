@@ -1,1 +1,1 @@
-"""C for what torch does slowly on a CPU in bf16; compiled when it is first needed, and called through `ops`."""
+"""C kernels for operations that are slow in torch in bf16 on a CPU. Compiled on first use; called through `ops`."""

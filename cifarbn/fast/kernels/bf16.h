@@ -1,4 +1,4 @@
-/* bf16, the upper half of a float, as C knows it. */
+/* bf16, the upper half of a float. */
 
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-"""The library that the machine's own compiler makes of the C files beside this module."""
+"""The shared library of the C kernels, compiled at run time with the machine's C compiler."""
 
 import ctypes
 import os
@@ -22,14 +22,14 @@ FLAGS = (
     "-ffp-contract=off",
     "-fPIC",
 )
-SECONDS = 60  # for the compiler, which takes half a second
-LANES = 16  # channels that go through one instruction; of a number that is no multiple the rest goes one by one, slowly
+SECONDS = 60  # time limit of the compiler, which usually takes half a second
+LANES = 16  # channels per SIMD instruction; other numbers of channels leave a slow scalar remainder
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the functions are there and x is what they work well on: bf16 maps (N, C, H, W), channels_last, on a CPU.
+    """Return whether the kernels are available and fast for x: bf16, (N, C, H, W), channels_last, on a CPU.
 
-    C is a multiple of `LANES`. See also `transforming`.
+    C must be a multiple of `LANES`, and `transforming` must be false.
     """
     return (
         x.device.type == "cpu"
@@ -43,9 +43,9 @@ def takes(x: Tensor) -> bool:
 
 
 def transforming() -> bool:
-    """Return whether torch makes another function of the computation, for which it needs operations of its own.
+    """Return whether torch is transforming the computation, which requires torch's own operations.
 
-    It does in `torch.compile`, in the transforms of `torch.func` (grad, jvp, vmap, ...) and in forward-mode AD.
+    True in `torch.compile`, in the transforms of `torch.func` (grad, jvp, vmap, ...) and in forward-mode AD.
     """
     return (
         torch.compiler.is_compiling()
@@ -56,7 +56,7 @@ def transforming() -> bool:
 
 @cache
 def why_unavailable() -> str | None:
-    """What keeps this machine from compiling the library, if anything does."""
+    """Return why the library cannot be compiled on this machine, or None if it can."""
     try:
         _library()
     except OSError as error:
@@ -65,12 +65,13 @@ def why_unavailable() -> str | None:
 
 
 def call(function: str, *arguments: float | Tensor | None) -> None:
-    """Call a function of the library: int goes as long, float as double, a tensor as the address of its first value.
+    """Call a function of the library. Passes int as long, float as double, and tensors as pointers.
 
-    Nobody checks the arguments, and a wrong shape or layout overwrites memory: `ops` does.
+    Trap: the arguments are not checked here, and wrong shapes or layouts corrupt memory. Use the checked functions of
+    `ops`.
 
     Raises:
-        OSError: where the library is unavailable.
+        OSError: If the library is not available.
     """
     getattr(_library(), function)(*map(_as_c, arguments))
 
@@ -85,14 +86,14 @@ def _as_c(argument: float | Tensor | None) -> Any:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """Compile and load; every process does so for itself, which leaves nothing behind that could be out of date.
+    """Compile and load the library; every process does this itself, so no outdated file can be left behind.
 
-    OpenMP is not linked: its functions are found in the process, where torch has loaded its own. With a second OpenMP
-    there would be two teams of threads, each waiting on the cores that the other one needs.
+    OpenMP is not linked: its functions are resolved in torch's OpenMP, which is already loaded. A second OpenMP would
+    have its own team of threads, and the two would compete for the cores.
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(compiler[0]) is None:
-        raise OSError(f"there is no C compiler {compiler[0]!r} (install gcc, or name it in CC)")
+        raise OSError(f"C compiler {compiler[0]!r} not found; install gcc, or set CC to your compiler")
     sources = sorted(map(str, Path(__file__).parent.glob("*.c")))
     with tempfile.TemporaryDirectory() as folder:
         _run(folder, *compiler, *FLAGS, "-fopenmp", "-c", *sources)
@@ -104,5 +105,5 @@ def _run(folder: str, *command: str) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=SECONDS)
     except subprocess.SubprocessError as error:
-        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
-        raise OSError(f"{command[0]} failed: {said.splitlines()[0]}") from error
+        message = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
+        raise OSError(f"{command[0]} failed: {message.splitlines()[0]}") from error

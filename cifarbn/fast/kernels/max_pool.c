@@ -2,22 +2,23 @@
 
 #include "bf16.h"
 
-/* The four pixels of the window in this `picture`, `row` and `column` of the output: their first channels. */
-#define CORNERS(x)                                                                                         \
-    x + ((picture * height + 2 * row) * width + 2 * column) * channels,                                    \
-    x + ((picture * height + 2 * row) * width + 2 * column + 1) * channels,                                \
-    x + ((picture * height + 2 * row + 1) * width + 2 * column) * channels,                                \
-    x + ((picture * height + 2 * row + 1) * width + 2 * column + 1) * channels
+/* The addresses of the first channel of the window's four pixels, for the output's `image`, `row` and `column`. */
+#define CORNERS(x)                                                           \
+    x + ((image * height + 2 * row) * width + 2 * column) * channels,        \
+    x + ((image * height + 2 * row) * width + 2 * column + 1) * channels,    \
+    x + ((image * height + 2 * row + 1) * width + 2 * column) * channels,    \
+    x + ((image * height + 2 * row + 1) * width + 2 * column + 1) * channels
 
-/* y = the largest of each window; which = its number, 0 to 3, the first of equal ones, or the last NaN, as in torch */
-void max_pool(long pictures, long height, long width, long channels, const bf16 *x, bf16 *y, uint16_t *which) {
+/* y = the largest value of each window; which = its index, 0 to 3. As in torch, the first of equal values or the last
+   NaN. */
+void max_pool(long images, long height, long width, long channels, const bf16 *x, bf16 *y, uint16_t *which) {
     long rows = height / 2, columns = width / 2;
 #pragma omp parallel for collapse(2) schedule(static)
-    for (long picture = 0; picture < pictures; picture++)
+    for (long image = 0; image < images; image++)
         for (long row = 0; row < rows; row++)
             for (long column = 0; column < columns; column++) {
                 const bf16 *corners[4] = {CORNERS(x)};
-                long window = ((picture * rows + row) * columns + column) * channels;
+                long window = ((image * rows + row) * columns + column) * channels;
 #pragma omp simd
                 for (long c = 0; c < channels; c++) {
                     float best = wide(corners[0][c]);
@@ -34,17 +35,17 @@ void max_pool(long pictures, long height, long width, long channels, const bf16 
             }
 }
 
-/* grad_input = the gradient of y where x was the largest of its window, else 0; rows and columns that no window covers stay
-   as they are */
-void max_pool_gradient(long pictures, long height, long width, long channels, const bf16 *grad_output, const uint16_t *which,
-                       bf16 *grad_input) {
+/* grad_input = the gradient of y where x was the largest of its window, else 0. Rows and columns outside all windows are
+   not written. */
+void max_pool_gradient(long images, long height, long width, long channels, const bf16 *grad_output,
+                       const uint16_t *which, bf16 *grad_input) {
     long rows = height / 2, columns = width / 2;
 #pragma omp parallel for collapse(2) schedule(static)
-    for (long picture = 0; picture < pictures; picture++)
+    for (long image = 0; image < images; image++)
         for (long row = 0; row < rows; row++)
             for (long column = 0; column < columns; column++) {
                 bf16 *corners[4] = {CORNERS(grad_input)};
-                long window = ((picture * rows + row) * columns + column) * channels;
+                long window = ((image * rows + row) * columns + column) * channels;
                 for (int corner = 0; corner < 4; corner++)
 #pragma omp simd
                     for (long c = 0; c < channels; c++)

@@ -1,9 +1,9 @@
-"""The C functions as PyTorch operators, `torch.ops.cifarbn`: checked arguments, a schema, and shapes for torch.compile.
+"""The C kernels as PyTorch operators, `torch.ops.cifarbn`, with checked arguments, schemas and fake implementations.
 
-They run on a CPU only, change none of their arguments, and have no gradient of their own: the layers of
-`cifarbn.fast` call them inside `torch.autograd.Function`s, where grad mode is off. Elsewhere an operator raises
-RuntimeError for a tensor that requires a gradient. With `torch.library.custom_op` and `register_autograd` a
-layer's forward call took 53 µs instead of 18, before anything was computed (torch 2.14.1, one core).
+They run on a CPU only, do not modify their arguments, and do not compute gradients: the layers of `cifarbn.fast` call
+them inside `torch.autograd.Function`s, where grad mode is off. With grad mode on, an operator raises RuntimeError if a
+tensor requires a gradient. `torch.library.custom_op` with `register_autograd` is not used because of its overhead: 53
+instead of 18 µs per forward call of a layer (torch 2.14.1, one core).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from cifarbn.fast.kernels import library
 
-BLOCK = 128  # rows whose sums are made together, as in batch_norm.c
-NOTHING, RELU, SHORTCUT_RELU = range(3)  # what follows the normalisation, as in batch_norm.c
+BLOCK = 128  # rows per block of sums, as in batch_norm.c
+NOTHING, RELU, RESIDUAL_RELU = range(3)  # the operations that follow the normalisation, as in batch_norm.c
 
 OPERATORS = torch.library.Library("cifarbn", "FRAGMENT")
 
 
 def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that makes an operator of what it does on a CPU.
+    """Return a decorator that registers a function as an operator's CPU implementation.
 
     Args:
-        schema: name, arguments and results, in the notation of PyTorch's operators.
-        shapes: the operator for fake tensors: returns results of the right shape, dtype and layout.
+        schema: the operator's schema, in PyTorch's notation.
+        shapes: the implementation for fake tensors: returns results of the right shape, dtype and layout.
     """
     name = schema.partition("(")[0]
 
@@ -41,12 +41,12 @@ def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[...
 
 
 def _without_gradient(operator: Any) -> Callable[..., Any]:
-    """Return the operator for autograd: it raises where a gradient would be lost, and computes otherwise."""
+    """Return the operator's autograd implementation, which raises RuntimeError if a gradient would be lost."""
 
     def compute(keys: torch._C.DispatchKeySet, *arguments: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments):
             raise RuntimeError(
-                f"{operator} has no gradient: use the layers of cifarbn.fast, or call it under torch.no_grad()"
+                f"{operator} does not compute gradients; use the layers of cifarbn.fast, or call it in torch.no_grad()"
             )
         return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
@@ -66,22 +66,22 @@ def _batch_norm_shapes(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
 def batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise by the batch's statistics, then add the residual and apply the ReLU, where these are wanted.
+    """Normalise by the batch's statistics, then optionally add a residual and apply a ReLU.
 
     Args:
-        x: (N, C, H, W), as all maps here in bf16 and channels_last.
+        x: (N, C, H, W), bf16, channels_last.
         weight: (C,), float32.
         bias: (C,), float32.
-        residual: of x's shape; only together with `relu`.
-        relu: whether a ReLU follows.
+        residual: like x, or None; requires `relu`.
+        relu: whether to apply a ReLU.
         eps: added to the variance.
 
     Returns:
-        y, like x; statistics (4, C), float32: the batch's mean and biased variance, scale and shift, such that before
-        residual and ReLU y = x * scale + shift; 1 / sqrt(variance + eps), (C,), float64.
+        y, like x; statistics (4, C), float32: the batch's mean, biased variance, scale and shift, such that
+        y = x * scale + shift before the residual and ReLU; 1 / sqrt(variance + eps), (C,), float64.
 
     Raises:
-        ValueError: if an argument has another shape, dtype or layout.
+        ValueError: If an argument has the wrong shape, dtype or layout.
     """
     _check_maps(x, x=x, residual=residual)
     channels = x.shape[1]
@@ -113,25 +113,25 @@ def _batch_norm_backward_shapes(grad_output: Tensor, x: Tensor, y: Tensor | None
 def batch_norm_backward(
     grad_output: Tensor, x: Tensor, y: Tensor | None, statistics: Tensor, inverse: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `batch_norm`'s tensors; that of the residual is empty where y is None.
+    """Return the gradients of `batch_norm`'s x, weight, bias and residual (empty if y is None).
 
     Args:
-        grad_output: of y, in its layout.
+        grad_output: gradient of y, like y.
         x: the input.
-        y: the output, if a residual was added: it says what the ReLU let through.
-        statistics: as `batch_norm` has returned them.
-        inverse: as `batch_norm` has returned it.
-        relu: as given to `batch_norm`.
+        y: the output if a residual was added, else None; gives the mask of the ReLU.
+        statistics: the statistics that `batch_norm` returned.
+        inverse: 1 / sqrt(variance + eps), as returned by `batch_norm`.
+        relu: whether a ReLU was applied.
 
     Raises:
-        ValueError: if an argument has another shape, dtype or layout.
+        ValueError: If an argument has the wrong shape, dtype or layout.
     """
     _check_maps(x, grad_output=grad_output, x=x, y=y)
     channels = x.shape[1]
     _check_values((4, channels), torch.float32, statistics=statistics)
     _check_values((channels,), torch.float64, inverse=inverse)
     if y is not None and not relu:
-        raise ValueError("batch_norm_backward takes y, the output of a residual's sum, only with a ReLU")
+        raise ValueError("batch_norm_backward takes y only with a ReLU")
     following, rows = _following(y, relu), x.numel() // channels
     sums = _sums(rows, channels)
     grad_residual = x.new_empty(0) if y is None else torch.empty_like(x)
@@ -154,13 +154,13 @@ def _max_pool_shapes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @_operator("max_pool(Tensor x) -> (Tensor y, Tensor which)", _max_pool_shapes)
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest value of each 2x2 window, and its place in the window, 0 to 3.
+    """Return the largest value of each 2x2 window, and its index in the window (0 to 3).
 
     Args:
-        x: (N, C, H, W) in bf16 and channels_last, H and W at least 2. An odd side's last row or column is in no window.
+        x: (N, C, H, W), bf16, channels_last, H and W at least 2. If H or W is odd, its last row or column is dropped.
 
     Raises:
-        ValueError: if x has another shape, dtype or layout.
+        ValueError: If x has the wrong shape, dtype or layout.
     """
     _check_maps(x, x=x)
     images, channels, height, width = x.shape
@@ -186,23 +186,25 @@ def max_pool_backward(grad_output: Tensor, which: Tensor, height: int, width: in
     """Return the gradient of `max_pool`'s input (N, C, height, width).
 
     Args:
-        grad_output: (N, C, height // 2, width // 2) in bf16 and channels_last.
-        which: as `max_pool` has returned it.
-        height: of the input.
-        width: of the input.
+        grad_output: (N, C, height // 2, width // 2), bf16, channels_last.
+        which: the indices that `max_pool` returned.
+        height: height of the input.
+        width: width of the input.
 
     Raises:
-        ValueError: if an argument has another shape, dtype or layout.
+        ValueError: If an argument has the wrong shape, dtype or layout.
     """
     _check_maps(grad_output, grad_output=grad_output)
     _check_maps(grad_output, torch.int16, which=which)
     images, channels, *sides = grad_output.shape
     if sides != [height // 2, width // 2]:
-        raise ValueError(f"max_pool_backward: the gradient of {sides} windows is not that of {height}x{width} values")
+        raise ValueError(
+            f"max_pool_backward: a gradient of {sides} windows does not match an input of {height}x{width}"
+        )
     shape = images, channels, height, width
     grad_x = torch.empty(shape, dtype=grad_output.dtype, device="cpu", memory_format=torch.channels_last)
     if height % 2 or width % 2:
-        grad_x.zero_()  # the last row or column is in no window
+        grad_x.zero_()  # the last row or column belongs to no window
     library.call("max_pool_gradient", images, height, width, channels, grad_output, which, grad_x)
     return grad_x
 
@@ -213,24 +215,24 @@ def _patches_shapes(x: Tensor, size: Sequence[int], stride: Sequence[int], paddi
 
 @_operator("patches(Tensor x, SymInt[2] size, SymInt[2] stride, SymInt[2] padding) -> Tensor", _patches_shapes)
 def patches(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """Return what each position of a convolution's output is computed from: (N, H', W', rows, columns, C).
+    """Return the input patches of all output positions of a convolution: (N, H', W', rows, columns, C).
 
     Args:
-        x: (N, C, H, W) in bf16 and channels_last.
+        x: (N, C, H, W), bf16, channels_last.
         size: rows and columns of the weight.
-        stride: of the convolution.
-        padding: zeros above and below, left and right; a negative number cuts off.
+        stride: stride of the convolution.
+        padding: (vertical, horizontal) zero padding; negative values crop.
 
     Raises:
-        ValueError: if x has another shape, dtype or layout, or there is no such position.
+        ValueError: If x has the wrong shape, dtype or layout, or the output would be empty.
     """
     _check_maps(x, x=x)
     out = _positions(x, size, stride, padding) if min(*size, *stride) > 0 else [0]
     if min(out) < 1:
-        raise ValueError(f"patches of {list(size)}, stride {list(stride)}: none in {list(x.shape)} padded by {padding}")
-    found = torch.empty(x.shape[0], *out, *size, x.shape[1], dtype=x.dtype, device="cpu")
-    library.call("patches", x.shape[0], *x.shape[2:], x.shape[1], *out, *size, *stride, *padding, x, found)
-    return found
+        raise ValueError(f"no patches of {list(size)}, stride {list(stride)}, in {list(x.shape)} padded by {padding}")
+    result = torch.empty(x.shape[0], *out, *size, x.shape[1], dtype=x.dtype, device="cpu")
+    library.call("patches", x.shape[0], *x.shape[2:], x.shape[1], *out, *size, *stride, *padding, x, result)
+    return result
 
 
 def _positions(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> list[int]:
@@ -238,7 +240,7 @@ def _positions(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: S
 
 
 def _following(residual: Tensor | None, relu: bool) -> int:
-    return SHORTCUT_RELU if residual is not None else RELU if relu else NOTHING
+    return RESIDUAL_RELU if residual is not None else RELU if relu else NOTHING
 
 
 def _sums(rows: int, channels: int) -> Tensor:
@@ -246,7 +248,7 @@ def _sums(rows: int, channels: int) -> Tensor:
 
 
 def _check_maps(like: Tensor, dtype: torch.dtype = torch.bfloat16, **maps: Tensor | None) -> None:
-    """Raise ValueError unless all maps are (N, C, H, W), C > 0, of one shape, in this dtype and channels_last."""
+    """Raise ValueError unless all maps are (N, C, H, W) with C > 0, of equal shape, in this dtype, channels_last."""
     for name, x in maps.items():
         if x is None:
             continue
@@ -260,7 +262,7 @@ def _check_maps(like: Tensor, dtype: torch.dtype = torch.bfloat16, **maps: Tenso
 
 
 def _check_values(shape: tuple[int, ...], dtype: torch.dtype, **tensors: Tensor) -> None:
-    """Raise ValueError unless all tensors have this shape and dtype and are contiguous."""
+    """Raise ValueError unless all tensors have this shape and dtype, and are contiguous."""
     for name, x in tensors.items():
         if x.shape != shape or x.dtype != dtype or not x.is_contiguous():
             kind = f"{x.dtype}, shape {list(x.shape)}, strides {list(x.stride())}"

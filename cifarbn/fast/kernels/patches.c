@@ -1,4 +1,4 @@
-/* What each position of a convolution's output is computed from, copied side by side. */
+/* The input patches of all output positions of a convolution. */
 
 #include <string.h>
 
@@ -7,19 +7,19 @@
 INLINE long at_least(long least, long value) { return value < least ? least : value; }
 INLINE long at_most(long most, long value) { return value > most ? most : value; }
 
-/* x: pictures by height by width by channels -> patches: pictures by out_height by out_width by rows by columns by
-   channels, with zeros where a patch leaves the picture */
-void patches(long pictures, long height, long width, long channels, long out_height, long out_width, long rows,
+/* x: (images, height, width, channels) -> patches: (images, out_height, out_width, rows, columns, channels), with zeros
+   outside the image */
+void patches(long images, long height, long width, long channels, long out_height, long out_width, long rows,
              long columns, long row_stride, long column_stride, long above, long left, const bf16 *x, bf16 *patches) {
     long line = columns * channels;
 #pragma omp parallel for collapse(2) schedule(static)
-    for (long picture = 0; picture < pictures; picture++)
+    for (long image = 0; image < images; image++)
         for (long out_row = 0; out_row < out_height; out_row++)
             for (long out_column = 0; out_column < out_width; out_column++) {
                 long start = out_column * column_stride - left;
-                long first = at_most(columns, at_least(0, -start)); /* of the patch's columns inside the picture */
+                long first = at_most(columns, at_least(0, -start)); /* the patch's columns first to last - 1 are inside the image */
                 long last = at_least(first, at_most(columns, width - start));
-                bf16 *to = patches + ((picture * out_height + out_row) * out_width + out_column) * rows * line;
+                bf16 *to = patches + ((image * out_height + out_row) * out_width + out_column) * rows * line;
                 for (long row = 0; row < rows; row++, to += line) {
                     long y = out_row * row_stride - above + row;
                     if (y < 0 || y >= height) {
@@ -27,7 +27,7 @@ void patches(long pictures, long height, long width, long channels, long out_hei
                         continue;
                     }
                     memset(to, 0, first * channels * sizeof(bf16));
-                    memcpy(to + first * channels, x + ((picture * height + y) * width + start + first) * channels,
+                    memcpy(to + first * channels, x + ((image * height + y) * width + start + first) * channels,
                            (last - first) * channels * sizeof(bf16));
                     memset(to + last * channels, 0, (columns - last) * channels * sizeof(bf16));
                 }

@@ -1,8 +1,8 @@
 """Every smoothness measurement a second time: from the formulas, naive, slow, sharing nothing with the package.
 
-A net is deep-copied for every single evaluation, gradients come from `.backward()`, and all that follows the
-backward pass is done on one long float64 NumPy vector. Where this and `cifarbn.smoothness` agree, two people read
-the definitions alike.
+The model is deep-copied for every evaluation, gradients come from `.backward()`, and everything after the backward
+pass is computed on one float64 NumPy vector. Agreement with `cifarbn.smoothness` means that two independent
+implementations read the definitions in the same way.
 """
 
 import copy
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class SmallVGG(nn.Sequential):
-    """Two conv-BN-ReLU-pool blocks and a linear layer on 8x8 RGB pictures; every mechanism of VGG-A, 966 parameters."""
+    """Two conv-BN-ReLU-pool blocks and a linear layer on 8x8 RGB images; every mechanism of VGG-A, 966 parameters."""
 
     def __init__(self, norm=nn.BatchNorm2d, dropout=0.0):
         super().__init__(
@@ -32,7 +32,7 @@ class SmallVGG(nn.Sequential):
 
 
 def problem(seed=0, **options):
-    """A net, 16 pictures and their labels."""
+    """A model, 16 images and their labels."""
     torch.manual_seed(seed)
     return SmallVGG(**options), torch.randn(16, 3, 8, 8), torch.randint(10, (16,))
 
@@ -42,7 +42,7 @@ def get(net):
 
 
 def put(net, vector):
-    """A copy of the net whose parameters are the entries of the vector, rounded to their dtype."""
+    """A copy of the model whose parameters are the entries of the vector, rounded to their dtype."""
     net = copy.deepcopy(net)
     start = 0
     for p in net.parameters():
@@ -73,22 +73,22 @@ def cosine(a, b):
 
 
 def spans(net):
-    """Where each parameter tensor lies in the long vector."""
+    """The slice of each parameter tensor in the vector."""
     start = 0
     for p in net.parameters():
         yield slice(start, start + p.numel())
         start += p.numel()
 
 
-# --- the report's and the course's definitions, on a list of gradients -------------------------------------------
+# --- the definitions of course report and course handout, on a list of gradients ---------------------------------
 
 
-def report_lipschitz(gradients):
+def course_report_lipschitz(gradients):
     """t -> ||G_{t+1} - G_t||."""
     return {t: length((gradients[t + 1] - gradients[t]).ravel()) for t in range(len(gradients) - 1)}
 
 
-def report_beta(gradients):
+def course_report_beta(gradients):
     """t -> ||2 G_t - G_{t+1} - G_{t-1}||."""
     return {
         t: length((2 * gradients[t] - gradients[t + 1] - gradients[t - 1]).ravel())
@@ -96,13 +96,13 @@ def report_beta(gradients):
     }
 
 
-def course_distance(gradients):
+def course_handout_distance(gradients):
     """t -> ||G_t - G_{t-1}||."""
     return {t: length((gradients[t] - gradients[t - 1]).ravel()) for t in range(1, len(gradients))}
 
 
 def band(runs):
-    """`runs` is {name: {step: value}}; gives {step: (min, max, how many)}."""
+    """`runs` is {name: {step: value}}; gives {step: (min, max, number of runs)}."""
     answer = {}
     for run in runs.values():
         for step in run:
@@ -111,7 +111,7 @@ def band(runs):
     return dict(sorted(answer.items()))
 
 
-# --- the paper's definitions --------------------------------------------------------------------------------------
+# --- the definitions of Santurkar et al. --------------------------------------------------------------------------
 
 
 def probe_along(net, x, y, scales, direction=None):

@@ -62,7 +62,7 @@ def test_every_recorder_of_the_config_has_a_table_and_writes_by_it():
         assert issubclass(recorder, Recorder) and recorder.table is table
 
 
-def test_measures_have_one_name_each_and_those_of_one_origin_stand_together():
+def test_measures_have_unique_names_and_are_grouped_by_origin():
     names = [measure.name for measure in MEASURES]
     assert len(set(names)) == len(names)
     origins = [origin for origin, _ in groupby(measure.origin for measure in MEASURES)]
@@ -70,7 +70,7 @@ def test_measures_have_one_name_each_and_those_of_one_origin_stand_together():
     assert all(measure.table in TABLES and measure.unit for measure in MEASURES)
 
 
-def test_every_measure_that_names_a_figure_is_drawn_by_it():
+def test_figure_labels_are_unique_and_their_keys_exist():
     assert all(measure.figure.label for measure in MEASURES if measure.figure)
     assert {measure.table for measure, _ in shown_in(ProbePanel)} == {ProbeKeys}
     panels = [panel.label for _, panel in shown_in(ProbePanel)]
@@ -81,7 +81,7 @@ def test_every_measure_that_names_a_figure_is_drawn_by_it():
     assert len(set(columns)) == len(columns)
 
 
-def test_a_new_measure_of_the_walk_gets_a_panel_and_one_of_layers_a_column(monkeypatch):
+def test_a_new_measure_of_the_probe_gets_a_panel_and_one_of_layers_a_column(monkeypatch):
     walked = Measure(
         "mine", Origin.CONTROL, ProbeKeys, lambda r: 2.0 * r[ProbeKeys.step], "1", "", ProbePanel("my label")
     )
@@ -121,7 +121,7 @@ def test_covariate_shift_is_the_median_over_all_layers_but_the_first():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_net_of_one_layer_has_no_covariate_shift():
+def test_a_model_of_one_layer_has_no_covariate_shift():
     keys = CovariateShiftKeys
     found = curves({keys.step: np.arange(2), keys.distance: np.zeros((2, 1)), keys.cosine: np.ones((2, 1))})
     assert np.isnan(found["covariate shift"][1]).all()
@@ -135,6 +135,6 @@ def test_activations_change_from_one_measurement_to_the_next():
     np.testing.assert_array_equal(found["activation std change"][1], [np.nan, 4, 0])
 
 
-def test_recordings_of_another_program_give_nothing():
+def test_recordings_without_known_keys_give_no_curves():
     assert curves({Key("mine.step"): np.arange(3)}) == {}
     assert curves({CovariateShiftKeys.step: np.arange(0)}) == {}

@@ -95,13 +95,13 @@ def test_definitions_of_one_run_by_hand(tmp_path):
     found = curves(recordings)
     assert list(found) == [measure.name for measure in MEASURES if measure.name in found]
     # The report's curve lies one step to the left of the stream's: defined at step 0, not at the last.
-    lipschitz = found["report Lipschitz"][1]
+    lipschitz = found["course report Lipschitz"][1]
     assert lipschitz[0] == 6 and np.isnan(lipschitz[-1])
-    assert np.isnan(found["course gradient distance"][1][0])
+    assert np.isnan(found["course handout gradient distance"][1][0])
     expected = {
-        "paper loss range": 6 * (4 - 1),
-        "paper gradient predictiveness": 2 * 6 * 0.4,
-        "paper effective beta": 2 * 6 / 0.5,
+        "loss range": 6 * (4 - 1),
+        "gradient predictiveness": 2 * 6 * 0.4,
+        "effective beta": 2 * 6 / 0.5,
         "relative gradient distance": 2 * 6 * 0.4 / 0.5,
         # The median over the weights that have a gradient: beta is 30 and 60 at the larger share, ||w||^2 is 4.
         "scale-invariant beta": 4 * (30 + 60) / 2,
@@ -125,9 +125,9 @@ def test_families_differ_in_more_than_rate_and_what_follows_from_it(sweep):
     assert {drawing.name for drawing in section.drawings} == {
         "accuracy-every-few-steps",
         "loss-landscape-over-rates",
-        "course-gradient-distance",
-        "report-lipschitz",
-        "report-beta",
+        "course-handout-gradient-distance",
+        "course-report-lipschitz",
+        "course-report-beta",
         "paper-figure-4-lr-0.001",
         "paper-figure-4-lr-0.002",
         "distance-curves",
@@ -145,11 +145,11 @@ def test_factors_compare_the_net_without_normalisation_with_the_other(sweep):
     assert {float(row["factor"]) for row in rows} == {3.0}, "6 over 2, for every definition and rate"
     assert {row["lr"] for row in rows} == {"0.001", "0.002"}
     assert {(row["reference"], row["other"]) for row in rows} == {("vgg_a", "vgg_a_bn")}
-    one = next(row for row in rows if (row["definition"], row["lr"]) == ("report Lipschitz", "0.001"))
+    one = next(row for row in rows if (row["definition"], row["lr"]) == ("course report Lipschitz", "0.001"))
     assert one == {
         "matched": "step",
-        "definition": "report Lipschitz",
-        "source": "report",
+        "definition": "course report Lipschitz",
+        "source": "course report",
         "true steps": "",
         "lr": "0.001",
         "reference": "vgg_a",
@@ -165,7 +165,7 @@ def test_factors_compare_the_net_without_normalisation_with_the_other(sweep):
         "probes reference": "19",  # steps 10 to 28: the last has no successor
         "probes other": "19",
     }
-    few = next(row for row in rows if (row["definition"], row["lr"]) == ("paper effective beta", "0.001"))
+    few = next(row for row in rows if (row["definition"], row["lr"]) == ("effective beta", "0.001"))
     assert few["probes reference"] == "4" and not few["interval low"] and not few["interval over"]
 
 
@@ -227,9 +227,9 @@ def test_at_matched_distance_the_curves_are_read_at_true_steps(tmp_path):
         for row in rows_of(tmp_path)
         if row["matched"] == "distance"
     }
-    assert found["paper gradient predictiveness", "0.5"] == (1.5, "1.2")
-    assert found["paper gradient predictiveness", "1"] == (1.5, "2.4")
-    assert found["paper effective beta", "1"] == (3.0, "24")
+    assert found["gradient predictiveness", "0.5"] == (1.5, "1.2")
+    assert found["gradient predictiveness", "1"] == (1.5, "2.4")
+    assert found["effective beta", "1"] == (3.0, "24")
     assert found["relative gradient distance", "1"] == (1.5, "4.8")
     assert {share for _, share in found} == {"0.5", "1"}, "the walks go from 0.025 to 0.2"
 
@@ -249,10 +249,10 @@ def test_shares_that_the_probe_has_walked_are_taken_as_they_are(tmp_path):
         for row in rows_of(tmp_path)
         if row["matched"] == "distance"
     }
-    assert found["paper gradient predictiveness", "1"] == 3
-    assert found["paper gradient predictiveness", "32"] == 9
+    assert found["gradient predictiveness", "1"] == 3
+    assert found["gradient predictiveness", "32"] == 9
     assert found["loss change", "1"] == found["loss change", "32"] == 3
-    assert ("paper gradient predictiveness", "4") not in found, "neither walked nor within the walk"
+    assert ("gradient predictiveness", "4") not in found, "neither walked nor within the walk"
 
 
 def test_at_matched_loss_probes_pair_that_start_from_equal_losses(tmp_path):
@@ -261,7 +261,7 @@ def test_at_matched_loss_probes_pair_that_start_from_equal_losses(tmp_path):
     write_run(tmp_path, "vgg_a_bn", 0.001, scale=3.6, steps=200)
     rows = [row for row in rows_of(tmp_path) if row["matched"] == "loss"]
     assert {row["definition"] for row in rows} == {
-        *("paper loss range", "paper gradient predictiveness", "paper effective beta", "relative gradient distance"),
+        *("loss range", "gradient predictiveness", "effective beta", "relative gradient distance"),
         "scale-invariant beta",
     }
     (pairs,) = {int(row["probes reference"]) for row in rows} & {int(row["probes other"]) for row in rows}
@@ -285,10 +285,10 @@ def three_seeds(tmp_path_factory):
 
 def test_every_seed_is_drawn_and_counted(three_seeds):
     drawings = {drawing.name: drawing for drawing in three_seeds.drawings}
-    for name in ("accuracy-every-few-steps", "report-lipschitz", "report-beta"):
+    for name in ("accuracy-every-few-steps", "course-report-lipschitz", "course-report-beta"):
         assert [len(axes.lines) for axes in drawings[name].figure.axes] == [2 * 3] * 2, "two rates, three seeds"
         assert "vgg_a: n = 3 runs at each of lr 0.001, 0.002" in drawings[name].caption
-    assert "12 (6 to 18 over 3 runs) at lr 0.001" in drawings["report-lipschitz"].alt
+    assert "12 (6 to 18 over 3 runs) at lr 0.001" in drawings["course-report-lipschitz"].alt
     assert "vgg_a: n = 3 seeds with a run at each of lr 0.001, 0.002" in drawings["loss-landscape-over-rates"].caption
     assert "what any seed reaches" in drawings["loss-landscape-over-rates"].caption
     assert "vgg_a: n = 3 runs of 12 probes" in drawings["paper-figure-4-lr-0.001"].caption
@@ -311,7 +311,7 @@ def test_the_band_over_seeds_is_the_median_edge_and_any_seed_s_reach(three_seeds
 
 def test_the_interval_covers_seeds_where_there_are_some(three_seeds):
     rows = csv.DictReader(io.StringIO(three_seeds.files["factors.csv"]))
-    row = next(row for row in rows if (row["definition"], row["lr"]) == ("report Lipschitz", "0.001"))
+    row = next(row for row in rows if (row["definition"], row["lr"]) == ("course report Lipschitz", "0.001"))
     assert (row["factor"], row["interval over"], row["runs reference"]) == ("3", "probes and seeds", "3")
     assert row["probes reference"] == str(3 * 49)
     # Seeds' medians are 6, 12, 18 and 2, 4, 6: the extremes are 6 / 6 and 18 / 2.
@@ -326,7 +326,7 @@ def test_a_seed_that_lacks_a_rate_is_in_no_band_over_rates(sweep):
         keep_only(folder, "last_layer")
     drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
     assert "vgg_a: n = 2 seeds with a run at each of lr 0.001, 0.002" in drawings["loss-landscape-over-rates"].caption
-    assert "vgg_a: n = 3 runs at lr 0.001 and n = 2 runs at lr 0.002" in drawings["report-beta"].caption
+    assert "vgg_a: n = 3 runs at lr 0.001 and n = 2 runs at lr 0.002" in drawings["course-report-beta"].caption
 
 
 def test_another_batch_size_is_another_family(sweep):
@@ -341,10 +341,10 @@ def test_the_long_table_has_step_rate_norm_definition_and_value(sweep):
     one = [
         r
         for r in rows
-        if (r["definition"], r["lr"], r["norm"], r["step"]) == ("report Lipschitz", "0.001", "BatchNorm2d", "7")
+        if (r["definition"], r["lr"], r["norm"], r["step"]) == ("course report Lipschitz", "0.001", "BatchNorm2d", "7")
     ]
     assert [float(r["value"]) for r in one] == [2.0]
-    assert {r["source"] for r in rows} == {"report", "course", "paper", "control"}
+    assert {r["source"] for r in rows} == {"course report", "course handout", "Santurkar et al. 2018", "control"}
 
 
 def test_dead_and_diverged_runs_are_in_no_band_and_named(sweep):
@@ -398,7 +398,7 @@ def test_results_from_before_the_level_was_recorded_go_by_the_loss_s_name(tmp_pa
 
 def test_captions_carry_the_caveats(sweep):
     captions = {drawing.name: drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings}
-    assert "minibatch noise" in captions["report-lipschitz"]
+    assert "minibatch noise" in captions["course-report-lipschitz"]
     assert "sensitivity to the rate" in captions["loss-landscape-over-rates"]
     assert "not invariant to reparametrisation" in captions["paper-figure-4-lr-0.001"]
     assert "s from 0.05 to 0.4" in captions["paper-figure-4-lr-0.001"]
@@ -431,8 +431,8 @@ def test_a_figure_says_and_shows_one_data_set(sweep):
         result["config"]["data"]["_target_"] = "cifarbn.data.CIFAR10"
         (folder / "result.json").write_text(json.dumps(result))
     captions = {drawing.name: drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings}
-    assert "Data: shapes, 240 training" in captions["report-beta-shapes"]
-    assert "Data: cifar10, 50,000 training" in captions["report-beta-cifar10"]
+    assert "Data: shapes, 240 training" in captions["course-report-beta-shapes"]
+    assert "Data: cifar10, 50,000 training" in captions["course-report-beta-cifar10"]
     assert "Data: cifar10" in captions["paper-figure-4-lr-0.002-cifar10"]
     assert all(("cifar10" in name) == ("Data: cifar10" in caption) for name, caption in captions.items())
 
@@ -460,7 +460,7 @@ def test_a_family_of_one_rate_has_no_band_and_does_not_keep_the_others_from_bein
     drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
     assert drawings["loss-landscape-over-rates"].alt.count("median width") == 2
     assert "batch_size 16" not in drawings["where-definitions-disagree"].figure.axes[0].get_xlabel()
-    assert "batch_size 16" in drawings["report-beta"].alt
+    assert "batch_size 16" in drawings["course-report-beta"].alt
 
 
 def test_every_one_of_many_families_is_drawn_along_the_gradient(tmp_path):

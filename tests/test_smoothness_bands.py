@@ -62,13 +62,13 @@ def test_a_non_finite_value_ends_a_curve():
 
 
 def test_nans_before_the_first_value_only_delay_a_curve():
-    """The course's distance is not defined at step 0."""
+    """The course handout's gradient distance is not defined at step 0."""
     result = band({"a": (range(4), [NAN, 1.0, NAN, 1.0]), "b": (range(4), [NAN, 5.0, 5.0, 5.0])})
     assert result.steps.tolist() == [1, 2, 3]
     assert result.low.tolist() == [1, 5, 5]
 
 
-def test_no_run_left_is_an_empty_band_that_says_why():
+def test_a_band_without_runs_is_empty_and_lists_the_reasons():
     result = band({"a": ([0], [INF]), "b": ([0], [NAN]), "c": ([], []), "d": ([0], [1.0])}, omit={"d": "dead"})
     assert len(result.steps) == len(result.low) == len(result.high) == len(result.count) == 0
     assert result.omitted == {"d": "dead", "a": "no finite value", "b": "no finite value", "c": "no finite value"}
@@ -78,12 +78,12 @@ def test_no_run_left_is_an_empty_band_that_says_why():
     ("curve", "message"),
     [
         (([0, 1], [[1.0, 2.0], [3.0, 4.0]]), "1-D"),
-        (([0, 1], [1.0]), "one length"),
+        (([0, 1], [1.0]), "equal length"),
         (([0, 1, 1], [1.0, 2.0, 3.0]), "increase"),
         (([1, 0], [1.0, 2.0]), "increase"),
     ],
 )
-def test_curves_that_are_none(curve, message):
+def test_invalid_curves_are_errors(curve, message):
     with pytest.raises(ValueError, match=message):
         band({"a": curve})
 
@@ -142,7 +142,7 @@ def test_over_one_seed_is_its_own_band():
 
 
 def test_the_edges_come_before_the_median():
-    """Two seeds whose least and greatest run change places: the band of their mean curves would have no width."""
+    """Two seeds whose lowest and highest run are exchanged: the band of their mean curves would have no width."""
     one = band({"a": ([0], [0.0]), "b": ([0], [2.0])})
     other = band({"a": ([0], [2.0]), "b": ([0], [0.0])})
     found = over_seeds([(b.steps, b.low, b.high) for b in (one, other)])
@@ -150,5 +150,5 @@ def test_the_edges_come_before_the_median():
 
 
 def test_over_no_seed_is_an_error():
-    with pytest.raises(ValueError, match="no band"):
+    with pytest.raises(ValueError, match="bands is empty"):
         over_seeds([])

@@ -82,7 +82,7 @@ def test_too_few_steps_show_in_the_residual():
 
 
 def test_lanczos_does_not_count_an_eigenvalue_twice():
-    """Without full reorthogonalisation the well separated 1000 comes back as a ghost."""
+    """Without full reorthogonalisation the well separated 1000 appears twice."""
     spectrum = torch.cat([torch.tensor([1000.0]), torch.linspace(0, 1, 99)])
     values, _ = lanczos(lambda v: spectrum * v, torch.randn(100, generator=generator()), 60).eigen()
     assert (values > 500).sum() == 1

@@ -30,7 +30,7 @@ def test_stuck_means_within_one_percent(loss, dead):
     assert (dead_since([loss * GUESS] * 5, GUESS, patience=5) == 0) is dead
 
 
-def test_a_plain_vgg_that_sits_at_a_guess_and_then_learns_is_alive():
+def test_a_vgg_that_first_stays_at_a_guess_and_then_learns_is_alive():
     assert dead_since([2.303] * 500 + LEARNS, GUESS) is None
 
 
@@ -38,7 +38,7 @@ def test_a_run_that_dies_after_learning_is_dead():
     assert dead_since(LEARNS + [2.303] * 200, GUESS, patience=200) == 100
 
 
-def test_one_loss_off_the_guess_starts_the_count_anew():
+def test_one_loss_off_the_guess_restarts_the_count():
     assert dead_since([2.303] * 150 + [2.1] + [2.303] * 99, GUESS) is None
 
 
@@ -65,14 +65,14 @@ def test_a_diverged_run_is_not_dead_and_a_dead_one_not_diverged():
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
-def test_a_constant_prediction_costs_what_the_formulas_say(classes):
+def test_a_constant_prediction_has_the_loss_of_the_formulas(classes):
     for smoothing in (0.0, 0.1):
         level = constant_prediction_loss(nn.CrossEntropyLoss(label_smoothing=smoothing), classes)
         assert level == pytest.approx(math.log(classes), rel=1e-9)
     assert constant_prediction_loss(OneHotMSELoss(), classes) == pytest.approx((1 - 1 / classes) / classes, rel=1e-9)
 
 
-def test_of_a_user_s_own_loss_the_least_is_found():
+def test_the_minimum_of_a_users_own_loss():
     def far_from_zero(logits, labels):  # least at logits of 7, where it is 3
         return ((logits - 7) ** 2).mean() + 3 + 0 * labels.sum()
 
@@ -88,14 +88,14 @@ def test_a_loss_that_sums_over_images_grows_with_the_batch():
     assert constant_prediction_loss(nn.CrossEntropyLoss(), 10, 128) == pytest.approx(GUESS)
 
 
-def test_no_level_where_there_is_none():
+def test_losses_without_such_a_level():
     assert constant_prediction_loss(SumOfSquares(), 0) is None, "a regression has no classes"
     assert constant_prediction_loss(nn.BCELoss(), 10) is None, "it takes other labels"
     assert constant_prediction_loss(lambda logits, labels: -logits.sum(), 10) is None, "unbounded"
     assert constant_prediction_loss(lambda logits, labels: (logits**2).sum(), 10) is None, "nothing is within 1 % of 0"
 
 
-def test_the_loss_and_the_random_numbers_are_left_alone():
+def test_the_loss_and_the_random_generators_are_unchanged():
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -133,7 +133,7 @@ def test_a_dead_mse_run_is_found_and_a_living_one_is_not():
     loss, level = OneHotMSELoss(), constant_prediction_loss(OneHotMSELoss(), 10)
     dead = VGG("A", width=4)
     with torch.no_grad():
-        dead.features[0].weight.zero_()  # no picture gets through: only the head's bias is left to learn
+        dead.features[0].weight.zero_()  # no image information gets through: only the bias of the head can learn
         dead.features[0].bias.fill_(-1)
         dead.head.bias.fill_(0.1)
     losses, norms = losses_of(dead, loss, x, y, 20, 0.1)
@@ -144,7 +144,7 @@ def test_a_dead_mse_run_is_found_and_a_living_one_is_not():
     assert dead_since(losses, level, norms, patience=10) is None
 
 
-def test_the_deep_linear_net_is_no_false_alarm():
+def test_the_deep_linear_network_is_no_false_alarm():
     """Its loss is a sum of squares, which may well pass or rest at ln 10 or at 0.09."""
     torch.manual_seed(0)
     x = torch.randn(100, 10)

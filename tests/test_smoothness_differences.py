@@ -8,10 +8,10 @@ from hypothesis.extra.numpy import arrays
 
 from cifarbn.smoothness.differences import (
     GradientDifferences,
-    course_distance,
+    course_handout_distance,
+    course_report_beta,
+    course_report_lipschitz,
     difference_norms,
-    report_beta,
-    report_lipschitz,
 )
 
 NAN = float("nan")
@@ -31,11 +31,11 @@ def test_rows_of_a_hand_computed_stream():
 
 
 def test_each_definition_has_its_own_index():
-    """The displacement that other implementations get wrong by a step."""
+    """Other implementations are off by one step."""
     rows = stream([torch.tensor([v]) for v in (3.0, 4.0, 7.0, 7.0)])
-    np.testing.assert_array_equal(course_distance(rows[:, 1]), [NAN, 1, 3, 0])
-    np.testing.assert_array_equal(report_lipschitz(rows[:, 1]), [1, 3, 0, NAN])
-    np.testing.assert_array_equal(report_beta(rows[:, 2]), [NAN, 2, 3, NAN])
+    np.testing.assert_array_equal(course_handout_distance(rows[:, 1]), [NAN, 1, 3, 0])
+    np.testing.assert_array_equal(course_report_lipschitz(rows[:, 1]), [1, 3, 0, NAN])
+    np.testing.assert_array_equal(course_report_beta(rows[:, 2]), [NAN, 2, 3, NAN])
 
 
 def test_agrees_with_the_second_implementation_at_the_size_of_a_real_head():
@@ -43,9 +43,9 @@ def test_agrees_with_the_second_implementation_at_the_size_of_a_real_head():
     wide = gradients.astype(np.float64)
     for rows in (stream(gradients), difference_norms(gradients)):
         for curve, expected in (
-            (report_lipschitz(rows[:, 1]), slow.report_lipschitz(wide)),
-            (report_beta(rows[:, 2]), slow.report_beta(wide)),
-            (course_distance(rows[:, 1]), slow.course_distance(wide)),
+            (course_report_lipschitz(rows[:, 1]), slow.course_report_lipschitz(wide)),
+            (course_report_beta(rows[:, 2]), slow.course_report_beta(wide)),
+            (course_handout_distance(rows[:, 1]), slow.course_handout_distance(wide)),
             (rows[:, 0], {t: slow.length(g.ravel()) for t, g in enumerate(wide)}),
         ):
             assert set(np.flatnonzero(~np.isnan(curve))) == set(expected)
@@ -61,9 +61,9 @@ def test_stream_and_stack_agree(gradients):
 
 @settings(deadline=None, max_examples=50)
 @given(STACKS)
-def test_the_reports_curve_is_the_courses_one_step_earlier(gradients):
+def test_the_course_reports_curve_is_the_course_handouts_one_step_earlier(gradients):
     first = difference_norms(gradients)[:, 1]
-    np.testing.assert_array_equal(report_lipschitz(first)[:-1], course_distance(first)[1:])
+    np.testing.assert_array_equal(course_report_lipschitz(first)[:-1], course_handout_distance(first)[1:])
 
 
 def test_a_constant_added_to_every_gradient_changes_no_difference():
@@ -94,7 +94,7 @@ def test_resumes_bit_for_bit():
         np.testing.assert_array_equal(rest, whole[cut:])
 
 
-def test_state_is_a_copy_of_two_tensors_whatever_the_number_of_steps():
+def test_state_is_a_copy_of_two_tensors_at_any_number_of_steps():
     differences = GradientDifferences()
     assert differences.state_dict() == {}
     for _ in range(5):
@@ -125,7 +125,7 @@ def test_half_precision_gradients_are_differenced_in_float32():
     assert differences.push(torch.tensor([-60000.0, -60000.0], dtype=torch.float16))[1].isfinite()
 
 
-def test_a_nan_undoes_three_rows_and_no_more():
+def test_a_nan_affects_three_rows():
     rows = stream([torch.tensor([v]) for v in (1.0, 2.0, NAN, 4.0, 6.0, 9.0)])
     np.testing.assert_array_equal(rows[:, 1], [NAN, 1, NAN, NAN, 2, 3])
     np.testing.assert_array_equal(rows[:, 2], [NAN, NAN, NAN, NAN, NAN, 1])
@@ -140,7 +140,7 @@ def test_another_shape_is_an_error_and_not_a_broadcast():
 
 def test_curves_are_one_value_per_step():
     with pytest.raises(ValueError, match="one value per step"):
-        report_lipschitz(np.ones((4, 3)))
+        course_report_lipschitz(np.ones((4, 3)))
 
 
 def test_reads_a_memory_mapped_file(tmp_path):

@@ -63,7 +63,7 @@ def test_linear_loss_has_beta_zero_and_cosine_one():
     assert seen.cosine.tolist() == pytest.approx([1.0] * 8, rel=1e-7)
 
 
-def test_presets_are_the_papers_ranges_in_log_spaced_points():
+def test_presets_are_the_ranges_of_santurkar_et_al_in_log_spaced_points():
     assert vgg_steps() == pytest.approx([0.05 * 8 ** (i / 7) for i in range(8)])
     assert (dln_steps()[0], dln_steps()[-1], len(dln_steps())) == (pytest.approx(1e-8), pytest.approx(3e-5), 8)
     assert np.diff(np.log(dln_steps(1e-7, points=5))) == pytest.approx(np.log(3000) / 4)
@@ -86,7 +86,7 @@ def test_agrees_with_the_second_implementation(norm, along):
     steps = vgg_steps(points=4)
     seen = probe_along(loss_of(net, x, y), parameters, steps, start=start, direction=direction)
     vector = None if direction is None else torch.cat([d.flatten() for d in direction]).double().numpy()
-    rows = slow.walk(net, x, y, steps, vector)
+    rows = slow.probe_along(net, x, y, steps, vector)
 
     def column(name):
         return [row[name] for row in rows]
@@ -127,7 +127,7 @@ def test_costs_one_pass_per_s_and_one_for_the_start():
 
 
 def test_leaves_weights_buffers_gradients_and_random_numbers_as_they_were():
-    """The probe that moves BN's running statistics, the RNG or the weights."""
+    """A wrong probe changes the running statistics of batch norm, the random generators or the weights."""
     net, x, y = slow.problem(dropout=0.3)
     loss_of(net, x, y)().backward()
     state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -142,7 +142,7 @@ def test_leaves_weights_buffers_gradients_and_random_numbers_as_they_were():
     assert torch.equal(rng, torch.get_rng_state())
 
 
-def test_weights_and_hooks_are_back_when_a_pass_fails():
+def test_weights_and_hooks_are_restored_when_a_pass_fails():
     w = torch.tensor([1.0, 2.0], requires_grad=True)
     calls = []
 
@@ -157,7 +157,7 @@ def test_weights_and_hooks_are_back_when_a_pass_fails():
     assert w.tolist() == [1.0, 2.0] and not w._backward_hooks
 
 
-def test_training_after_a_walk_goes_on_as_if_there_had_been_none():
+def test_training_after_a_probe_is_the_same_as_without():
     finals = []
     for probing in (False, True):
         net, x, y = slow.problem(dropout=0.2)
@@ -176,7 +176,7 @@ def test_training_after_a_walk_goes_on_as_if_there_had_been_none():
     assert torch.equal(rng, other_rng)
 
 
-def test_every_pass_sees_its_own_gradient_and_not_a_sum():
+def test_every_pass_has_its_own_gradient_and_not_a_sum():
     """No zero_grad before the second backward: on a linear loss the second gradient would be twice the first."""
     w = torch.ones(3, requires_grad=True)
     w.grad = torch.full((3,), 5.0)
@@ -185,8 +185,8 @@ def test_every_pass_sees_its_own_gradient_and_not_a_sum():
     assert w.grad.tolist() == [5.0, 5.0, 5.0]
 
 
-def test_gradients_at_the_points_of_the_walk_are_dropped_one_by_one():
-    """At most two copies of the parameters: the gradient of one tensor is gone when the next one's is made."""
+def test_gradients_at_the_points_are_freed_one_by_one():
+    """At most two copies of the parameters: the gradient of one tensor is freed before the next one is computed."""
     parameters = [torch.ones(1000, requires_grad=True) for _ in range(6)]
     alive, most = [], []
 
@@ -234,10 +234,10 @@ def test_a_direction_has_the_parameters_shapes():
         probe_along(loss_fn, parameters, [0.1], direction=[torch.ones(2), torch.ones(1)])
 
 
-# --- what the paper reads off -------------------------------------------------------------------------------------
+# --- the measures of Santurkar et al. -----------------------------------------------------------------------------
 
 
-def test_the_true_update_is_met_exactly_at_s_one():
+def test_the_optimizers_update_is_reached_exactly_at_s_one():
     """Direction theta_t - theta_{t+1}, s = 1: the sign that leads to theta_{t+1} and not away from it."""
     net, x, y = slow.problem()
     after = copy.deepcopy(net)
@@ -279,7 +279,7 @@ def test_a_dead_gradient_gives_nan_and_no_warning():
     assert np.isnan(relative_distance([0.0], 0.0)).all()
 
 
-def test_at_another_distance_a_quadratic_s_curve_is_exact_and_nothing_is_extrapolated():
+def test_interpolation_is_exact_for_a_quadratic_and_nothing_is_extrapolated():
     h, parameters, loss_fn = quadratic()
     seen = probe_along(loss_fn, parameters, [0.4, 0.1])  # in any order
     g = h @ torch.cat([p.detach().flatten() for p in parameters])

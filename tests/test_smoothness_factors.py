@@ -6,7 +6,7 @@ from cifarbn.smoothness.factors import FEWEST, factor, factor_at_matched_loss, p
 RNG = np.random.default_rng(0)
 
 
-def test_median_over_median_and_what_it_rests_on():
+def test_median_over_median_with_the_numbers_of_runs_and_probes():
     found = factor([[6, 6, 6], [6, 6, np.nan]], [[2] * 5])
     assert found.medians == (6, 2) and found.factor == 3 and found.interval == (3, 3)
     assert found.runs == (2, 1) and found.probes == (5, 5)
@@ -39,14 +39,14 @@ def test_seeds_that_differ_widen_the_interval():
     assert factor([[1.0] * 20 + [9.0] * 20], [[1.0] * 20] * 2).interval[1] <= 9
 
 
-def test_probes_that_are_alike_from_step_to_step_count_for_less():
-    """The same 216 values, once in any order and once sorted: neighbours alike, as along a run."""
+def test_correlated_probes_widen_the_interval():
+    """The same 216 values, once in any order and once sorted: neighbours are similar, as in a run."""
     values = np.exp(RNG.normal(size=216))
     shuffled, in_order = (factor([v], [[1.0] * 216]).interval for v in (values, np.sort(values)))
     assert np.log(in_order[1] / in_order[0]) > 1.5 * np.log(shuffled[1] / shuffled[0])
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_the_interval_covers_the_truth_about_95_percent_of_the_time():
     covered = 0
     for i in range(100):
         rng = np.random.default_rng(i)
@@ -91,7 +91,7 @@ def test_no_matching_has_more_pairs():
 
 
 def test_at_matched_loss_only_pairs_count():
-    """Both measures are 10 times the loss, so at equal loss the factor is 1, whatever it is over all steps."""
+    """Both measures are 10 times the loss, so at equal loss the factor is 1, unlike over all steps."""
     high, low = np.linspace(2, 4, 11), np.linspace(1, 3, 11)
     assert factor([10 * high], [10 * low]).factor == 1.5
     found = factor_at_matched_loss([(high, 10 * high)], [(low, 10 * low)])

@@ -16,7 +16,7 @@ def flat(tensors):
     return torch.cat([t.flatten() for t in tensors]).double().numpy()
 
 
-def test_each_filter_of_a_direction_is_as_long_as_the_nets_own():
+def test_each_filter_of_a_direction_is_as_long_as_the_weights_filter():
     net, _, _ = slow.problem()
     direction = filter_normalised_direction(net.parameters(), generator())
     for d, w in zip(direction, net.parameters(), strict=True):
@@ -36,7 +36,7 @@ def test_direction_agrees_with_the_second_implementation():
 
 
 def test_direction_scales_with_the_weights():
-    """What makes nets comparable: a net with a conv twice as large gets a direction twice as large there."""
+    """This makes models comparable: a convolution twice as large gets a direction twice as large."""
     net, _, _ = slow.problem()
     first = filter_normalised_direction(net.parameters(), generator())
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_plane_of_a_path_agrees_with_the_second_implementation():
         assert found.item() == pytest.approx(share, rel=1e-5)
 
 
-def test_a_path_in_a_plane_is_seen_whole():
+def test_a_path_in_a_plane_is_fully_explained():
     e1, e2 = torch.eye(3)[:2]
     path = [4 * e1, 2 * e1 + e2, e1, 0 * e1]
     plane = trajectory_plane([[p] for p in path])

@@ -10,7 +10,7 @@ from cifarbn.smoothness.theorem_4_1 import normalised_gradient_norm
 @settings(deadline=None, max_examples=25)
 @given(st.integers(3, 20), st.floats(0.1, 5.0), st.floats(0.05, 20.0), st.integers(0, 100))
 def test_theorem_4_1_holds_with_equality(m, gamma, spread, seed):
-    """autograd through torch's own batch normalisation against the paper's formula with coefficient 1/m."""
+    """autograd through torch's own batch normalisation against the formula of Santurkar et al. with coefficient 1/m."""
     torch.manual_seed(seed)
     y = (spread * torch.randn(m, 4, dtype=torch.float64) + 3).requires_grad_()
     bn = nn.BatchNorm1d(4, eps=1e-30, dtype=torch.float64)  # torch refuses 0

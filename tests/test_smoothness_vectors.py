@@ -27,7 +27,7 @@ def test_norm_of_a_vgg_layer_is_exact_where_a_float32_sum_is_not():
     assert dot([weights], [weights]).item() == pytest.approx(truth**2, rel=1e-7)
 
 
-def test_random_direction_has_the_length_of_its_model_and_is_the_generators_own():
+def test_random_direction_has_the_given_length_and_uses_only_the_generator():
     state = torch.get_rng_state()
     first, again, other = (random_direction(FIRST, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())

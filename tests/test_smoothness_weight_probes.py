@@ -1,4 +1,4 @@
-"""Each weight walked alone: exact on a quadratic, the same at every scale of a weight before batch normalisation."""
+"""Each weight moved alone: exact on a quadratic, invariant to the scale of a weight before batch norm."""
 
 import copy
 
@@ -27,7 +27,7 @@ def weights_of(net):
 
 
 def betas(net, x, y):
-    """The median over the weights, as the report gives it."""
+    """The median over the weights, as the report shows it."""
     seen = probe_each_weight(loss_of(net, x, y), weights_of(net))
     return scale_invariant_beta(seen.gradient_distance, seen.distance_moved, seen.weight_norm)
 
@@ -44,7 +44,7 @@ def batch_norm_vgg():
 
 @pytest.fixture(scope="module")
 def scaled():
-    """The same net at four scales of all its convolutions, and the minibatch."""
+    """The same model at four scales of all its convolutions, and the minibatch."""
     net, x, y = batch_norm_vgg()
     nets = []
     for c in SCALES:
@@ -66,8 +66,8 @@ def test_the_same_at_every_scale_of_all_convolutions_before_batch_norm(scaled):
     np.testing.assert_allclose(found, np.broadcast_to(found[1], found.shape), rtol=1e-6)
 
 
-def test_one_walk_of_all_weights_together_is_not_the_same_at_every_scale(scaled):
-    """The formula that had the name before: each tensor's distance over its own move, times its norm squared."""
+def test_one_probe_of_all_weights_together_is_not_scale_invariant(scaled):
+    """An earlier, wrong formula: each tensor's distance divided by its move, times its squared norm."""
     nets, x, y = scaled
     found = []
     for net in nets:

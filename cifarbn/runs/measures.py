@@ -1,9 +1,8 @@
-"""The arrays of `recordings.npz`, one table of keys for each recorder, and the table of measures computed from them.
+"""The keys of `recordings.npz`, one table per recorder, and the measures computed from these arrays.
 
-Recorders write by these keys and the report reads by them, so the type checker finds a key that only one of them knows.
-To add a measure: write a recorder, its yaml, its table of keys and its line of `MEASURES` here, and a test. Its
-`figure` there draws it, but for `Layers` of another recorder than those of `cifarbn.report.layers`, which need a
-function there.
+Recorders and the report share these keys, so the type checker finds one that only one of them uses. To add a measure,
+add a recorder with its yaml and test, and here its table of keys and its entry in `MEASURES`. `Measure.figure` selects
+how the report draws it. (`Layers` of a new recorder also need a function in `cifarbn.report.layers`.)
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cifarbn.smoothness.differences import course_distance, report_beta, report_lipschitz
+from cifarbn.smoothness.differences import course_handout_distance, course_report_beta, course_report_lipschitz
 from cifarbn.smoothness.probe_curves import effective_beta, loss_band, predictiveness_band, relative_distance
 from cifarbn.smoothness.weight_probes import scale_invariant_beta
 
@@ -23,20 +22,20 @@ class Key(str):
     """The name of an array in `recordings.npz`, such as "probe.gradient.loss".
 
     Attributes:
-        axes: a letter for each axis of an array of numbers, see `AXES`; a digit is a length. None for any other array.
+        axes: one letter per axis of a numeric array, see `AXES`; a digit is a fixed length. None for other arrays.
     """
 
     axes: str | None
 
     def __new__(cls, name: str, axes: str | None = None) -> "Key":
-        """Make the key `prefix.name`."""
+        """Create the key `prefix.name`."""
         key = super().__new__(cls, name)
         key.axes = axes
         return key
 
     @property
     def prefix(self) -> str:
-        """The part before the first dot: the recorder's."""
+        """The part before the first dot, which identifies the recorder."""
         return self.partition(".")[0]
 
     @property
@@ -46,11 +45,11 @@ class Key(str):
 
 
 AXES = {"T": "step", "S": "s", "M": "shares", "W": "weights", "P": "parameters", "L": "layers", "B": "bins"}
-"""Letter of an axis -> the array of the same recorder that is as long, where there is one."""
+"""Axis letter -> the array of the same recorder with one entry per index, if there is one."""
 
 Recordings = Mapping[Key, NDArray]
 Curve = tuple[NDArray, NDArray]
-"""Steps and values, both (T,)."""
+"""Steps and values, both of shape (T,)."""
 
 
 class Table:
@@ -58,9 +57,9 @@ class Table:
 
     Attributes:
         recorder: the import path of the recorder's class.
-        title: the recorder, for people.
-        one_minibatch: whether each entry is measured on the minibatch of its step alone.
-        step: optimizer steps taken before each measurement.
+        title: the recorder's name in tables and figures.
+        one_minibatch: whether each entry uses only the minibatch of its step.
+        step: number of optimizer steps taken before each measurement.
     """
 
     recorder: ClassVar[str]
@@ -70,7 +69,7 @@ class Table:
 
     @classmethod
     def keys(cls) -> Iterator[Key]:
-        """Every key of the table."""
+        """Yield every key of the table."""
         for value in vars(cls).values():
             if isinstance(value, DirectionalProbeKeys):
                 yield from vars(value).values()
@@ -80,7 +79,7 @@ class Table:
 
 @dataclass(frozen=True)
 class DirectionalProbeKeys:
-    """The keys of one walk, see `cifarbn.smoothness.directional_probe.DirectionalProbe`; all but its step sizes."""
+    """The keys of one probe, see `cifarbn.smoothness.directional_probe.DirectionalProbe`; without its step sizes."""
 
     distance_moved: Key
     loss_at_start: Key
@@ -94,7 +93,7 @@ class DirectionalProbeKeys:
 
     @classmethod
     def of(cls, name: str, points: str) -> "DirectionalProbeKeys":
-        """Return the keys under a name such as "probe.gradient"; `points` is the axis of the walk's points."""
+        """Return the keys with a prefix such as "probe.gradient"; `points` is the axis letter of the probe's points."""
         return cls(
             distance_moved=Key(f"{name}.distance_moved", f"T{points}"),
             loss_at_start=Key(f"{name}.loss_at_start", "T"),
@@ -109,7 +108,7 @@ class DirectionalProbeKeys:
 
 
 class LastLayerKeys(Table):
-    """||G_t||, ||G_t - G_{t-1}|| and ||2 G_{t-1} - G_t - G_{t-2}||, G_t the last linear layer's weight's gradient."""
+    """||G_t||, ||G_t - G_{t-1}|| and ||2 G_{t-1} - G_t - G_{t-2}||, G_t the gradient of the last layer's weight."""
 
     recorder = "cifarbn.recorders.LastLayerGradients"
     title = "last-layer gradients"
@@ -121,7 +120,7 @@ class LastLayerKeys(Table):
 
 
 class HeldOutKeys(Table):
-    """Loss and accuracy on images that are not trained on; `source`, one of `SOURCES`, says on which."""
+    """Loss and accuracy on images not used for training; `source`, one of `SOURCES`, names the data split."""
 
     recorder = "cifarbn.recorders.HeldOutAccuracy"
     title = "held-out accuracy"
@@ -133,7 +132,10 @@ class HeldOutKeys(Table):
 
 
 class ProbeKeys(Table):
-    """Walks from theta_t: along the gradient, a random direction, the true step, and the gradient in true steps."""
+    """Probes from theta_t along the gradient, a random direction and the optimizer's step.
+
+    `matched` is along the gradient, at multiples of the length of the optimizer's step.
+    """
 
     recorder = "cifarbn.recorders.GradientProbe"
     title = "gradient probe"
@@ -151,7 +153,7 @@ class ProbeKeys(Table):
 
 
 class ScaleInvariantBetaKeys(Table):
-    """Each weight walked alone, see `cifarbn.smoothness.weight_probes.WeightProbes`."""
+    """Probes of each weight by itself, see `cifarbn.smoothness.weight_probes.WeightProbes`."""
 
     recorder = "cifarbn.recorders.ScaleInvariantBeta"
     title = "scale-invariant beta"
@@ -167,7 +169,7 @@ class ScaleInvariantBetaKeys(Table):
 
 
 class StepChangeKeys(Table):
-    """The true step on one minibatch, and what the next minibatch adds; see `cifarbn.smoothness.gradient_change`."""
+    """Gradient change by the optimizer's step and by the next minibatch, see `cifarbn.smoothness.gradient_change`."""
 
     recorder = "cifarbn.recorders.StepChange"
     title = "step change"
@@ -223,7 +225,7 @@ TABLES: tuple[type[Table], ...] = (
 
 
 class Origin(str, Enum):
-    """Who defines a measure; the value is what CSV files say."""
+    """Where a measure is defined; the value is written to CSV files."""
 
     COURSE_REPORT = "course report"
     COURSE_HANDOUT = "course handout"
@@ -235,7 +237,7 @@ class Origin(str, Enum):
 
     @property
     def source(self) -> str:
-        """The publication; "control" for a measure that none of them has."""
+        """The publication; "control" for a measure from none of them."""
         return _SOURCES[self]
 
 
@@ -248,17 +250,17 @@ _SOURCES = {
 
 
 Edges = tuple[NDArray, NDArray]
-"""The least and the greatest value at each step, both (T,)."""
+"""The smallest and the largest value at each step, both of shape (T,)."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Show a measure in a figure of its own: a panel for each family of runs, in it a line for each run.
+    """Draw a measure in its own figure, with one panel per family of runs and one line per run.
 
     Attributes:
-        label: of the vertical axis.
-        title: of the figure; "" for the measure's name.
-        where: the figure of the measure's origin, for captions.
+        label: label of the vertical axis.
+        title: title of the figure; "" means the measure's name.
+        where: the corresponding figure of the publication, for captions.
     """
 
     label: str
@@ -268,11 +270,11 @@ class Lines:
 
 @dataclass(frozen=True)
 class Band:
-    """Show a measure in a figure of its own: the band over learning rates.
+    """Draw a measure in its own figure, as the band over learning rates.
 
     Attributes:
-        label: of the vertical axis.
-        title: of the figure.
+        label: label of the vertical axis.
+        title: title of the figure.
     """
 
     label: str
@@ -281,11 +283,11 @@ class Band:
 
 @dataclass(frozen=True)
 class ProbePanel:
-    """Show a measure of `ProbeKeys` in a panel of the figure of the walk along the gradient.
+    """Draw a measure of `ProbeKeys` as a panel of the figure of the probe along the gradient.
 
     Attributes:
-        label: of the vertical axis; no two measures of the figure share one.
-        edges: recordings -> the band that is drawn; None to draw the measure as a line.
+        label: label of the vertical axis; unique within the figure.
+        edges: recordings -> the band to draw; None draws the measure as a line.
     """
 
     label: str
@@ -294,11 +296,11 @@ class ProbePanel:
 
 @dataclass(frozen=True)
 class Layers:
-    """Show a measure of layers in a column of its recorder's figure of some layers.
+    """Draw a per-layer measure as a column of its recorder's figure of selected layers.
 
     Attributes:
-        label: of the vertical axis; no two measures of a recorder share one.
-        values: the key of what is drawn, (T, L); its median over layers need not be the measure.
+        label: label of the vertical axis; unique among the measures of a recorder.
+        values: key of the array to draw, (T, L); the measure itself may be another statistic.
         log: whether the vertical axis is logarithmic; linear columns come first.
     """
 
@@ -308,28 +310,28 @@ class Layers:
 
 
 Figure = Lines | Band | ProbePanel | Layers
-"""How a measure is shown by itself, beside the figures of factors, which show all."""
+"""How a measure is drawn by itself. (The figures of factors show all measures.)"""
 F = TypeVar("F", Lines, Band, ProbePanel, Layers)
 
 
 NOISE = (
-    "Consecutive steps see different minibatches, so this mixes curvature with minibatch noise: for independent "
-    "batches its square is about drift² + 2 tr(Σ) / |B|."
+    "Consecutive steps use different minibatches, so this measure contains minibatch noise as well as curvature: for "
+    "independent minibatches its square is about drift² + 2 tr(Σ) / |B|."
 )
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: a curve of a run, computed from its recordings.
+    """A measure: a curve of a run, computed from its recordings.
 
     Attributes:
-        name: in tables, figures and CSV files.
-        origin: who defines it.
-        table: the keys of the recorder that it is computed from.
-        compute: recordings -> the value at each of `table.step`, (T,); NaN where it is not defined.
-        unit: of its values.
-        meaning: for captions: the formula and what is in it.
-        figure: that shows it by itself, and how; None for none.
+        name: name in tables, figures and CSV files.
+        origin: where it is defined.
+        table: the keys of the recorder it is computed from.
+        compute: recordings -> the value at each of `table.step`, (T,); NaN where undefined.
+        unit: unit of its values.
+        meaning: the formula and its symbols, for captions.
+        figure: how to draw it by itself; None to draw it in the figures of factors only.
         caveat: a sentence for captions.
     """
 
@@ -343,23 +345,23 @@ class Measure:
     caveat: str = ""
 
     def curve(self, recordings: Recordings) -> Curve | None:
-        """Return the steps and the values, both (T,); None where the recordings do not have what it needs."""
+        """Return the steps and the values, both (T,); None if its recorder was off."""
         steps = recordings.get(self.table.step)
         return (steps, np.asarray(self.compute(recordings))) if steps is not None and len(steps) else None
 
 
 def shown_in(kind: type[F]) -> list[tuple[Measure, F]]:
-    """Return the measures that a kind of figure shows, each with how it does, in the order of the table."""
+    """Return the measures drawn by this kind of figure, each with its settings, in the order of the table."""
     return [(measure, measure.figure) for measure in MEASURES if isinstance(measure.figure, kind)]
 
 
 def curves(recordings: Recordings) -> dict[str, Curve]:
-    """Return the measures that these recordings can give, by name, in the order of the table."""
-    found = ((measure.name, measure.curve(recordings)) for measure in MEASURES)
-    return {name: curve for name, curve in found if curve is not None}
+    """Return the curves of all measures available in the recordings, by name, in the order of the table."""
+    named = ((measure.name, measure.curve(recordings)) for measure in MEASURES)
+    return {name: curve for name, curve in named if curve is not None}
 
 
-def _paper_beta(r: Recordings) -> NDArray:
+def _effective_beta(r: Recordings) -> NDArray:
     return effective_beta(r[ProbeKeys.gradient.gradient_distance], r[ProbeKeys.gradient.distance_moved])
 
 
@@ -377,8 +379,8 @@ def _predictiveness_band(r: Recordings) -> Edges:
 
 
 def _relative(r: Recordings) -> NDArray:
-    walk = ProbeKeys.gradient
-    return relative_distance(r[walk.gradient_distance], r[walk.gradient_norm]).max(axis=-1)
+    keys = ProbeKeys.gradient
+    return relative_distance(r[keys.gradient_distance], r[keys.gradient_norm]).max(axis=-1)
 
 
 def _scale_invariant(r: Recordings) -> NDArray:
@@ -391,12 +393,12 @@ def _angle(r: Recordings) -> NDArray:
 
 
 def _change(values: NDArray) -> NDArray:
-    """How much each layer's value, (T, L), differs from the measurement before: the median over layers, (T,)."""
+    """Return the change of each layer's value, (T, L), since the previous measurement: median over layers, (T,)."""
     return np.append(np.full(min(len(values), 1), np.nan), _median(np.abs(np.diff(values.astype(np.float64), axis=0))))
 
 
 def _median(values: NDArray) -> NDArray:
-    """The median of each row, (T, N) -> (T,), of what is finite; NaN where nothing is."""
+    """Return the median of each row's finite values, (T, N) -> (T,); NaN if there are none."""
     known = np.flatnonzero(np.isfinite(values).any(axis=1))
     median = np.full(len(values), np.nan)
     median[known] = np.nanmedian(values[known], axis=1)
@@ -404,51 +406,55 @@ def _median(values: NDArray) -> NDArray:
 
 
 _G = "G the gradient of the last linear layer's weight"
-_LAYERS = "the median over all layers but the first"
+_LAYERS = "median over all layers except the first"
 
-# Names by which the report finds measures.
-PREDICTIVENESS = "paper gradient predictiveness"
-EFFECTIVE_BETA = "paper effective beta"
+# Names that the report looks up.
+PREDICTIVENESS = "gradient predictiveness"
+EFFECTIVE_BETA = "effective beta"
 RELATIVE_DISTANCE = "relative gradient distance"
 
 MEASURES: tuple[Measure, ...] = (
     Measure(
-        "report Lipschitz",
+        "course report Lipschitz",
         Origin.COURSE_REPORT,
         LastLayerKeys,
-        lambda r: report_lipschitz(r[LastLayerKeys.first_difference]),
+        lambda r: course_report_lipschitz(r[LastLayerKeys.first_difference]),
         unit="loss / parameter",
         meaning=f"‖G(t+1) − G(t)‖, {_G}",
-        figure=Lines("‖Gₜ₊₁ − Gₜ‖", title="The report’s Lipschitz", where="the report's figure 13"),
+        figure=Lines(
+            "‖Gₜ₊₁ − Gₜ‖", title="Lipschitz, as the course report defines it", where="course report, figure 13"
+        ),
         caveat=NOISE,
     ),
     Measure(
-        "report beta",
+        "course report beta",
         Origin.COURSE_REPORT,
         LastLayerKeys,
-        lambda r: report_beta(r[LastLayerKeys.second_difference]),
+        lambda r: course_report_beta(r[LastLayerKeys.second_difference]),
         unit="loss / parameter",
         meaning=f"‖2 G(t) − G(t+1) − G(t−1)‖, {_G}",
-        figure=Lines("‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖", title="The report’s beta", where="the report's figure 14"),
+        figure=Lines(
+            "‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖", title="Beta, as the course report defines it", where="course report, figure 14"
+        ),
         caveat=NOISE,
     ),
     Measure(
-        "course gradient distance",
+        "course handout gradient distance",
         Origin.COURSE_HANDOUT,
         LastLayerKeys,
-        lambda r: course_distance(r[LastLayerKeys.first_difference]),
+        lambda r: course_handout_distance(r[LastLayerKeys.first_difference]),
         unit="loss / parameter",
         meaning=f"‖G(t) − G(t−1)‖, {_G}",
-        figure=Band("‖Gₜ − Gₜ₋₁‖", title="The course's gradient distance"),
-        caveat=f"Its upper edge is what the course calls beta; it is divided by no distance. {NOISE}",
+        figure=Band("‖Gₜ − Gₜ₋₁‖", title="Gradient distance, as the course handout defines it"),
+        caveat=f"The course handout calls the upper edge beta; it is not divided by a distance. {NOISE}",
     ),
     Measure(
-        "paper loss range",
+        "loss range",
         Origin.SANTURKAR_2018,
         ProbeKeys,
         _loss_range,
         unit="loss",
-        meaning="the greatest minus the least loss at the points of the walk along the gradient",
+        meaning="largest minus smallest loss over the points of the probe along the gradient",
         figure=ProbePanel("loss", edges=_loss_band),
     ),
     Measure(
@@ -457,16 +463,16 @@ MEASURES: tuple[Measure, ...] = (
         ProbeKeys,
         lambda r: _predictiveness_band(r)[1],
         unit="loss / parameter",
-        meaning="the greatest ‖∇L(θ − s g) − g‖ over the points of the walk",
+        meaning="largest ‖∇L(θ − s g) − g‖ over the points of the probe, g the gradient at θ",
         figure=ProbePanel("gradient distance", edges=_predictiveness_band),
     ),
     Measure(
         EFFECTIVE_BETA,
         Origin.SANTURKAR_2018,
         ProbeKeys,
-        _paper_beta,
+        _effective_beta,
         unit="loss / parameter²",
-        meaning="the greatest ‖∇L(θ − s g) − g‖ / (s ‖g‖) over the points of the walk",
+        meaning="largest ‖∇L(θ − s g) − g‖ / (s ‖g‖) over the points of the probe, g the gradient at θ",
         figure=ProbePanel("effective β"),
     ),
     Measure(
@@ -493,7 +499,7 @@ MEASURES: tuple[Measure, ...] = (
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.mean]),
         unit="units of the activation",
-        meaning="how far the mean of a layer's output moves from one measurement to the next: the median over layers",
+        meaning="change of the mean of a layer's output since the last measurement: median over layers",
         figure=Layers("mean", ActivationDriftKeys.mean),
     ),
     Measure(
@@ -502,7 +508,7 @@ MEASURES: tuple[Measure, ...] = (
         ActivationDriftKeys,
         lambda r: _change(r[ActivationDriftKeys.std]),
         unit="units of the activation",
-        meaning="how far the standard deviation of a layer's output moves likewise: the median over layers",
+        meaning="change of the standard deviation of a layer's output since the last measurement: median over layers",
         figure=Layers("std", ActivationDriftKeys.std),
     ),
     Measure(
@@ -511,7 +517,7 @@ MEASURES: tuple[Measure, ...] = (
         ProbeKeys,
         _relative,
         unit="1 (a ratio)",
-        meaning="the greatest ‖∇L(θ − s g) − g‖ / ‖g‖ over the points of the walk",
+        meaning="largest ‖∇L(θ − s g) − g‖ / ‖g‖ over the points of the probe, g the gradient at θ",
     ),
     Measure(
         "scale-invariant beta",
@@ -519,7 +525,7 @@ MEASURES: tuple[Measure, ...] = (
         ScaleInvariantBetaKeys,
         _scale_invariant,
         unit="loss",
-        meaning="β ‖w‖², each weight walked alone by shares of its own norm: the median over weights with a gradient",
+        meaning="β ‖w‖², each weight moved alone by fractions of its norm: median over weights with a gradient",
     ),
     Measure(
         "step change",
@@ -527,7 +533,7 @@ MEASURES: tuple[Measure, ...] = (
         StepChangeKeys,
         lambda r: r[StepChangeKeys.change],
         unit="loss / parameter",
-        meaning="‖∇L(θ(t+1)) − ∇L(θ(t))‖ of the true step, both on its minibatch",
+        meaning="‖∇L(θ(t+1)) − ∇L(θ(t))‖ over the optimizer's step, both on the minibatch of step t",
     ),
     Measure(
         "step change per distance",
@@ -535,7 +541,7 @@ MEASURES: tuple[Measure, ...] = (
         StepChangeKeys,
         lambda r: r[StepChangeKeys.ratio],
         unit="loss / parameter²",
-        meaning="the step change over the length of the step",
+        meaning="the step change divided by the length of the step",
     ),
     Measure(
         "drift, last layer",
@@ -543,7 +549,7 @@ MEASURES: tuple[Measure, ...] = (
         StepChangeKeys,
         lambda r: r[StepChangeKeys.head_drift],
         unit="loss / parameter",
-        meaning=f"the part of ‖G(t+1) − G(t)‖ that the step makes, on one minibatch, {_G}",
+        meaning=f"the part of ‖G(t+1) − G(t)‖ due to the step, on the same minibatch, {_G}",
     ),
     Measure(
         "minibatch noise, last layer",
@@ -551,7 +557,7 @@ MEASURES: tuple[Measure, ...] = (
         StepChangeKeys,
         lambda r: r[StepChangeKeys.head_noise],
         unit="loss / parameter",
-        meaning=f"the part of ‖G(t+1) − G(t)‖ that the change of minibatch makes, at one point, {_G}",
+        meaning=f"the part of ‖G(t+1) − G(t)‖ due to the change of minibatch, at the same parameters, {_G}",
     ),
 )
-"""In the order of tables and figures; those of one origin stand together."""
+"""In the order of tables and figures, grouped by origin."""

@@ -1,4 +1,4 @@
-"""The Hessian of a loss without ever forming it: products, extreme eigenvalues, trace, spectral density."""
+"""The Hessian of a loss, as a linear operator: products, extreme eigenvalues, trace, spectral density."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from cifarbn.smoothness.vectors import dot
 
 
 class Hessian:
-    """The Hessian at the parameters as they stand: `hessian @ v` = grad <grad L, v>, for v of shape (n,).
+    """The Hessian at the parameters' current values: `hessian @ v` = grad <grad L, v>, for v of shape (n,).
 
-    One forward pass, whose graph it keeps: every product belongs to the same minibatch, dropout mask and
-    batch statistics. Do not move the parameters while it lives.
+    Costs one forward pass and keeps its graph, so all products belong to the same minibatch, dropout mask and batch
+    statistics. Do not change the parameters while this object is in use.
 
-    Trap: with batch normalisation the loss of train mode and that of eval mode have different Hessians. The loss
-    function decides; store which with the result.
+    Trap: with batch normalisation, the loss in train mode and in eval mode have different Hessians. The loss function
+    determines the mode; store it with the result.
     """
 
     def __init__(self, loss_fn: LossFunction, parameters: Iterable[Tensor]) -> None:
@@ -34,9 +34,9 @@ class Hessian:
         self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """H v, shape (n,), parameters in their order, each flattened."""
+        """Return H v, shape (n,): the parameters in order, each flattened."""
         pieces = v.split([p.numel() for p in self._parameters])
-        # Where the loss is linear in a parameter its gradient is a constant, with no graph behind it.
+        # If the loss is linear in a parameter, its gradient is constant and has no graph.
         curved = [(g, piece.view_as(g)) for g, piece in zip(self._gradient, pieces, strict=True) if g.requires_grad]
         if not curved:
             return torch.zeros_like(v)
@@ -48,7 +48,7 @@ class Hessian:
 
 
 class ExtremeEigenvalues(NamedTuple):
-    """The two ends of the spectrum, signed; each lies within its residual of a true eigenvalue."""
+    """The two ends of the spectrum, signed; a true eigenvalue lies within the residual of each."""
 
     smallest: float
     largest: float
@@ -57,10 +57,10 @@ class ExtremeEigenvalues(NamedTuple):
 
 
 def extreme_eigenvalues(hessian: Hessian, generator: torch.Generator, steps: int = 40) -> ExtremeEigenvalues:
-    """lambda_min and lambda_max by Lanczos from a Gaussian vector, at `steps` Hessian products.
+    """Compute lambda_min and lambda_max by Lanczos from a Gaussian vector, with `steps` Hessian products.
 
-    Trap: power iteration finds the eigenvalue of largest magnitude, which early in training may be negative. The
-    residual bounds the distance to *an* eigenvalue; only more steps show that it is the outermost.
+    Trap: the residual bounds the distance to *an* eigenvalue. Only more steps can show that it is the outermost one.
+    (Power iteration would find the eigenvalue of largest magnitude, which may be negative early in training.)
     """
     t = lanczos(hessian.__matmul__, _gaussian(hessian, generator), steps)
     values, vectors = t.eigen()
@@ -76,7 +76,7 @@ class TraceEstimate(NamedTuple):
 
 
 def trace(hessian: Hessian, generator: torch.Generator, probes: int = 30) -> TraceEstimate:
-    """Hutchinson: tr H = E v' H v over Rademacher v, at `probes` Hessian products; exact for a diagonal H."""
+    """Estimate tr H = E v' H v over Rademacher v (Hutchinson), by `probes` products; exact if H is diagonal."""
     samples = []
     for _ in range(probes):
         v = _rademacher(hessian, generator)
@@ -87,22 +87,22 @@ def trace(hessian: Hessian, generator: torch.Generator, probes: int = 30) -> Tra
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """The share of eigenvalues near each node: sum of weight * delta(x - node), all shares summing to 1."""
+    """The distribution of the eigenvalues, sum of weight * delta(x - node); the weights sum to 1."""
 
     nodes: NDArray[np.float64]
     weights: NDArray[np.float64]
 
     def smeared(self, x: ArrayLike, width: float) -> NDArray[np.float64]:
-        """The density at x, any shape, with each node a Gaussian of standard deviation `width`, in units of lambda."""
+        """Return the density at x, any shape, with a Gaussian of standard deviation `width` around each node."""
         z = (np.asarray(x, dtype=np.float64)[..., None] - self.nodes) / width
         return np.exp(-(z**2) / 2) @ self.weights / (width * np.sqrt(2 * np.pi))
 
 
 def spectral_density(hessian: Hessian, generator: torch.Generator, probes: int = 5, steps: int = 40) -> SpectralDensity:
-    """Stochastic Lanczos quadrature from Rademacher vectors, at probes * steps Hessian products.
+    """Estimate the spectral density by stochastic Lanczos quadrature, with probes * steps Hessian products.
 
-    Each probe's nodes are the eigenvalues of its tridiagonal matrix and its weights the squared first components
-    of the eigenvectors; probes are averaged. n times the mean of the density estimates the trace.
+    The nodes of each probe are the eigenvalues of its tridiagonal matrix, the weights are the squared first components
+    of its eigenvectors; probes are averaged. n times the mean of the density is an estimate of the trace.
     """
     nodes, weights = [], []
     for _ in range(probes):
@@ -113,10 +113,10 @@ def spectral_density(hessian: Hessian, generator: torch.Generator, probes: int =
 
 
 def _gaussian(hessian: Hessian, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(hessian.size, generator=generator, device=generator.device)
-    return drawn.to(hessian.device, hessian.dtype)
+    vector = torch.randn(hessian.size, generator=generator, device=generator.device)
+    return vector.to(hessian.device, hessian.dtype)
 
 
 def _rademacher(hessian: Hessian, generator: torch.Generator) -> Tensor:
-    drawn = torch.randint(2, (hessian.size,), generator=generator, device=generator.device)
-    return (2 * drawn - 1).to(hessian.device, hessian.dtype)
+    bits = torch.randint(2, (hessian.size,), generator=generator, device=generator.device)
+    return (2 * bits - 1).to(hessian.device, hessian.dtype)

@@ -1,4 +1,4 @@
-"""Runs that learn nothing: dead ones look perfectly smooth, diverged ones end early; neither belongs in a band."""
+"""Detect dead and diverged runs, which must not enter a band: a dead run looks perfectly smooth."""
 
 import copy
 import math
@@ -24,21 +24,21 @@ def dead_since(
     *,
     patience: int = 100,
 ) -> int | None:
-    """The step at which the run died, or None for one that lives.
+    """Return the step since which the run is dead, or None if it is not.
 
-    Dead is a run whose last `patience` or more steps all have a loss within 1 % of a constant prediction's, or a
-    gradient norm of about 0 (1e-10) while the loss is not about 0 as well (1 % of the same), which is a run that has
-    learnt everything.
+    A run is dead if at each of its last `patience` or more steps the loss is within 1 % of a constant prediction's, or
+    the gradient norm is at most 1e-10. A gradient norm of 0 does not count if the loss is also at most 1 % of the
+    constant prediction's: such a run has learned everything.
 
     Args:
         losses: training loss of every step, shape (T,).
-        constant_loss: of the best constant prediction under the run's own loss, see `constant_prediction_loss`. None
-            where there is none: then only the gradient tells, and a loss above 1e-10 is not about 0.
-        gradient_norms: ||G_t|| or ||g_t|| of every step, shape (T,), where recorded.
-        patience: how many steps; no source gives a number.
+        constant_loss: loss of the best constant prediction, see `constant_prediction_loss`. If None, only the gradient
+            norm is checked, and a loss above 1e-10 counts as not yet learned.
+        gradient_norms: ||G_t|| or ||g_t|| of every step, shape (T,), if recorded.
+        patience: number of steps; our choice, no publication gives a number.
 
-    Trap: a plain VGG starts at ln 10 and may sit there for hundreds of steps before it learns, so only a stretch
-    that reaches the last step given counts.
+    Trap: a VGG without batch norm starts at a loss of ln 10 and may stay there for hundreds of steps before it learns,
+    so only steps up to the end of the run count.
     """
     losses = np.asarray(losses, dtype=np.float64)
     nothing = NO_GRADIENT if constant_loss is None else 0.01 * constant_loss
@@ -53,57 +53,58 @@ def dead_since(
 
 
 def constant_prediction_loss(loss: Loss, num_classes: int, batch_size: int | None = None) -> float | None:
-    """The least loss of one logit vector given to every image, over images of which each class has as many.
+    """Return the smallest loss of a constant prediction: the same logits for every image, on balanced classes.
 
-    ln C for cross entropy, with label smoothing or without; (1 - 1 / C) / C for the mean squared error against the
-    one-hot label. Found by L-BFGS from logits of 0, in float64 on a copy of the loss; the random generators stay.
+    This is ln C for cross entropy, with or without label smoothing, and (1 - 1 / C) / C for the mean squared error
+    against the one-hot label. Computed by L-BFGS from logits of 0, in float64, on a copy of the loss; the random
+    generators are restored.
 
     Args:
-        loss: any loss of logits and labels; one that is not convex in the logits may have a lower level elsewhere.
+        loss: any loss of logits and labels. If it is not convex in the logits, the result may be a local minimum.
         num_classes: C.
-        batch_size: of the minibatches, for a loss that sums over images; None takes C. No matter for one that averages.
+        batch_size: images per minibatch, which matters if the loss is a sum over images; None means C.
 
     Returns:
-        None where there is no such level: fewer than two classes (a regression), a loss that cannot take such logits
-        and labels, or a level that is not a positive number.
+        The loss, or None if there is none: fewer than two classes (a regression), a loss that raises an error for such
+        logits and labels, or a result that is not a positive number.
     """
     if num_classes < 2:
         return None
     randomness = Randomness()
     try:
-        return _least(loss, num_classes, batch_size or num_classes)
+        return _minimum(loss, num_classes, batch_size or num_classes)
     except Exception:
-        return None  # the loss is the user's: it may ask for anything, and training goes without this level
+        return None  # a user's loss may raise any error, and training does not need this value
     finally:
         randomness.restore()
 
 
 def diverged_at(losses: ArrayLike) -> int | None:
-    """The first step whose loss is not finite, or None. Gradients are no sign: AMP overflows and recovers."""
+    """Return the first step whose loss is not finite, or None. Gradients do not count: AMP overflows and recovers."""
     broken = np.flatnonzero(~np.isfinite(np.asarray(losses, dtype=np.float64)))
     return int(broken[0]) if len(broken) else None
 
 
-def _least(loss: Loss, num_classes: int, batch_size: int) -> float | None:
+def _minimum(loss: Loss, num_classes: int, batch_size: int) -> float | None:
     if isinstance(loss, nn.Module):
         loss = copy.deepcopy(loss).cpu().double()
     prediction = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([prediction], max_iter=200, line_search_fn="strong_wolfe")
 
-    def of(rounds: int) -> Tensor:
-        labels = torch.arange(num_classes).repeat(rounds)
+    def loss_of(repeats: int) -> Tensor:
+        labels = torch.arange(num_classes).repeat(repeats)
         return loss(prediction.expand(len(labels), num_classes), labels)
 
     def closure() -> float:
         optimizer.zero_grad()
-        value = of(1)
+        value = loss_of(1)
         value.backward()
         return value.item()
 
     with torch.enable_grad():
         optimizer.step(closure)
     with torch.no_grad():
-        once, twice = of(1).item(), of(2).item()
-    # The same for a mean over images, twice as much for a sum; a straight line through both is exact for either.
+        once, twice = loss_of(1).item(), loss_of(2).item()
+    # `once` equals `twice` for a mean over images and half of it for a sum: linear extrapolation is exact for both.
     level = once + (twice - once) * (batch_size / num_classes - 1)
     return level if math.isfinite(level) and level > 0 else None

@@ -1,4 +1,7 @@
-"""A walk along a direction on one minibatch: the paper's probe (Santurkar et al. 2018, section 3.2, figure 4)."""
+"""Probe the loss and its gradient along a direction, on one minibatch.
+
+This is the measurement of Santurkar et al. 2018 (arXiv 1805.11604), section 3.2 and figure 4.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -15,9 +18,9 @@ from cifarbn.smoothness.vectors import accumulation_dtype, dots, norms
 
 @dataclass(frozen=True)
 class DirectionalProbe:
-    """What the walk theta(s) = theta - s d saw at its S points; P parameter tensors; on the parameters' device.
+    """Loss and gradient at the S points theta(s) = theta - s d, for P parameter tensors, on the parameters' device.
 
-    g is the gradient at theta. The curves the paper draws from it are in `probe_curves`.
+    g is the gradient at theta. `probe_curves` computes the measures of Santurkar et al. from it.
     """
 
     s: Tensor
@@ -35,14 +38,14 @@ class DirectionalProbe:
     cosine: Tensor
     """cos(grad L(theta(s)), g), shape (S,)."""
     parameter_distance: Tensor
-    """d_t(s) of each parameter tensor by itself, shape (S, P)."""
+    """d_t(s) of each parameter tensor, shape (S, P)."""
     parameter_moved: Tensor
-    """s ||d|| of each parameter tensor by itself, shape (S, P)."""
+    """s ||d|| of each parameter tensor, shape (S, P)."""
     parameter_norm: Tensor
     """||w|| of each parameter tensor at theta, shape (P,)."""
 
     def arrays(self) -> dict[str, NDArray]:
-        """Every field as a NumPy array, by name; waits for the device."""
+        """Return every field as a NumPy array, by name; waits for the device."""
         return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
 
 
@@ -54,45 +57,42 @@ def probe_along(
     start: LossAndGradient | None = None,
     direction: Sequence[Tensor] | None = None,
 ) -> DirectionalProbe:
-    """Loss and gradient at theta - s d for every s; the parameters are back at theta, bit for bit, afterwards.
+    """Compute loss and gradient at theta - s d for every s, and restore the parameters bit for bit.
 
-    Costs S + 1 forward-backward passes, or S with `start` given, and no `.grad` is touched. Holds two copies of the
-    parameters, theta and g, and a few tensors as large as the largest one: each tensor's gradient at theta(s) is
-    compared with g the moment the backward pass has made it, and dropped. A `direction` other than g is the
-    caller's third copy.
+    Costs S + 1 forward and backward passes, or S if `start` is given; no `.grad` is read or written. Holds two copies
+    of the parameters, theta and g, and a few tensors as large as the largest parameter: each parameter's gradient is
+    compared with g as soon as the backward pass has computed it, and then freed.
+
+    Trap: if s ||d|| is below 1e-7 ||theta||, float32 rounding exceeds the move and the distances are meaningless.
 
     Args:
-        loss_fn: L on one fixed minibatch, batch normalisation in train mode. Wrap passes through a net in
-            `preserve_state.preserve_state`, and a net that draws random numbers in `randomness.with_fixed_rng`.
-        parameters: all of them, on one device, float32.
-        s: the step sizes, positive, of the same kind as a learning rate (`vgg_steps`, `dln_steps`).
-        start: loss and gradient at theta if known, so that several walks from one point share that pass.
-        direction: d, shaped like the parameters. The default is g. `vectors.random_direction` gives one of g's
-            length; the optimizer's true update is theta_t - theta_{t+1} with s = 1 (mind the sign).
+        loss_fn: L on one fixed minibatch, see `minibatch_loss.minibatch_loss`.
+        parameters: all of them, on one device.
+        s: the step sizes, positive, in the same units as a learning rate, such as `vgg_steps()`.
+        start: loss and gradient at theta, if known; saves one pass.
+        direction: d, one tensor per parameter; the default is g. `vectors.random_direction` returns one of the length
+            of g. The optimizer's update is theta_t - theta_{t+1} with s = 1 (note the sign).
 
     Raises:
-        ValueError: no s, or one that is not positive, or a direction of other shapes.
-        RuntimeError: a parameter has no part in the loss.
-
-    Trap: where s ||d|| is below 1e-7 ||theta||, float32 rounding eats the move and the distances mean nothing.
+        ValueError: if there is no s, an s is not positive, or the direction's shapes differ from the parameters'.
     """
     parameters = list(parameters)
     s = [float(step) for step in s]
     if not s or not all(0 < step < float("inf") for step in s):
-        raise ValueError(f"a walk needs step sizes, each positive and finite, not {s}")
+        raise ValueError(f"step sizes must be positive and finite, and at least one, not {s}")
     start = loss_and_gradient(loss_fn, parameters) if start is None else start
     direction = start.gradient if direction is None else direction
     if [d.shape for d in direction] != [p.shape for p in parameters]:
-        raise ValueError("the direction needs one tensor for each parameter, of its shape")
+        raise ValueError("direction must have one tensor for each parameter, of the same shape")
 
-    views = []
+    points = []
     with restore_parameters(parameters) as theta:
         for step in s:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, theta)
                 torch._foreach_add_(parameters, list(direction), alpha=-step)
-            views.append(_look(loss_fn, parameters, start.gradient))
-    losses, distances, lengths, inner = (torch.stack(column) for column in zip(*views, strict=True))
+            points.append(_compare(loss_fn, parameters, start.gradient))
+    losses, distances, lengths, inner = (torch.stack(column) for column in zip(*points, strict=True))
 
     sizes = torch.tensor(s, dtype=distances.dtype, device=distances.device)
     parameter_moved = sizes[:, None] * norms(direction)
@@ -112,32 +112,32 @@ def probe_along(
 
 
 def vgg_steps(eta: float = 0.1, points: int = 8) -> tuple[float, ...]:
-    """The paper's range for VGG: [1/2, 4] x eta, log-spaced. The number of points is ours; the paper gives none."""
+    """Return the step sizes of Santurkar et al. for VGG: [1/2, 4] x eta, log-spaced; they state no number of points."""
     return tuple((eta * np.geomspace(1 / 2, 4, points)).tolist())
 
 
 def dln_steps(eta: float = 1e-6, points: int = 8) -> tuple[float, ...]:
-    """The paper's range for the 25-layer deep linear net: [1/100, 30] x eta, log-spaced; eta is 1e-6 or 1e-7."""
+    """Return the step sizes of Santurkar et al. for the 25-layer deep linear network: [1/100, 30] x eta, log-spaced."""
     return tuple((eta * np.geomspace(1 / 100, 30, points)).tolist())
 
 
-def _look(
+def _compare(
     loss_fn: LossFunction, parameters: Sequence[Tensor], reference: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss here, and per tensor ||h - g||, ||h||, <h, g> of the gradient h here and the reference g."""
+    """Return the loss, and per tensor ||h - g||, ||h||, <h, g> of the current gradient h and the reference g."""
     device = parameters[0].device
-    seen = torch.zeros(3, len(parameters), dtype=accumulation_dtype(device), device=device)
+    values = torch.zeros(3, len(parameters), dtype=accumulation_dtype(device), device=device)
 
-    def compare(index: int, gradient: Tensor) -> Tensor:
+    def on_gradient(index: int, gradient: Tensor) -> Tensor:
         g = reference[index]
-        seen[:, index] = torch.cat([norms([gradient - g, gradient]), dots([gradient], [g])])
-        # autograd.grad keeps what a hook returns: a zero expanded to the shape keeps no memory.
+        values[:, index] = torch.cat([norms([gradient - g, gradient]), dots([gradient], [g])])
+        # autograd.grad keeps the tensor that a hook returns; an expanded zero takes no memory.
         return gradient.new_zeros(()).expand_as(gradient)
 
-    hooks = [p.register_hook(partial(compare, i)) for i, p in enumerate(parameters)]
+    hooks = [p.register_hook(partial(on_gradient, i)) for i, p in enumerate(parameters)]
     try:
         loss, _ = loss_and_gradient(loss_fn, parameters)
     finally:
         for hook in hooks:
             hook.remove()
-    return loss, *seen
+    return loss, *values

@@ -1,4 +1,4 @@
-"""The loss and its gradient at any point of parameter space, with the parameters back in place afterwards."""
+"""Compute the loss and its gradient at any point of parameter space, and restore the parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 LossFunction = Callable[[], Tensor]
+"""() -> the scalar loss of a fixed minibatch at the parameters' current values."""
 
 
 class LossAndGradient(NamedTuple):
@@ -33,10 +34,12 @@ def loss_and_gradient(loss_fn: LossFunction, parameters: Iterable[Tensor]) -> Lo
 
 @contextmanager
 def restore_parameters(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Lets the block move the parameters and puts them back bit for bit; yields the saved copies.
+    """Restore the parameters bit for bit at the end of the block; yield the saved copies.
 
-    Copies back, for in floating point theta - v + v is not theta. Holds one copy of the parameters.
-    Trap: moving parameters in place invalidates a graph that still waits for its backward pass.
+    Holds one copy of the parameters. (Subtracting the move again would not restore them: in floating point
+    theta + v - v differs from theta.)
+
+    Trap: changing parameters in place invalidates a graph whose backward pass has not run yet.
     """
     saved = tuple(p.detach().clone() for p in parameters)
     try:
@@ -47,20 +50,20 @@ def restore_parameters(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, .
 
 @contextmanager
 def parameters_at(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """`restore_parameters`, with the parameters at `values` inside the block."""
+    """Set the parameters to `values` inside the block, and restore them; yield the saved copies."""
     with restore_parameters(parameters) as saved:
         place(parameters, values)
         yield saved
 
 
 def place(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copies the values into the parameters.
+    """Copy the values into the parameters.
 
     Raises:
-        ValueError: the shapes differ (a copy would broadcast without a word).
+        ValueError: if the shapes differ (a plain copy would broadcast silently).
     """
-    shapes, given = [p.shape for p in parameters], [v.shape for v in values]
-    if shapes != given:
-        raise ValueError(f"parameters of shapes {shapes} cannot take values of shapes {given}")
+    expected, shapes = [tuple(p.shape) for p in parameters], [tuple(v.shape) for v in values]
+    if shapes != expected:
+        raise ValueError(f"values have the shapes {shapes}, but the parameters have {expected}")
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), list(values))

@@ -1,4 +1,4 @@
-"""By which factor a measure differs between two families of runs, with an interval over probes and seeds."""
+"""The ratio of a measure between two families of runs, with an interval over probes and seeds."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,46 +12,45 @@ Indices = NDArray[np.int64]
 CONFIDENCE = 0.95
 REPLICATES = 1000
 AT_ONCE = 2_000_000  # resampled values held in memory
-FEWEST = 5  # probes of a family, for an interval: the resamples of fewer are too much alike
+FEWEST = 5  # probes per family for an interval; resamples of fewer values hardly vary
 
 
 class Factor(NamedTuple):
-    """The median of one family over that of another."""
+    """The median of one family divided by that of another."""
 
     medians: tuple[float, float]
-    """Of the first and of the second family, over all their probes."""
+    """Of the first and the second family, over all their probes."""
     factor: float
-    """The first over the second."""
+    """The first median divided by the second."""
     interval: tuple[float, float] | None
-    """95 %; None where a family has fewer than 5 probes."""
+    """95 % interval; None if a family has fewer than 5 probes."""
     runs: tuple[int, int]
-    """How many runs of each family count."""
+    """Number of runs in each family."""
     probes: tuple[int, int]
-    """How many values of each family count, over all its runs."""
+    """Number of values in each family, over all its runs."""
 
     @property
     def over_seeds(self) -> bool:
-        """Whether the interval covers the seeds of both families, and not probes only."""
+        """Whether the interval includes the variation between seeds in both families."""
         return min(self.runs) > 1
 
 
 def factor(first: Sequence[ArrayLike], second: Sequence[ArrayLike], *, seed: int = 0) -> Factor | None:
-    """The median over all probes of the first family, divided by that of the second.
+    """Return the median over all probes of the first family, divided by that of the second.
 
-    The interval is a percentile interval of the hierarchical bootstrap: in every replicate as many runs of each family
-    are drawn as there are, with replacement, and of each drawn run as many probes as it has, in circular blocks of
-    about the cube root of their number, since probes of neighbouring steps are alike (Politis and Romano 1992).
+    The interval is a percentile interval of the hierarchical bootstrap. Each replicate resamples the runs of each
+    family with replacement, and the probes of each drawn run in circular blocks, whose length is about the cube root of
+    the number of probes, since probes of neighbouring steps are correlated (Politis and Romano 1992).
+
+    Trap: with one run per family the interval contains no variation between seeds; with two or three it is too narrow.
 
     Args:
-        first: of each run the values at its probes, (T,), in the order of the steps; what is not finite is left out.
-        second: the same of the other family.
-        seed: of the resampling, so that the same runs always give the same interval.
+        first: for each run the values at its probes, (T,), ordered by step; values that are not finite are ignored.
+        second: the same for the other family.
+        seed: of the resampling; the same runs always give the same interval.
 
     Returns:
-        None where a family has no value, or either median is not positive.
-
-    Trap: with a single run the interval covers its probes only, and says nothing about other seeds; with two or three
-    runs it is too narrow, for so few seeds cannot show how far seeds spread.
+        None if a family has no values, or a median is not positive.
     """
     families = [_finite([np.asarray(v, dtype=np.float64)[:, None] for v in family]) for family in (first, second)]
     if not all(families):
@@ -76,18 +75,18 @@ def factor_at_matched_loss(
     tolerance: float = 0.1,
     seed: int = 0,
 ) -> Factor | None:
-    """The same over those probes that `pair_by_loss` pairs, so that both families stand equally far down.
+    """Return the factor over probes at equal training losses only, as paired by `pair_by_loss`.
 
-    Every replicate of the bootstrap pairs anew. `probes` counts the pairs.
+    Each bootstrap replicate is paired separately. `probes` is the number of pairs.
 
     Args:
-        first: of each run the losses at which its probes start, and its values there, both (T,).
-        second: the same of the other family.
-        tolerance: how far the losses of a pair may differ, relative to the smaller one.
+        first: for each run the loss at the start of each probe, and the values, both (T,).
+        second: the same for the other family.
+        tolerance: largest difference between the losses of a pair, relative to the smaller one.
         seed: of the resampling.
 
     Returns:
-        None where no two probes pair, or either median is not positive.
+        None if no two probes can be paired, or a median is not positive.
     """
     families = [_finite([np.stack(np.broadcast_arrays(*run), axis=1) for run in family]) for family in (first, second)]
     if not all(families):
@@ -101,19 +100,19 @@ def factor_at_matched_loss(
     numerator, denominator, pairs = medians(*whole)
     ratios = None
     if pairs >= FEWEST:
-        found = []
+        replicates = []
         for rows in zip(*(_resamples(runs, generator, at_once=1) for runs in families), strict=True):
-            a, b, _ = medians(*(values[own[own >= 0]] for values, own in zip(whole, rows, strict=True)))
-            found.append(a / b if b > 0 else np.nan)
-        ratios = np.array(found)
+            a, b, _ = medians(*(values[index[index >= 0]] for values, index in zip(whole, rows, strict=True)))
+            replicates.append(a / b if b > 0 else np.nan)
+        ratios = np.array(replicates)
     return _factor((numerator, denominator), ratios, families, (pairs, pairs))
 
 
 def pair_by_loss(first: ArrayLike, second: ArrayLike, tolerance: float = 0.1) -> tuple[NDArray, NDArray]:
-    """Pair as many entries of two lists of losses as can be, each at most once: indices into both, shape (pairs,).
+    """Pair equal losses of two lists, each entry at most once; return indices into both lists, shape (pairs,).
 
-    Two losses pair where the larger is at most 1 + tolerance times the smaller. Losses that are not positive and
-    finite pair with nothing. Walking up both sorted lists and taking every pair that comes gives the most pairs.
+    Two losses can form a pair if the larger is at most 1 + tolerance times the smaller; losses that are not positive
+    and finite form none. Greedy pairing of the sorted lists gives the largest number of pairs.
     """
     (order_a, sorted_a), (order_b, sorted_b) = _ascending(first), _ascending(second)
     ratio, pairs, i, j = 1 + tolerance, [], 0, 0
@@ -126,12 +125,12 @@ def pair_by_loss(first: ArrayLike, second: ArrayLike, tolerance: float = 0.1) ->
         else:
             pairs.append((i, j))
             i, j = i + 1, j + 1
-    found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return order_a[found[:, 0]], order_b[found[:, 1]]
+    indices = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return order_a[indices[:, 0]], order_b[indices[:, 1]]
 
 
 def _ascending(losses: ArrayLike) -> tuple[Indices, list[float]]:
-    """Where the positive, finite losses are, from the least to the greatest, and these losses."""
+    """Return the indices of the positive, finite losses in ascending order, and these losses."""
     losses = np.asarray(losses, dtype=np.float64)
     usable = np.flatnonzero(np.isfinite(losses) & (losses > 0))
     order = usable[np.argsort(losses[usable], kind="stable")]
@@ -152,15 +151,15 @@ def _factor(
 
 
 def _resamples(runs: Sequence[Array], generator: np.random.Generator, at_once: int | None = None) -> Iterator[Indices]:
-    """Rows of the concatenated runs for every replicate, (some replicates, rows); -1 where a drawn run is shorter."""
+    """Yield row indices into the concatenated runs, (replicates, rows); -1 is padding after shorter runs."""
     lengths = np.array([len(run) for run in runs])
-    blocks = np.rint(np.cbrt(lengths)).astype(np.int64)  # their length
+    block_lengths = np.rint(np.cbrt(lengths)).astype(np.int64)
     first_rows = np.cumsum(lengths) - lengths
     position = np.arange(lengths.max())
     at_once = at_once or max(AT_ONCE // (len(runs) * len(position)), 1)
     for done in range(0, REPLICATES, at_once):
         drawn = generator.integers(len(runs), size=(min(at_once, REPLICATES - done), len(runs)))
-        length, block = lengths[drawn][..., None], blocks[drawn][..., None]
+        length, block = lengths[drawn][..., None], block_lengths[drawn][..., None]
         starts = (generator.random((*drawn.shape, len(position))) * length).astype(np.int64)
         start = np.take_along_axis(starts, position // block, axis=-1)
         rows = first_rows[drawn][..., None] + (start + position % block) % length
@@ -168,7 +167,7 @@ def _resamples(runs: Sequence[Array], generator: np.random.Generator, at_once: i
 
 
 def _medians(values: Array) -> Array:
-    """The median of each row's values, NaN where there is none; faster than NumPy's own for rows with NaN."""
+    """Return the median of each row's finite values, NaN if there are none; faster than np.nanmedian."""
     values = np.sort(values, axis=1)  # NaN last
     count = np.isfinite(values).sum(axis=1)
     row = np.arange(len(values))
@@ -176,6 +175,6 @@ def _medians(values: Array) -> Array:
 
 
 def _finite(runs: Sequence[Array]) -> list[Array]:
-    """Each run's rows without what is not finite, and without runs of which nothing is left."""
+    """Return the rows of each run that are finite; runs without such rows are left out."""
     finite = [rows[np.isfinite(rows).all(axis=1)] for rows in runs]
     return [rows for rows in finite if len(rows)]

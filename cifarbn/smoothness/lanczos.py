@@ -1,4 +1,4 @@
-"""Lanczos: a small tridiagonal matrix that stands for a huge symmetric one."""
+"""The Lanczos algorithm: a small tridiagonal matrix whose eigenvalues approximate those of a large symmetric one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,29 +12,34 @@ from cifarbn.smoothness.vectors import dot, norm
 
 
 class Tridiagonal(NamedTuple):
-    """T = V' H V of m Lanczos steps, on the host in float64."""
+    """The matrix T = V' H V after m Lanczos steps, on the CPU in float64."""
 
     diagonal: NDArray[np.float64]
     """Shape (m,)."""
     off_diagonal: NDArray[np.float64]
     """Shape (m - 1,)."""
     remainder: float
-    """Norm of what H V has outside V's span; 0 where V spans an invariant subspace."""
+    """Norm of the part of H V outside the span of V; 0 if V spans an invariant subspace."""
 
     def eigen(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Eigenvalues, ascending, shape (m,), and eigenvectors as columns, shape (m, m)."""
+        """Return the eigenvalues, ascending, shape (m,), and the eigenvectors as columns, shape (m, m)."""
         t = np.diag(self.diagonal) + np.diag(self.off_diagonal, 1) + np.diag(self.off_diagonal, -1)
         values, vectors = np.linalg.eigh(t)
         return values, vectors
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tridiagonal:
-    """`steps` products v -> H v from the vector `start`, shape (n,), each kept orthogonal to all before it.
+    """Run Lanczos with full reorthogonalisation, from the vector `start` of shape (n,).
 
-    Holds steps + 2 vectors of n: 30 steps on VGG-A are 1.2 GB. Stops early at an invariant subspace.
+    Holds steps + 2 vectors of length n: 1.2 GB for 30 steps on VGG-A. Stops early at an invariant subspace.
 
-    Full reorthogonalisation, twice per step. Trap: without it rounding lets found eigenvalues appear again and
-    again, and the weights of the spectral density are wrong.
+    Trap: without reorthogonalisation, rounding errors produce repeated copies of converged eigenvalues, and wrong
+    weights in the spectral density.
+
+    Args:
+        product: v -> H v, for a symmetric H.
+        start: any vector that is not 0.
+        steps: the number of products.
     """
     steps = min(steps, start.numel())
     basis = start.new_zeros(steps, start.numel())

@@ -1,4 +1,4 @@
-"""Slices through the loss landscape in directions that respect each filter's scale (Li et al. 2018)."""
+"""One- and two-dimensional slices of the loss in filter-normalised directions (Li et al. 2018, arXiv 1712.09913)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,10 +9,10 @@ from cifarbn.smoothness.evaluation import LossFunction, restore_parameters
 
 
 def filter_normalised_direction(parameters: Iterable[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """A Gaussian direction with, per output filter, d_ij <- d_ij / ||d_ij|| * ||w_ij|| (Li et al. 2018, section 4).
+    """Return a Gaussian direction scaled per output filter: d_ij <- d_ij / ||d_ij|| * ||w_ij|| (Li et al., section 4).
 
-    A filter is one entry of a weight's first axis (a row, in a linear layer). Biases and BN parameters, all 1-D,
-    get 0. Drawn on the generator's device, then moved.
+    A filter is one entry along the first axis of a weight (in a linear layer, a row). Biases and the parameters of
+    normalisations, all one-dimensional, get 0. Drawn on the generator's device, then moved to the parameters'.
     """
     direction = []
     for w in parameters:
@@ -20,15 +20,15 @@ def filter_normalised_direction(parameters: Iterable[Tensor], generator: torch.G
             direction.append(torch.zeros_like(w, requires_grad=False))
             continue
         d = torch.randn(w.shape, generator=generator, device=generator.device).to(w.device, w.dtype)
-        wanted, has = (t.detach().flatten(1).norm(dim=1).view(-1, *[1] * (w.dim() - 1)) for t in (w, d))
-        direction.append(d * (wanted / has))
+        target, length = (t.detach().flatten(1).norm(dim=1).view(-1, *[1] * (w.dim() - 1)) for t in (w, d))
+        direction.append(d * (target / length))
     return tuple(direction)
 
 
 def line(
     loss_fn: LossFunction, parameters: Iterable[Tensor], direction: Sequence[Tensor], a: Sequence[float]
 ) -> Tensor:
-    """f(a) = L(theta + a d), shape (A,); see `surface`."""
+    """Compute f(a) = L(theta + a d), shape (A,); see `surface`."""
     parameters = list(parameters)
     with restore_parameters(parameters) as theta:
         return torch.stack([_loss_at(loss_fn, parameters, theta, (x, direction)) for x in a])
@@ -42,13 +42,12 @@ def surface(
     a: Sequence[float],
     b: Sequence[float],
 ) -> Tensor:
-    """f(a, b) = L(theta + a d1 + b d2) on a grid, shape (A, B): row by a, column by b.
+    """Compute f(a, b) = L(theta + a d1 + b d2) on a grid, shape (A, B): rows by a, columns by b.
 
-    A * B forward passes without gradients; the parameters are back at theta, bit for bit, afterwards. Holds one
-    copy of the parameters beside the two directions.
+    Costs A * B forward passes without gradients and holds one copy of the parameters, which are restored bit for bit.
 
-    Trap: in train mode every pass moves BN's running statistics (`preserve_state.preserve_state`), and train and eval
-    mode have different landscapes: store which with the result.
+    Trap: in train mode every pass changes the running statistics of batch norm (`preserve_state` restores them). Train
+    and eval mode have different landscapes: store the mode with the result.
     """
     parameters = list(parameters)
     with restore_parameters(parameters) as theta:

@@ -1,4 +1,4 @@
-"""Extra passes through a net that leave no trace on it."""
+"""Extra passes through a model that leave it unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,16 @@ from cifarbn.smoothness.randomness import Randomness
 
 @contextmanager
 def preserve_state(module: nn.Module, train: bool | None = None) -> Iterator[None]:
-    """Lets a block run any forward and backward passes and leaves the module, bit for bit, as it was.
+    """Restore the state of a module, bit for bit, after a block of forward and backward passes.
 
-    Put back: every buffer (running statistics and batch counts of batch normalisation), each submodule's training
-    flag, each parameter's `.grad` (the same tensor, the same values; None inside the block), and the global random
-    generators. Not put back: the weights (`evaluation.restore_parameters` does that), and generators that a layer owns.
+    Restores every buffer (such as the running statistics of batch norm), each submodule's mode, each parameter's
+    `.grad` (the same tensor with the same values; None inside the block), and the global random generators. Does not
+    restore the weights, see `evaluation.restore_parameters`, nor generators that a layer owns.
 
     Args:
-        module: the net.
-        train: True or False puts the whole module into that mode for the block: batch normalisation then uses the
-            batch, or its running statistics. None leaves the modes as they are.
+        module: the model.
+        train: True or False sets train or eval mode of the whole module inside the block; None keeps each
+            submodule's mode.
     """
     randomness = Randomness.of(module)
     flags = [(m, m.training) for m in module.modules()]
@@ -29,7 +29,7 @@ def preserve_state(module: nn.Module, train: bool | None = None) -> Iterator[Non
     values = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
     try:
         for p, _ in gradients:
-            p.grad = None  # set aside, not copied: a backward pass in the block would add to it in place
+            p.grad = None  # the tensor is kept in `gradients`; a backward pass in the block would add to it in place
         if train is not None:
             module.train(train)
         yield
@@ -42,6 +42,6 @@ def preserve_state(module: nn.Module, train: bool | None = None) -> Iterator[Non
             for buffer, value in values:
                 buffer.copy_(value)
         for m, named in buffers:
-            m._buffers.clear()  # a block may have put another tensor under a buffer's name
+            m._buffers.clear()  # a block may have assigned another tensor to a buffer
             m._buffers.update(named)
         randomness.restore()

@@ -1,7 +1,7 @@
-"""What the paper reads off recorded walks (Santurkar et al. 2018, section 3.2, figures 4, 10, 11), as arrays.
+"""The measures of Santurkar et al. 2018 (arXiv 1805.11604), computed from probes: section 3.2, figures 4, 10, 11.
 
-In every function the points s of a walk lie on the axis named S; axes before it (one entry per probed step) pass
-through. The bands are taken over S, never over the steps.
+In every function S is the axis of a probe's points. Axes before it, such as one entry per probed step, are kept: a band
+is the minimum and maximum over the points of one probe, never over steps.
 """
 
 import numpy as np
@@ -11,44 +11,44 @@ Array = NDArray[np.float64]
 
 
 def loss_band(loss: ArrayLike) -> tuple[Array, Array]:
-    """[min_s, max_s] of L_t(theta_t(s)), from (..., S); NaN at a step whose walk met a NaN."""
+    """Return [min_s, max_s] of L_t(theta_t(s)), from shape (..., S); NaN for a probe with a NaN."""
     return _band(loss)
 
 
 def predictiveness_band(gradient_distance: ArrayLike) -> tuple[Array, Array]:
-    """[min_s, max_s] of d_t(s) = ||grad L_t(theta_t(s)) - g_t||, from (..., S).
+    """Return [min_s, max_s] of d_t(s) = ||grad L_t(theta_t(s)) - g_t||, from shape (..., S).
 
-    Trap: the distance of two gradients. A gradient's norm, or its mean |g|, predicts nothing.
+    Trap: predictiveness is the distance of two gradients, not the norm or the mean absolute value of one.
     """
     return _band(gradient_distance)
 
 
 def effective_beta(gradient_distance: ArrayLike, distance_moved: ArrayLike) -> Array:
-    """beta_t = max_s d_t(s) / (s ||g_t||), from two (..., S); units of curvature; NaN where nothing moved.
+    """Return beta_t = max_s d_t(s) / (s ||g_t||), from two arrays (..., S); in units of curvature, NaN without a move.
 
-    Trap: divides by the distance each point was moved, whatever the learning rate of the training was. Not
-    invariant to reparametrisation: a conv weight before batch normalisation times c leaves the loss alone and
-    divides the curvature by c^2, see `weight_probes.scale_invariant_beta`. Say so beside every plot of BN against none.
+    Trap: the divisor is the distance that each point was moved, which does not depend on the learning rate of training.
+    Beta is not invariant to reparametrisation: multiplying a convolution before batch norm by c does not change the
+    loss but divides its curvature by c^2, see `weight_probes.scale_invariant_beta`. State this in every figure that
+    compares models with and without batch norm.
     """
     return np.max(_slope(gradient_distance, distance_moved), axis=-1)
 
 
 def relative_distance(gradient_distance: ArrayLike, gradient_norm: ArrayLike) -> Array:
-    """d_t(s) / ||g_t||, shape (..., S), from distances (..., S) and norms (...); NaN where the gradient is 0."""
+    """Return d_t(s) / ||g_t||, shape (..., S), from distances (..., S) and norms (...); NaN if the gradient is 0."""
     return _slope(gradient_distance, np.asarray(gradient_norm)[..., None])
 
 
 def at_distance(distance_moved: ArrayLike, values: ArrayLike, wanted: ArrayLike) -> Array:
-    """What each walk's curve has at another distance than its own points', shape (T,), for T walks.
+    """Interpolate the values of T probes at other distances, shape (T,).
 
-    Interpolates in a straight line in the distance, which is exact for the gradient distance of a quadratic loss. NaN
-    where the wanted distance lies outside the walk's own points (by more than 0.01 %, for rounding): nothing is
-    extrapolated, for d_t(s) bends.
+    Interpolation is linear in the distance, which is exact for the gradient distance of a quadratic loss. Values are
+    not extrapolated: the result is NaN if the distance is outside the probe's points by more than 0.01 %.
 
     Args:
-        distance_moved: of each walk's points, (T, S), in any order.
-        values: at those points, such as the gradient distance, (T, S).
-        wanted: the distance, (T,): a share of the true step's length, say.
+        distance_moved: distance of each probe's points, (T, S), in any order.
+        values: at these points, such as the gradient distance, (T, S).
+        wanted: the distance for each probe, (T,), such as a fraction of the optimizer's step.
     """
     rows = []
     for moved, row, distance in zip(*map(_float64, (distance_moved, values, wanted)), strict=True):

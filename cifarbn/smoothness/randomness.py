@@ -1,4 +1,4 @@
-"""The random numbers a forward pass may draw: kept, put back, drawn again."""
+"""Save, restore and replay the random numbers that a forward pass draws."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -13,41 +13,41 @@ from cifarbn.smoothness.evaluation import LossFunction
 
 
 class Randomness:
-    """The state, at construction, of the global generators of Python, NumPy, PyTorch's CPU and the given devices.
+    """A snapshot of the global random generators of Python, NumPy, PyTorch's CPU and the given devices.
 
-    Generators a module owns (a `torch.Generator` in a layer) are not global and not in it.
+    Generators that a module owns (a `torch.Generator` attribute) are not included.
     """
 
     def __init__(self, devices: Iterable[torch.device] = ()) -> None:
-        self._put_back: list[tuple[Callable[[Any], Any], Any]] = [
+        self._states: list[tuple[Callable[[Any], Any], Any]] = [
             (random.setstate, random.getstate()),
             (np.random.set_state, np.random.get_state()),
             (torch.set_rng_state, torch.get_rng_state()),
         ]
         for device in set(devices):
             if device.type == "mps":
-                self._put_back.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
+                self._states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
             elif device.type != "cpu":
-                of_device = torch.get_device_module(device)
-                state = of_device.get_rng_state(device)
-                self._put_back.append((partial(of_device.set_rng_state, device=device), state))
+                backend = torch.get_device_module(device)
+                state = backend.get_rng_state(device)
+                self._states.append((partial(backend.set_rng_state, device=device), state))
 
     @classmethod
     def of(cls, module: nn.Module) -> "Randomness":
-        """That of every device on which the module has a parameter or a buffer."""
+        """Take a snapshot for every device that holds a parameter or buffer of the module."""
         return cls(t.device for t in (*module.parameters(), *module.buffers()))
 
     def restore(self) -> None:
-        """Sets every generator back."""
-        for put, state in self._put_back:
-            put(state)
+        """Set every generator back to the snapshot."""
+        for set_state, state in self._states:
+            set_state(state)
 
 
 def with_fixed_rng(loss_fn: LossFunction, module: nn.Module) -> LossFunction:
-    """The loss function with the same random numbers at every call: those that come next as this is called.
+    """Return the loss function with the same random numbers at every call: the next ones at the time of wrapping.
 
-    Trap: dropout and noisy normalisation draw anew at every pass, so a net with them has another L_t at every
-    point of a walk, and the distance of two gradients measures the noise.
+    Without this, dropout and noisy normalisation draw new random numbers in every pass, so the loss would be a
+    different function at each point of a probe, and the distance of two gradients would measure that noise.
     """
     randomness = Randomness.of(module)
 

@@ -1,4 +1,4 @@
-"""The plane in which a training run moved most: principal components of its path (Li et al. 2018, section 7.2)."""
+"""The plane of largest variance of a training trajectory, by PCA (Li et al. 2018, arXiv 1712.09913, section 7.2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,28 +8,29 @@ from torch import Tensor
 
 
 class TrajectoryPlane(NamedTuple):
-    """Two directions, and the path seen in them."""
+    """Two directions, and the trajectory projected onto them."""
 
     directions: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
     """Orthonormal, each shaped like the parameters; ready for `landscape.surface` around the last point."""
     coordinates: Tensor
     """The points relative to the last, shape (T, 2)."""
     explained: Tensor
-    """Each direction's share of the path's variance, shape (2,)."""
+    """Fraction of the trajectory's variance along each direction, shape (2,)."""
 
 
 def trajectory_plane(points: Sequence[Sequence[Tensor]]) -> TrajectoryPlane:
-    """PCA of the points theta_1 ... theta_T, T >= 3, each a list of tensors; origin at the last one.
+    """Compute the PCA of the points theta_1 ... theta_T, T >= 3, each a list of tensors; the origin is the last point.
 
-    Centred at the mean, as PCA is. The sign of a direction is free: taken so that the path begins on its positive
-    side. Trap: a random walk in high dimension already shows 61 % of its variance in the first component
-    (Antognini and Sohl-Dickstein 2018), so a large share proves nothing.
+    Variances are about the mean. Signs are chosen so that the first point has positive coordinates.
+
+    Trap: a random walk in high dimension has 61 % of its variance in the first component (Antognini and Sohl-Dickstein
+    2018), so a large fraction is no evidence of structure.
 
     Raises:
-        ValueError: fewer than three points, which span no plane.
+        ValueError: if there are fewer than three points.
     """
     if len(points) < 3:
-        raise ValueError(f"a plane needs three points or more, not {len(points)}")
+        raise ValueError(f"at least three points are needed to span a plane, not {len(points)}")
     matrix = torch.stack([torch.cat([t.detach().flatten() for t in point]) for point in points])
     from_last = matrix - matrix[-1]
     _, sizes, axes = torch.linalg.svd(from_last - from_last.mean(dim=0), full_matrices=False)

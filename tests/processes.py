@@ -1,11 +1,11 @@
-"""The package's commands as processes of their own, forked from one that has imported what they import.
+"""Run the package's commands in separate processes, forked from a server that has done the imports.
 
-Imports are most of the CPU time of a short `python -m cifarbn.train`. Here they are made once for all tests of a pytest
-process, by the server of multiprocessing's "forkserver". A command still has a process id, working folder, environment,
-output and exit code of its own, and its module runs as `__main__`, as with `python -m`.
+Imports take most of the CPU time of a short `python -m cifarbn.train`. Here the server of multiprocessing's
+"forkserver" does them once per pytest process. A command still has its own process id, working folder, environment,
+output and exit code, and its module runs as `__main__`, as with `python -m`.
 
-What belongs to the start of an interpreter is tested with `subprocess`: what a module imports, and variables that are
-read then, such as PYTHONPATH, MPLBACKEND and OMP_NUM_THREADS. So is one start of every command.
+Use `subprocess` instead to test the start of an interpreter: which modules are imported, and variables that are read at
+the start, such as PYTHONPATH, MPLBACKEND and OMP_NUM_THREADS. One start of every command is tested that way, too.
 """
 
 import multiprocessing
@@ -23,24 +23,24 @@ FORKSERVER.set_forkserver_preload(["cifarbn.train", "cifarbn.cli.sweep", "cifarb
 
 
 class Command:
-    """`python -m module argument ...`, with the part of `subprocess.Popen` that tests use.
+    """A running `python -m module argument ...`, with the methods of `subprocess.Popen` that tests use.
 
     Attributes:
-        stdout: what the command prints, as text, while it runs.
+        stdout: the command's output, a text stream.
     """
 
     def __init__(self, module, *arguments, cwd, env=ENVIRONMENT):
         reader, writer = FORKSERVER.Pipe(duplex=False)
         self.stdout = os.fdopen(os.dup(reader.fileno()))
         self._stderr = tempfile.NamedTemporaryFile("r")  # noqa: SIM115
-        how = (module, arguments, str(cwd), dict(env), writer, self._stderr.name)
-        self._process = FORKSERVER.Process(target=_run_as_main, args=how)
+        args = (module, arguments, str(cwd), dict(env), writer, self._stderr.name)
+        self._process = FORKSERVER.Process(target=_run_as_main, args=args)
         self._process.start()
         reader.close(), writer.close()
 
     @property
     def returncode(self):
-        """The exit code, -N after signal N; None while the command runs."""
+        """The exit code; -N after signal N, None while the command runs."""
         return self._process.exitcode
 
     def send_signal(self, number):
@@ -49,9 +49,9 @@ class Command:
             os.kill(self._process.pid, number)
 
     def communicate(self, timeout=600):
-        """Wait for the end; returns what the command has printed since it was last read, and all of its errors.
+        """Wait for the command to end; return the output that was not read yet, and the whole standard error.
 
-        A command that takes longer than the timeout in seconds is killed.
+        The command is killed after `timeout` seconds.
         """
         timer = threading.Timer(timeout, self._process.kill)
         timer.start()
@@ -62,14 +62,14 @@ class Command:
 
 
 def run(module, *arguments, cwd, env=ENVIRONMENT):
-    """Run a command to its end, as `subprocess.run` with its output captured as text."""
+    """Run a command to its end, like `subprocess.run(capture_output=True, text=True)`."""
     command = Command(module, *arguments, cwd=cwd, env=env)
     out, err = command.communicate()
     return CompletedProcess([module, *arguments], command.returncode, out, err)
 
 
 def _run_as_main(module, arguments, cwd, env, stdout, stderr):
-    """What the forked process does."""
+    """Run the module in the forked process."""
     os.dup2(stdout.fileno(), 1)
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
     os.chdir(cwd)
@@ -78,5 +78,5 @@ def _run_as_main(module, arguments, cwd, env, stdout, stderr):
     sys.argv[:] = [module, *arguments]
     tests = str(Path(__file__).parent)
     sys.path[:] = [cwd, *(path for path in sys.path if path != tests)]
-    sys.modules.pop(module, None)  # so that it is loaded as `__main__` alone
+    sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Fast layers in the place of torch's: same numbers, names and hooks, in the package's models and in others."""
+"""Fast layers keep the results, names and hooks of torch's layers, in the package's models and in others."""
 
 import copy
 import pickle
@@ -47,7 +47,7 @@ def count(model, kind):
 
 
 def step(model, bf16=True):
-    """Logits, gradients and buffers after a forward and backward pass in train mode."""
+    """Return the logits, gradients and buffers after a forward and backward pass in train mode."""
     torch.manual_seed(1)
     images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -65,7 +65,7 @@ def make(request):
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Counts the calls by which a norm, a ReLU and perhaps a residual were computed together."""
+    """Record the calls that compute a norm fused with a ReLU and perhaps a residual."""
     calls = []
     fused = FusedBatchNorm2d._fused
 
@@ -78,7 +78,7 @@ def fused(monkeypatch):
 
 
 @pytest.mark.parametrize("make", MODELS, indirect=True)
-def test_state_and_objects_stay_and_without_kernels_all_layers_are_torch_s(make):
+def test_accelerate_keeps_state_and_objects_and_can_be_undone(make):
     model = make()
     before = kinds(model)
     modules, state = list(model.modules()), {k: v.clone() for k, v in model.state_dict().items()}
@@ -97,7 +97,7 @@ def test_state_and_objects_stay_and_without_kernels_all_layers_are_torch_s(make)
 
 
 @pytest.mark.parametrize("make", MODELS, indirect=True)
-def test_fp32_is_torch_s_to_the_bit(make):
+def test_fp32_is_bit_identical_to_torch(make):
     model = make().to(memory_format=torch.channels_last)
     other = copy.deepcopy(model)
     use_fast_layers(other)
@@ -108,7 +108,7 @@ def test_fp32_is_torch_s_to_the_bit(make):
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", MODELS, indirect=True)
-def test_together_or_one_by_one_a_model_is_the_same_to_the_bit(make, fused, monkeypatch):
+def test_fused_and_separate_layers_are_bit_identical(make, fused, monkeypatch):
     model = accelerate(make(), hardware())
     other = copy.deepcopy(model)
     found = step(model)
@@ -134,12 +134,12 @@ def test_together_or_one_by_one_a_model_is_the_same_to_the_bit(make, fused, monk
     }.items(),
     indirect=["make"],
 )
-def test_what_is_computed_together(make, calls, fused):
+def test_which_layers_are_fused(make, calls, fused):
     step(accelerate(make(), hardware()))
     assert {kind: fused.count(kind) for kind in set(fused)} == calls
 
 
-def test_torchvision_s_models_get_convolutions_pools_norms_and_pairs():
+def test_torchvision_models_get_fast_layers():
     resnet, vgg = torchvision.models.resnet18(), torchvision.models.vgg11_bn()
     for model in (resnet, vgg):
         use_fast_layers(model)
@@ -149,7 +149,7 @@ def test_torchvision_s_models_get_convolutions_pools_norms_and_pairs():
     assert type(vgg.features) is FusedSequential
 
 
-def test_layers_of_other_classes_are_left_alone():
+def test_layers_of_other_classes_are_not_changed():
     class Convolution(nn.Conv2d):
         pass
 
@@ -163,13 +163,13 @@ def test_layers_of_other_classes_are_left_alone():
     assert kinds(model) == before
 
 
-def test_only_hardware_that_gains_by_them_gets_fast_layers():
+def test_fast_layers_are_only_used_for_bf16_channels_last_on_a_cpu():
     for options in ({"precision": "32-true"}, {"compile": True}, {"channels_last": False}, {"kernels": False}):
         model = accelerate(MODELS["vgg_a_bn"](), hardware(**options))
         assert not any(isinstance(module, FAST) for module in model.modules())
 
 
-def test_without_channels_last_input_tensors_are_laid_out_contiguously_once():
+def test_without_channels_last_one_hook_makes_inputs_contiguous():
     class Scaled(nn.Module):
         def forward(self, x, factor):
             return x.is_contiguous(), factor
@@ -186,7 +186,7 @@ def test_without_channels_last_input_tensors_are_laid_out_contiguously_once():
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", MODELS, indirect=True)
-def test_hooks_on_all_layers_fire_as_often_as_without_and_change_nothing(make):
+def test_hooks_on_all_layers_fire_and_do_not_change_results(make):
     model = accelerate(make(), hardware())
     plain = copy.deepcopy(model)
     use_torch_layers(plain)
@@ -231,7 +231,7 @@ def test_global_hooks_fire():
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("place", [1, 2])
-def test_a_layer_s_own_forward_is_called(place):
+def test_an_instance_attribute_forward_is_called(place):
     model = MODELS["user's"]()
     use_fast_layers(model)
     model[place].forward = torch.zeros_like
@@ -244,7 +244,7 @@ def test_a_layer_s_own_forward_is_called(place):
     {"resnet18": BasicBlock, "resnet50": Bottleneck, "resnet18_imagenet": ResNet}.items(),
     indirect=["make"],
 )
-def test_an_edit_of_a_block_s_forward_is_honoured(make, kind, monkeypatch):
+def test_a_patched_forward_of_a_block_is_used(make, kind, monkeypatch):
     model, forward = accelerate(make(), hardware()), kind.forward
     before = step(copy.deepcopy(model))
     monkeypatch.setattr(kind, "forward", lambda self, x: 2 * forward(self, x))
@@ -255,7 +255,7 @@ def test_an_edit_of_a_block_s_forward_is_honoured(make, kind, monkeypatch):
     assert torch.equal(step(model, bf16=False)[0], step(other, bf16=False)[0])
 
 
-def test_a_subclass_of_a_block_computes_by_its_own_forward():
+def test_a_subclass_of_a_block_uses_its_own_forward():
     class Doubled(BasicBlock):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -269,13 +269,15 @@ def test_a_subclass_of_a_block_computes_by_its_own_forward():
 
 
 def transformed(model, transform):
-    """What a transform of `torch.func`, or forward-mode AD, makes of a model whose layers could all be fast."""
+    """Apply a transform of `torch.func`, or forward-mode AD, to a model whose layers could all be fast."""
     generator = torch.Generator().manual_seed(1)
     x, along = (torch.randn(2, 64, 8, 8, generator=generator).to(memory_format=torch.channels_last) for _ in range(2))
     state = dict(model.named_parameters())
 
     def loss(state, x=x):
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # it may change no others in place
+        buffers = {
+            name: buffer.clone() for name, buffer in model.named_buffers()
+        }  # transforms forbid in-place changes of others
         with torch.autocast("cpu", torch.bfloat16):
             return torch.func.functional_call(model, state | buffers, x).float().square().sum()
 
@@ -291,11 +293,11 @@ def transformed(model, transform):
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # by torch itself, for forward-mode AD
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # raised by torch itself in forward-mode AD
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "forward AD"])
-def test_in_a_transform_of_torch_s_all_layers_are_torch_s(transform):
+def test_torch_func_transforms_use_torchs_layers(transform):
     torch.manual_seed(0)
-    # vmap allows no running statistics, so that it sees no norm that the kernel would take.
+    # vmap does not support running statistics, so its norm is not one that the kernel supports.
     norm = nn.BatchNorm2d(64, track_running_stats=transform != "vmap")
     plain = nn.Sequential(nn.Conv2d(64, 64, 3, stride=2), norm, nn.ReLU(), nn.MaxPool2d(2))
     fast = copy.deepcopy(plain)
@@ -303,12 +305,12 @@ def test_in_a_transform_of_torch_s_all_layers_are_torch_s(transform):
     torch.testing.assert_close(transformed(fast, transform), transformed(plain, transform), rtol=0, atol=0)
 
 
-# What is done with models
+# Copies, pickles and conversions
 
 
 @pytest.mark.parametrize("make", MODELS, indirect=True)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_and_pickles_are_as_fast_and_independent(make, duplicate):
+def test_copies_and_pickles_keep_the_fast_layers_and_are_independent(make, duplicate):
     model = make()
     use_fast_layers(model)
     other = duplicate(model)
@@ -322,7 +324,7 @@ def test_copies_and_pickles_are_as_fast_and_independent(make, duplicate):
 
 
 @pytest.mark.parametrize("make", ["resnet18", "vgg_a_bn"], indirect=True)
-def test_torch_puts_its_synchronised_norm_in_place_of_every_batch_norm(make):
+def test_fused_batch_norms_convert_to_sync_batch_norm(make):
     model = make()
     use_fast_layers(model)
     norms = count(model, FusedBatchNorm2d)
@@ -331,13 +333,13 @@ def test_torch_puts_its_synchronised_norm_in_place_of_every_batch_norm(make):
     converted.eval()(torch.randn(2, 3, 32, 32))
 
 
-def test_a_part_of_a_sequential_is_one_as_well():
+def test_a_slice_of_a_fused_sequential_is_fused():
     model = MODELS["user's"]()
     use_fast_layers(model)
     assert type(model[:3]) is FusedSequential and model[:3](torch.randn(2, 3, 32, 32)).shape == (2, 16, 30, 30)
 
 
-def test_a_sequential_passes_on_whatever_its_layers_take():
+def test_a_fused_sequential_passes_tuples():
     class Pair(nn.Module):
         def forward(self, x):
             return x, x
@@ -354,7 +356,7 @@ def test_an_empty_sequential_returns_its_input():
     assert model(x) is x
 
 
-def test_norm_and_activation_of_any_kind_go_together():
+def test_normalize_and_activate_takes_any_norm_and_activation():
     x = torch.randn(2, 4, 3, 3)
     norm = nn.GroupNorm(2, 4)
     assert torch.equal(normalize_and_activate(norm, nn.Tanh(), x, x), torch.tanh(norm(x) + x))

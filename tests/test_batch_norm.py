@@ -1,4 +1,4 @@
-"""Our batch normalisation against torch's, and together with what follows it against one by one."""
+"""`FusedBatchNorm2d` against torch's batch norm, and fused layers against separate ones."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 
 
 def maps(*shape, seed=0, dtype=torch.bfloat16):
-    """Values around 1, so that a mean has to be taken off."""
+    """Return values around 1, so that subtracting the mean matters."""
     generator = torch.Generator().manual_seed(seed)
     values = (2 * torch.randn(shape, generator=generator) + 1).to(dtype)
     return values.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -39,7 +39,7 @@ def gradients(norm, out, x, shortcut=None, **options):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The kernel's functions, as they are called."""
+    """Record the names of the kernel's functions that are called."""
     names = []
     call = library.call
     monkeypatch.setattr(library, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
@@ -50,7 +50,7 @@ SHAPES = [(4, 3, 5, 7), (2, 16, 1, 1), (130, 1, 1, 2), (3, 20, 8, 8), (2, 64, 9,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_the_formula_as_closely_as_bf16_can_say(calls, shape):
+def test_it_equals_the_formula_up_to_bf16_rounding(calls, shape):
     x, norm, exact = maps(*shape), layer(shape[1]), layer(shape[1], nn.BatchNorm2d).double()
     x64 = x.detach().double().requires_grad_()
     out, expected = norm(x), exact(x64)
@@ -62,7 +62,7 @@ def test_it_is_the_formula_as_closely_as_bf16_can_say(calls, shape):
     torch.manual_seed(1)
     upstream = torch.randn(out.shape).to(torch.bfloat16).double()
     grad_input, grad_weight, grad_bias = torch.autograd.grad(expected, [x64, exact.weight, exact.bias], upstream)
-    # With two values per channel a gradient of x is a small rest of large terms, in units of what reaches it.
+    # With two values per channel the gradient of x is a small difference of large terms, so compare it with `upstream`.
     assert (found[0].double() - grad_input).norm() < 4e-3 * (grad_input.norm() + upstream.norm())
     assert torch.allclose(found[1].double(), grad_weight, rtol=1e-4, atol=1e-4 * grad_weight.abs().max().item())
     assert torch.allclose(found[2].double(), grad_bias, rtol=1e-5, atol=1e-5)
@@ -76,7 +76,7 @@ def test_it_is_the_formula_as_closely_as_bf16_can_say(calls, shape):
     with_shortcut=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_together_or_one_by_one_it_is_the_same_to_the_bit(shape, with_shortcut, seed):
+def test_fused_and_separate_are_bit_identical(shape, with_shortcut, seed):
     x, shortcut = maps(*shape, seed=seed), maps(*shape, seed=seed + 100) if with_shortcut else None
     norm, relu = layer(shape[1]), nn.ReLU(inplace=True)
     together = normalize_and_activate(norm, relu, x, shortcut)
@@ -90,7 +90,7 @@ def test_together_or_one_by_one_it_is_the_same_to_the_bit(shape, with_shortcut, 
         assert torch.equal(found, expected)
 
 
-def test_the_number_of_threads_does_not_change_a_bit():
+def test_results_do_not_depend_on_the_number_of_threads():
     x, norm, found = maps(8, 24, 16, 16), layer(24), []
     before = torch.get_num_threads()
     try:
@@ -103,7 +103,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
     assert all(map(torch.equal, *found))
 
 
-def test_a_value_that_is_not_finite_shows():
+def test_non_finite_values_propagate():
     x = maps(2, 4, 3, 3)
     with torch.no_grad():
         x[1, 2, 0, 0] = float("nan")
@@ -117,8 +117,8 @@ def test_a_value_that_is_not_finite_shows():
 
 
 @pytest.mark.parametrize("mean", [100, -3000])
-def test_a_mean_of_hundreds_of_deviations_does_not_drown_the_variance(mean):
-    step = torch.finfo(torch.bfloat16).eps * abs(mean) / 1.5  # between neighbours in bf16, about
+def test_the_variance_is_accurate_for_a_large_mean(mean):
+    step = torch.finfo(torch.bfloat16).eps * abs(mean) / 1.5  # about the spacing of bf16 numbers
     x = maps(64, 8, 16, 16).detach().float().sign().mul(step).add(mean).bfloat16()
     norm = layer(8)
     norm(x)
@@ -131,7 +131,7 @@ def test_a_mean_of_hundreds_of_deviations_does_not_drown_the_variance(mean):
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()])
 @pytest.mark.parametrize("with_shortcut", [True, False])
-def test_a_gradient_can_be_differentiated_again(activation, with_shortcut):
+def test_gradients_are_twice_differentiable(activation, with_shortcut):
     x, shortcut = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5) if with_shortcut else None
     found = []
     for norm in (layer(6), layer(6, nn.BatchNorm2d)):
@@ -144,7 +144,7 @@ def test_a_gradient_can_be_differentiated_again(activation, with_shortcut):
         assert theirs.norm() > 0 and distance(ours, theirs) < 0.02
 
 
-def test_what_does_not_pass_the_relu_is_zero_for_infinite_gradients_too():
+def test_the_relu_masks_infinite_gradients():
     shortcut = maps(4, 6, 3, 3)
     out = normalize_and_activate(layer(6), nn.ReLU(), shortcut.detach().requires_grad_(), shortcut)
     upstream = torch.full_like(out, float("inf"))
@@ -155,7 +155,7 @@ def test_what_does_not_pass_the_relu_is_zero_for_infinite_gradients_too():
     assert torch.equal(*grad_residual) and grad_residual[0][out <= 0].eq(0).all()
 
 
-def test_a_shortcut_alone_may_need_a_gradient():
+def test_only_the_residual_may_need_a_gradient():
     norm, shortcut = layer(6).requires_grad_(False), maps(4, 6, 3, 3, seed=5)
     out = normalize_and_activate(norm, nn.ReLU(), maps(4, 6, 3, 3).detach(), shortcut)
     once, again = (
@@ -165,14 +165,14 @@ def test_a_shortcut_alone_may_need_a_gradient():
     assert torch.equal(once, (out > 0).to(out.dtype)) and torch.equal(again, once)
 
 
-def test_gradients_are_given_only_where_they_are_asked_for():
+def test_only_requested_gradients_are_computed():
     norm, x = layer(6), maps(4, 6, 3, 3).detach()
     norm.weight.requires_grad_(False)
     norm(x).sum().backward()
     assert norm.weight.grad is None and norm.bias.grad.tolist() == [36] * 6
 
 
-def test_a_hook_sees_what_is_in_between_and_changes_nothing():
+def test_a_hook_sees_the_norms_output_and_does_not_change_results():
     x, norm, relu, seen = maps(4, 6, 3, 3), layer(6), nn.ReLU(), []
     together = normalize_and_activate(norm, relu, x)
     handle = norm.register_forward_hook(lambda module, given, out: seen.append(out.detach().clone()))
@@ -183,7 +183,7 @@ def test_a_hook_sees_what_is_in_between_and_changes_nothing():
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
-def test_running_statistics_are_torch_s(momentum):
+def test_running_statistics_equal_torchs(momentum):
     ours, theirs = layer(5, momentum=momentum), layer(5, nn.BatchNorm2d, momentum=momentum)
     for seed in range(3):
         ours(maps(4, 5, 3, 3, seed=seed)), theirs(maps(4, 5, 3, 3, seed=seed))
@@ -191,7 +191,7 @@ def test_running_statistics_are_torch_s(momentum):
 
 
 def not_ours(**changes):
-    """A layer and an input that differ from what the kernel takes in one thing."""
+    """Return a layer and an input that the kernel does not support, because of one difference."""
     norm, x = layer(4, **changes.get("options", {})), maps(2, 4, 3, 3)
     norm.train(changes.get("training", True))
     return norm, changes.get("x", lambda x: x)(x)
@@ -206,7 +206,7 @@ def not_ours(**changes):
         {"x": lambda x: x.contiguous()},
     ],
 )
-def test_everything_else_is_torch_s_to_the_bit(calls, changes):
+def test_all_other_cases_are_bit_identical_to_torch(calls, changes):
     norm, x = not_ours(**changes)
     expected = nn.BatchNorm2d.forward(norm, x)
     norm.load_state_dict(not_ours(**changes)[0].state_dict())
@@ -221,12 +221,12 @@ def test_everything_else_is_torch_s_to_the_bit(calls, changes):
         ((2, 1, 2, 2), "running_mean should contain 1 elements"),
     ],
 )
-def test_what_torch_refuses_is_refused(shape, error):
+def test_invalid_inputs_raise_torchs_errors(shape, error):
     with pytest.raises((ValueError, RuntimeError), match=error):
         layer(4)(maps(*shape))
 
 
-def test_torch_s_defaults_for_new_tensors_are_not_the_kernel_s():
+def test_torchs_default_dtype_and_device_do_not_matter():
     x, norm = maps(4, 6, 3, 3), layer(6)
     expected = norm(x)
     before = torch.get_default_dtype()
@@ -242,13 +242,13 @@ def test_torch_s_defaults_for_new_tensors_are_not_the_kernel_s():
 
 
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.LeakyReLU()])
-def test_other_activations_come_after_the_kernel(calls, activation):
+def test_other_activations_are_not_fused(calls, activation):
     x, shortcut, norm = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5), layer(6)
     out = normalize_and_activate(norm, activation, x, shortcut)
     assert calls == ["moments", "batch_statistics", "normalize"]
     assert torch.equal(out, activation(norm(x) + shortcut))
 
 
-def test_a_shortcut_of_another_layout_is_taken_too(calls):
+def test_a_contiguous_residual_is_supported(calls):
     x, shortcut, norm, relu = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5).detach().contiguous(), layer(6), nn.ReLU()
     assert torch.equal(normalize_and_activate(norm, relu, x, shortcut), relu(norm(x) + shortcut))

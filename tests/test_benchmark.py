@@ -1,4 +1,4 @@
-"""What the benchmarks run and say; never how fast, which only means something side by side on a quiet machine."""
+"""What the benchmarks run and print. Speeds are not tested: they are only meaningful on a quiet machine."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from cifarbn.benchmark.threads import busy_processes
 from cifarbn.models import ResNet
 from cifarbn.runs.measures import TABLES
 
-# Of few cores, and of forking beside threads; both are the usual way's.
+# Warnings of the usual DataLoader: on machines with few cores, and about forking a process with threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*fork:DeprecationWarning")
 
 
@@ -22,21 +22,21 @@ def report(tmp_path, command):
     return json.loads(file.read_text())
 
 
-def test_sides_run_in_turn_after_one_uncounted_round_each():
+def test_in_turn_alternates_the_sides_after_a_warm_up_round():
     ran = []
     seconds = in_turn(2, {"a": lambda: ran.append("a"), "b": lambda: ran.append("b") or 7.0})
     assert ran == ["a", "b"] * 3
     assert len(seconds["a"]) == 2 and seconds["b"] == [7.0, 7.0]
 
 
-def test_the_table_gives_rates_and_ratios_to_the_first_line():
+def test_the_table_has_rates_and_speed_ups_over_the_first_side():
     seconds = {"a": [4.0, 2.0], "b": [1, 1]}
     text = as_text({"title": "w", "device": "d", "unit": "u/s", "amount": 12, "seconds": seconds})
     assert "x1.00" in text and "x3.00" in text and "12 u/s" in text
 
 
 @pytest.mark.parametrize("real", [pytest.param(True, marks=pytest.mark.cifar10), False])
-def test_data_names_the_pictures_that_it_used(tmp_path, capsys, request, real):
+def test_data_names_the_images_it_used(tmp_path, capsys, request, real):
     root = request.getfixturevalue("cifar10_root") if real else tmp_path
     found = report(tmp_path, f"data --rounds 1 --images 500 --root {root}")
     shown = capsys.readouterr().out
@@ -45,14 +45,14 @@ def test_data_names_the_pictures_that_it_used(tmp_path, capsys, request, real):
     assert found["device"] and found["versions"]["torch"]
 
 
-def test_step_measures_every_mode_against_the_peak(tmp_path, capsys):
+def test_step_measures_every_mode_and_the_peak(tmp_path, capsys):
     found = report(tmp_path, "step --model resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
     assert len(found["seconds"]) == 3
     assert all(rate > 0 for rate in found["peak_flops"].values())
     assert "of the best square matrix product in bfloat16" in capsys.readouterr().out
 
 
-def test_loop_measures_the_three_ways(tmp_path, capsys):
+def test_loop_measures_three_ways_of_training(tmp_path, capsys):
     found = report(tmp_path, f"loop --model resnet18_narrow --rounds 1 --steps 2 --batch-size 8 --root {tmp_path}")
     assert list(found["seconds"]) == ["the usual way", "a bare loop", "cifarbn.train"]
     assert {"first_step", "evaluate", "checkpoint", "start and end"} == set(found["outside_training_seconds"])
@@ -65,8 +65,8 @@ def test_probe_measures_every_recorder(tmp_path, capsys):
     assert "last-layer gradients:" in capsys.readouterr().out
 
 
-def test_threads_measures_each_number_alone_and_beside_busy_processes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # this process's word is not the sides'
+def test_threads_measures_each_number_alone_and_next_to_busy_processes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # must not affect the measured processes
     found = report(tmp_path, "threads --model resnet18_narrow --rounds 1 --steps 1 --batch-size 8")
     names = list(found["seconds"])
     assert names[0] == "alone: auto" and {"busy: auto", "busy: 1 thread", "busy: auto, surprised"} <= set(names)
@@ -82,20 +82,20 @@ def test_busy_processes_end_with_the_block():
 
 
 def test_flops_of_a_resnet18_by_hand():
-    # 0.5556 G multiply-adds forward (convolutions and head); backward does each once for the weights and once for
-    # the inputs, but for the first convolution, whose input needs no gradient (1.77 M).
+    # 0.5556 G multiply-adds forward (convolutions and head). Backward has as many for the weights and as many for the
+    # inputs, except for the first convolution, whose input needs no gradient (1.77 M).
     forward = 2 * 555_422_720
     first = 2 * 3 * 9 * 64 * 32 * 32
     assert training_flops(ResNet(18), 1) == 3 * forward - first
 
 
-def test_a_file_that_cannot_be_written_is_one_message(tmp_path):
+def test_an_unwritable_file_is_one_error_message(tmp_path):
     file = tmp_path / "no such" / "file"
     with pytest.raises(SystemExit, match="error: .*no such"):
         main(["data", "--rounds", "1", "--images", "130", "--root", str(tmp_path), "--json", str(file)])
 
 
-def test_a_number_below_1_is_refused(capsys):
+def test_a_number_below_1_is_an_error(capsys):
     with pytest.raises(SystemExit):
         main(["step", "--steps", "0"])
     assert "must be at least 1" in capsys.readouterr().err

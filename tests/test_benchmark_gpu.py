@@ -1,4 +1,4 @@
-"""`benchmark gpu`: parts in turn, each with its limit, and figures on the disk after each."""
+"""`benchmark gpu`: runs its parts one after another, each with a time limit, and saves the results after each."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ SLEEP = "import time; time.sleep(60)"
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """A function that measures these parts, as if there were a GPU; returns the report and what is on the disk."""
+    """Return a function that measures parts as if there were a GPU; it returns the results and the written files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
@@ -32,7 +32,7 @@ def measured(tmp_path, monkeypatch):
     return measure
 
 
-def test_a_part_that_fails_or_takes_too_long_loses_no_other(measured, monkeypatch):
+def test_a_part_that_fails_or_times_out_keeps_the_others(measured, monkeypatch):
     monkeypatch.setattr(gpu, "KILL_AFTER", 1.0)
     Path("slow.py").write_text(SLEEP)
     parts, stored, table = measured(
@@ -47,12 +47,12 @@ def test_a_part_that_fails_or_takes_too_long_loses_no_other(measured, monkeypatc
     assert [line.split(" | ")[1] for line in table.splitlines()[4:]] == ["too slow", "broken", "good"]
 
 
-def test_when_the_time_is_up_the_rest_is_not_begun(measured):
+def test_no_part_starts_after_the_time_limit(measured):
     parts, _, _ = measured(minutes=0.1, one=Part("one", 30, ("platform",), ()))
     assert parts == {"one": {"not measured": "out of time"}}
 
 
-def test_the_report_needs_cifar10_and_its_runs_are_figures(measured, tmp_path, monkeypatch):
+def test_a_suite_is_skipped_without_cifar10_and_its_runs_are_in_the_table(measured, tmp_path, monkeypatch):
     suite = Part("suite", 30, ("platform",), (), runs=Path("runs"), needs_cifar10=True)
     parts, _, _ = measured(suite=suite)
     assert "no CIFAR-10 in" in parts["suite"]["not measured"]
@@ -65,17 +65,17 @@ def test_the_report_needs_cifar10_and_its_runs_are_figures(measured, tmp_path, m
     assert "1 of 2 runs done" in table and "'test/acc': 0.9123" in table
 
 
-def test_without_a_gpu_one_message(monkeypatch):
+def test_without_a_gpu_there_is_one_error_message(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a CUDA device"):
         measure_gpu(argparse.Namespace(minutes=1, only=None, peer=None, root="."))
 
 
-def test_a_report_without_sides_is_its_notes():
+def test_results_without_sides_are_printed_as_notes():
     assert as_text({"title": "checks", "device": "a GPU", "notes": ["2 of 3 held"]}) == "checks\na GPU\n2 of 3 held"
 
 
-def test_a_part_s_command_has_the_options_that_it_takes(measured, tmp_path):
+def test_a_part_gets_the_options_it_takes(measured, tmp_path):
     program = "import sys, json; json.dump({'arguments': sys.argv[1:]}, open(sys.argv[2], 'w'))"
     (tmp_path / "program.py").write_text(program)
     parts, _, _ = measured(one=Part("", 60, ("program",), ("json", "root", "overrides")))
@@ -85,7 +85,7 @@ def test_a_part_s_command_has_the_options_that_it_takes(measured, tmp_path):
     assert "not measured" not in parts["one"]
 
 
-def test_every_part_takes_options_that_there_are():
+def test_every_option_is_taken_by_a_part():
     assert {key for part in gpu.PARTS.values() for key in part.takes} == {
         *("json", "root", "peer", "budget", "overrides")
     }

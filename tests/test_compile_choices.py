@@ -1,6 +1,6 @@
-"""Every choice of conf/ is one graph for torch.compile, forward and loss together, at both batch sizes of an epoch.
+"""torch.compile traces the forward pass and loss of every option of conf/ as one graph, for both batch sizes.
 
-The code that the GPU's compiler makes of the graph is tried by `python -m cifarbn.benchmark checks`.
+The code that the GPU's compiler generates from the graph is tested by `python -m cifarbn.benchmark checks`.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from cifarbn.fast.training_step import TrainingStep
 from cifarbn.losses import in_full_precision
 from cifarbn.training.classifier import accuracy
 
-DEEP = ("resnet101", "resnet152", "resnet34")  # the blocks of resnet18 and resnet50, more often
+DEEP = ("resnet101", "resnet152", "resnet34")  # the same blocks as resnet18 and resnet50
 CHOICES = [
     f"{group}={file.stem}"
     for group in ("model", "norm", "activation", "loss")
@@ -25,7 +25,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_choice_is_one_graph_and_gives_the_plain_loss(choice, monkeypatch):
+def test_every_option_compiles_to_one_graph_with_the_same_loss(choice, monkeypatch):
     overrides = [choice] if choice.startswith("model=") else ["model=vgg_a_bn", choice]
     if choice != "model=speednet":
         overrides.append("model.width=4")

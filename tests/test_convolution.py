@@ -1,4 +1,4 @@
-"""The convolution by matrix products against torch's."""
+"""`GemmConv2d` against torch's convolution."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SHAPES = [(3, 1, 1, 4, 4), (3, 2, 1, 8, 8), (3, 2, 1, 7, 5), (1, 2, 0, 8, 7), (3
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("kernel", "stride", "padding", "height", "width"), SHAPES)
-def test_the_three_products_are_torch_s_convolution(kernel, stride, padding, height, width, layout):
+def test_the_three_products_equal_torchs_convolution(kernel, stride, padding, height, width, layout):
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 5, kernel, stride, padding).double()
     x = torch.randn(2, 3, height, width, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
@@ -38,13 +38,13 @@ def test_the_three_products_are_torch_s_convolution(kernel, stride, padding, hei
     padding=st.tuples(st.integers(-1, 3), st.integers(-1, 3)),
 )
 @pytest.mark.usefixtures("kernels")
-def test_patches_copied_by_the_kernel_are_torch_s(shape, size, stride, padding):
+def test_the_kernels_patches_equal_torchs(shape, size, stride, padding):
     assume(all(side + 2 * p >= k for side, p, k in zip(shape[2:], padding, size, strict=True)))
     x = torch.randn(shape).repeat(1, 16, 1, 1).bfloat16().contiguous(memory_format=torch.channels_last)
     assert torch.equal(patches_of(x, size, stride, padding, kernels=True), patches_of(x, size, stride, padding))
 
 
-def test_a_map_smaller_than_the_weights_is_refused_as_by_torch():
+def test_an_input_smaller_than_the_kernel_raises_torchs_error():
     conv = GemmConv2d(512, 512, 3)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
         conv(torch.randn(1, 512, 2, 4))
@@ -74,14 +74,14 @@ def test_first_and_second_derivatives(stride, everything):
 
 
 def both(side, channels=64, outputs=64, **options):
-    """Output and gradients of our layer and of torch's, with the same weights and input, under bf16 autocast."""
+    """Return output and gradients of `GemmConv2d` and `nn.Conv2d`, with equal weights and input, in bf16 autocast."""
     torch.manual_seed(0)
     ours, theirs = (kind(channels, outputs, 3, padding=1, **options) for kind in (GemmConv2d, nn.Conv2d))
     theirs.load_state_dict(ours.state_dict())
-    pictures = torch.randn(8, channels, side, side)
+    images = torch.randn(8, channels, side, side)
     found = []
     for conv in (ours, theirs):
-        x = pictures.clone().requires_grad_()
+        x = images.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             out = conv(x)
         out.float().square().sum().backward()
@@ -91,7 +91,7 @@ def both(side, channels=64, outputs=64, **options):
 
 @pytest.fixture
 def used(monkeypatch):
-    """The products that were made."""
+    """Record the matrix products that are computed."""
     names = []
     for product in (convolve, input_gradient, weight_gradient):
         name = product.__name__
@@ -112,7 +112,7 @@ ALL = ["convolve", "input_gradient", "weight_gradient"]
         ({"side": 8, "channels": 512, "outputs": 256, "stride": 2}, ["convolve", "weight_gradient"]),
     ],
 )
-def test_under_bf16_small_maps_go_the_other_way_to_the_same_place(used, changes, products):
+def test_matrix_products_are_used_for_small_maps_in_bf16(used, changes, products):
     ours, theirs = both(**changes)
     assert used == products
     assert ours.keys() == theirs.keys() == {"out", "x", "weight", "bias"}
@@ -125,13 +125,13 @@ def test_under_bf16_small_maps_go_the_other_way_to_the_same_place(used, changes,
     "options",
     [{"side": 5}, {"side": 9, "outputs": 256}, {"side": 4, "channels": 32}, {"side": 4, "groups": 2}],
 )
-def test_everything_else_is_torch_s_to_the_bit(used, options):
+def test_all_other_cases_are_bit_identical_to_torch(used, options):
     ours, theirs = both(**options)
     assert not used
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_fp32_is_torch_s_to_the_bit(used):
+def test_fp32_is_bit_identical_to_torch(used):
     torch.manual_seed(0)
     conv, x = GemmConv2d(64, 64, 3, padding=1), torch.randn(2, 64, 4, 4)
     conv(x).sum().backward()

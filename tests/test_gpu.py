@@ -1,4 +1,4 @@
-"""What only a GPU shows; `python -m cifarbn.benchmark checks` tries the same without pytest."""
+"""Tests that need a GPU; `python -m cifarbn.benchmark checks` runs the same checks without pytest."""
 
 import pytest
 import torch

@@ -30,38 +30,38 @@ def choose(**options):
     return Hardware.choose(**{"accelerator": "cpu", **options})
 
 
-def test_auto_takes_bf16_only_where_the_hardware_multiplies_it():
+def test_auto_chooses_bf16_only_if_the_hardware_multiplies_it():
     assert choose().precision == ("bf16-mixed" if multiplies_bf16(cuda=False) else "32-true")
 
 
-def test_what_is_said_is_done():
+def test_explicit_settings_are_used():
     chosen = choose(precision="32-true", channels_last=False, compile="reduce-overhead")
     assert (chosen.precision, chosen.channels_last, chosen.compile) == ("32-true", False, "reduce-overhead")
     assert "32-true, contiguous, compile reduce-overhead" in str(chosen)
     assert choose(compile=True).compile == "default" and choose(compile=False).compile == ""
 
 
-def test_a_cpu_run_is_not_compiled_unless_asked():
+def test_a_cpu_run_is_not_compiled_by_default():
     assert choose().compile == ""
 
 
 @pytest.mark.parametrize("options", [{"accelerator": "tpu"}, {"compile": "fast"}])
-def test_unknown_choices_are_refused(options):
+def test_unknown_settings_are_an_error(options):
     with pytest.raises(UserError, match="trainer"):
         choose(**options)
 
 
 def test_channels_last_reaches_the_weights():
-    net = accelerate(ResNet(18, width=4), choose(channels_last=True))
-    assert net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    model = accelerate(ResNet(18, width=4), choose(channels_last=True))
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_whole_gradient_is_clipped_under_bf16_and_a_fused_optimizer(fused):
     torch.manual_seed(0)
-    net = ResNet(18, width=4)
-    before = [p.detach().clone() for p in net.parameters()]
-    classifier = Classifier(net, nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=1.0, fused=fused))
+    model = ResNet(18, width=4)
+    before = [p.detach().clone() for p in model.parameters()]
+    classifier = Classifier(model, nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=1.0, fused=fused))
     trainer = make_trainer(
         choose(precision="bf16-mixed"),
         max_epochs=1,
@@ -73,16 +73,16 @@ def test_the_whole_gradient_is_clipped_under_bf16_and_a_fused_optimizer(fused):
         enable_progress_bar=False,
     )
     trainer.fit(classifier, Shapes(train_size=100, test_size=10, val_size=10, batch_size=32))
-    moved = torch.stack([(p - b).norm() for p, b in zip(net.parameters(), before, strict=True)]).norm()
+    moved = torch.stack([(p - b).norm() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     assert moved.item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_epochs_below_one_are_refused():
+def test_epochs_below_one_are_an_error():
     with pytest.raises(UserError, match="epochs must be at least 1"):
         make_trainer(choose(), max_epochs=0)
 
 
-# Which options of Lightning's Trainer a run takes
+# Options of Lightning's Trainer
 
 
 def options(*overrides):
@@ -90,13 +90,13 @@ def options(*overrides):
         return compose("train", overrides=["trainer=cpu", *overrides]).trainer
 
 
-def test_the_config_s_own_options_are_taken():
+def test_all_options_in_conf_are_supported():
     for trainer in sorted(file.stem for file in (CONF / "trainer").glob("*.yaml")):
         checked = check_options(options(f"trainer={trainer}"))
         assert set(checked) == set(NEEDED)
 
 
-def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
+def test_every_option_of_lightning_is_supported_or_an_error_with_a_reason():
     theirs = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     ours = {"channels_last", "compile", "cuda_graphs", "kernels", "threads", "eval_batch_size"}
     assert set(NEEDED) - ours | set(POSSIBLE) <= theirs
@@ -137,18 +137,18 @@ def test_every_option_of_lightning_s_is_either_taken_or_refused_with_a_reason():
         ("+trainer.num_nodes=2", "trainer.num_nodes asks for several processes"),
     ],
 )
-def test_nothing_that_a_user_says_of_the_trainer_is_ignored(override, message):
+def test_invalid_trainer_options_are_an_error(override, message):
     with pytest.raises(UserError, match=message):
         check_options(options(override))
 
 
 @pytest.mark.parametrize("key", NEEDED)
-def test_an_option_that_every_run_needs_is_named(key):
+def test_a_missing_option_is_named(key):
     with pytest.raises(UserError, match=rf"^trainer\.{key} is missing"):
         check_options({name: value for name, value in options().items() if name != key})
 
 
-def test_an_unknown_way_of_clipping_is_refused():
+def test_an_unknown_clipping_algorithm_is_an_error():
     with pytest.raises(UserError, match="must be norm or value, not 'median'"):
         check_options(options("trainer.gradient_clip_val=1", "+trainer.gradient_clip_algorithm=median"))
 
@@ -159,7 +159,7 @@ def test_one_device_is_one_process(devices):
 
 
 @pytest.mark.parametrize("devices", [None, 1.5, True, {"a": 1}])
-def test_devices_that_are_no_number_are_refused(devices):
+def test_invalid_devices_are_an_error(devices):
     with pytest.raises(UserError, match="trainer.devices is a number of devices, auto"):
         starts_processes({"devices": devices})
 
@@ -173,24 +173,24 @@ def test_all_of_several_gpus_are_several_processes(monkeypatch):
 
 
 @pytest.mark.parametrize("override", ["trainer.devices=2", "trainer=ddp", "+trainer.num_nodes=2"])
-def test_several_processes_are_refused_in_a_sweep(override):
+def test_several_processes_in_a_sweep_are_an_error(override):
     with pytest.raises(UserError, match="leave out -m"):
         check_one_process(options(override))
 
 
 @pytest.mark.parametrize(("asked", "precision"), [(32, "32-true"), ("64", "64-true"), ("bf16", "bf16-mixed")])
-def test_a_short_name_of_a_precision_is_recorded_as_lightning_reads_it(asked, precision):
+def test_short_names_of_precisions_are_expanded(asked, precision):
     assert choose(precision=asked).precision == precision
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", 16])
-def test_a_precision_that_a_cpu_lacks_is_refused(precision):
+def test_fp16_on_a_cpu_is_an_error(precision):
     with pytest.raises(UserError, match="needs a GPU; on a CPU use bf16-mixed or 32-true"):
         choose(precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["transformer-engine", "8-true", None])
-def test_an_unknown_precision_is_refused(precision):
+def test_an_unknown_precision_is_an_error(precision):
     with pytest.raises(UserError, match="trainer.precision must be auto or one of 32-true"):
         choose(precision=precision)
 
@@ -201,18 +201,18 @@ def trainer(**arguments):
 
 @pytest.fixture
 def in_slurm(monkeypatch):
-    """A job of four tasks, of which this process is the third."""
+    """Set the environment of a job of four tasks, in which this process is the third."""
     for name, value in {"NTASKS": 4, "PROCID": 2, "LOCALID": 2, "JOB_ID": 1, "JOB_NAME": "job", "NODEID": 0}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
 
 
-def test_a_run_in_one_process_ignores_slurm_s_tasks(in_slurm):
+def test_a_single_process_run_ignores_slurm_tasks(in_slurm):
     made = trainer()
     assert isinstance(made._accelerator_connector.cluster_environment, LightningEnvironment)
     assert made.world_size == 1 and made.is_global_zero
 
 
-def test_lightning_sends_no_job_through_slurm_s_queue_again(in_slurm, monkeypatch):
+def test_lightning_does_not_requeue_slurm_jobs(in_slurm, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
     environment = trainer(strategy="ddp", devices=4)._accelerator_connector.cluster_environment
     assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
@@ -231,21 +231,21 @@ def test_a_run_reads_no_checkpoint_outside_its_folder_under_slurm(in_slurm, tmp_
     assert sorted(file.name for file in tmp_path.glob("**/*.ckpt")) == ["hpc_ckpt_1.ckpt", "last.ckpt"]
 
 
-def test_what_slurm_and_the_devices_disagree_about_is_one_message(in_slurm):
+def test_a_conflict_of_slurm_tasks_and_devices_is_one_error_message(in_slurm):
     with pytest.raises(UserError, match="^trainer: You set `--ntasks=4`"):
         trainer(strategy="ddp", devices=2)
 
 
 @pytest.mark.parametrize(("algorithm", "largest"), [("value", 1e-3), ("norm", None)])
-def test_gradients_are_clipped_the_way_that_is_asked_for(algorithm, largest):
+def test_gradients_are_clipped_by_the_chosen_algorithm(algorithm, largest):
     torch.manual_seed(0)
-    net = ResNet(18, width=4)
-    before = [p.detach().clone() for p in net.parameters()]
-    classifier = Classifier(net, nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=1.0))
+    model = ResNet(18, width=4)
+    before = [p.detach().clone() for p in model.parameters()]
+    classifier = Classifier(model, nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=1.0))
     arguments = {"max_steps": 1, "limit_val_batches": 0, "enable_checkpointing": False, "enable_progress_bar": False}
     made = trainer(gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm, **arguments)
     made.fit(classifier, Shapes(train_size=100, test_size=10, val_size=10, batch_size=32))
-    moved = torch.cat([(p - b).flatten() for p, b in zip(net.parameters(), before, strict=True)])
+    moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
     if largest:
         assert moved.abs().max().item() == pytest.approx(largest, rel=1e-3)
         assert moved.norm() > 10 * largest
@@ -253,7 +253,7 @@ def test_gradients_are_clipped_the_way_that_is_asked_for(algorithm, largest):
         assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_smoke_run_is_four_steps_and_few_images_whatever_the_data():
+def test_a_smoke_run_has_four_steps_and_few_images():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         smoke = compose("train", overrides=["trainer=smoke"])
         assert smoke.trainer.max_steps == 4 and smoke.data.eval_batch_size == 100

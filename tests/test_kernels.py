@@ -1,4 +1,4 @@
-"""The C library: compiled where that is possible, done without elsewhere, always said; and its operators."""
+"""The C library is compiled if possible, and its absence is reported; and its operators."""
 
 import os
 import subprocess
@@ -22,9 +22,9 @@ from cifarbn.fast.kernels.library import why_unavailable
 from cifarbn.models import VGG
 
 hardware = Hardware.choose("cpu", "bf16-mixed")
-net = accelerate(VGG("A", norm=torch.nn.BatchNorm2d, width=4), hardware)
+model = accelerate(VGG("A", norm=torch.nn.BatchNorm2d, width=4), hardware)
 with torch.autocast("cpu", torch.bfloat16):
-    net(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
+    model(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
 print(hardware.kernels, why_unavailable())
 """
 
@@ -36,7 +36,7 @@ def run(code=CODE, **environment):
     return finished.stdout
 
 
-def test_without_a_compiler_a_net_trains_without():
+def test_without_a_compiler_the_kernels_are_off():
     message = "C compiler 'no-such-compiler' not found; install gcc, or set CC to your compiler"
     assert run(CC="no-such-compiler") == f"False {message}\n"
 
@@ -55,7 +55,7 @@ def test_there_is_one_openmp_in_the_process():
     assert first == "True None" and len(second.split()) == 1
 
 
-def test_they_are_chosen_for_bf16_on_a_cpu_and_said():
+def test_kernels_are_chosen_for_bf16_on_a_cpu():
     chosen = Hardware.choose("cpu", "bf16-mixed")
     assert chosen.kernels == (library.why_unavailable() is None)
     assert str(chosen).endswith(", C kernels") == chosen.kernels
@@ -66,47 +66,47 @@ def test_they_are_chosen_for_bf16_on_a_cpu_and_said():
 
 
 @pytest.mark.parametrize("options", [{"precision": "32-true"}, {"precision": "bf16-mixed", "compile": True}])
-def test_asked_for_where_they_are_no_use_they_are_refused(options):
+def test_kernels_true_is_an_error_where_they_do_not_apply(options):
     with pytest.raises(UserError, match="trainer.kernels=true: they need a CPU, bf16-mixed"):
         Hardware.choose("cpu", kernels=True, **options)
 
 
-def test_asked_for_without_a_compiler_they_are_refused(monkeypatch):
+def test_kernels_true_without_a_compiler_is_an_error(monkeypatch):
     monkeypatch.setattr("cifarbn.fast.hardware.why_unavailable", lambda: "no C compiler")
     with pytest.raises(UserError, match="trainer.kernels=true: no C compiler. Use trainer.kernels=auto"):
         Hardware.choose("cpu", "bf16-mixed", kernels=True)
 
 
-NETS = [lambda: ResNet(18, width=8), lambda: VGG("A", norm=nn.BatchNorm2d, width=8), SpeedNet]
+MODELS = [lambda: ResNet(18, width=8), lambda: VGG("A", norm=nn.BatchNorm2d, width=8), SpeedNet]
 
 
-@pytest.mark.parametrize("make", NETS)
-def test_a_net_compiles_into_one_graph_without_them(make):
+@pytest.mark.parametrize("make", MODELS)
+def test_a_compiled_model_is_one_graph_without_kernels(make):
     torch.manual_seed(0)
-    net, pictures = make(), torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    parameters = [p for p in net.parameters() if p.requires_grad]
+    model, images = make(), torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     found = []
-    for kernels, call in ((False, net), (True, torch.compile(net, backend="eager", fullgraph=True))):
-        accelerate(net, Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels))
+    for kernels, call in ((False, model), (True, torch.compile(model, backend="eager", fullgraph=True))):
+        accelerate(model, Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = call(pictures).float().square().sum()
+            loss = call(images).float().square().sum()
         found.append([loss, *torch.autograd.grad(loss, parameters)])
     for compiled, expected in zip(*found, strict=True):
         torch.testing.assert_close(compiled, expected)
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("make", NETS)
-def test_a_net_s_gradient_is_as_near_to_the_exact_one_as_without(make):
+@pytest.mark.parametrize("make", MODELS)
+def test_gradients_with_kernels_are_as_accurate_as_without(make):
     torch.manual_seed(0)
-    net, pictures, labels = make(), torch.randn(32, 3, 32, 32), torch.arange(32) % 10
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    model, images, labels = make(), torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+    images = images.contiguous(memory_format=torch.channels_last)
 
     def gradient(kernels, bf16=True):
-        accelerate(net, Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels))
+        accelerate(model, Hardware.choose("cpu", "bf16-mixed", compile=False, kernels=kernels))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = torch.nn.functional.cross_entropy(net(pictures).float(), labels)
-        parameters = [p for p in net.parameters() if p.requires_grad]
+            loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
+        parameters = [p for p in model.parameters() if p.requires_grad]
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     exact, with_kernels, without = gradient(True, bf16=False), gradient(True), gradient(False)
@@ -119,7 +119,7 @@ def channels_last(*shape, dtype=torch.bfloat16):
 
 
 @pytest.mark.usefixtures("kernels")
-def test_maps_are_taken_whose_channels_fill_whole_registers():
+def test_kernels_take_inputs_whose_channels_fill_simd_registers():
     assert library.takes(channels_last(2, 16, 3, 3)) and library.takes(channels_last(1, 48, 1, 1))
     assert not library.takes(channels_last(2, 24, 3, 3))
     assert not library.takes(channels_last(2, 16, 3, 3, dtype=torch.float32))
@@ -140,12 +140,12 @@ def batch_norm_arguments(residual=True, relu=True):
 
 
 def statistics(channels):
-    """Statistics and inverse as `ops.batch_norm` returns them."""
+    """Return statistics and inverse like those of `ops.batch_norm`."""
     return torch.rand(4, channels), torch.rand(channels, dtype=torch.float64)
 
 
 def calls():
-    """Operator -> arguments that it takes, several times where it has several cases."""
+    """Yield (operator, valid arguments) for every case of every operator."""
     for residual, relu in [(True, True), (False, True), (False, False)]:
         forward = batch_norm_arguments(residual, relu)
         y, statistics, inverse = ops.batch_norm(*forward)
@@ -161,8 +161,8 @@ def calls():
 
 
 @pytest.mark.usefixtures("kernels")
-def test_the_operators_are_what_torch_asks_of_an_operator():
-    """Schema, fake shapes and layouts, and tracing with shapes that are not known."""
+def test_operators_pass_torchs_opcheck():
+    """Check schema, fake shapes and memory formats, and tracing with symbolic shapes."""
     for operator, arguments in calls():
         torch.library.opcheck(operator, arguments)
 
@@ -180,20 +180,20 @@ WRONG = {
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_map_of_another_shape_dtype_or_layout_raises(monkeypatch, wrong):
+def test_maps_of_wrong_shape_dtype_or_layout_raise(monkeypatch, wrong):
     found = list(calls())
     monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
     for operator, arguments in found:
         tensors = [i for i, each in enumerate(arguments) if isinstance(each, torch.Tensor) and each.dim() == 4]
         if "fewer" in wrong and len(tensors) == 1:
-            continue  # a smaller map is a map as well
+            continue  # a single smaller map is valid
         for i in tensors:
             with pytest.raises(ValueError):
                 operator(*arguments[:i], WRONG[wrong](arguments[i]), *arguments[i + 1 :])
 
 
 @pytest.mark.usefixtures("kernels")
-def test_values_per_channel_of_another_shape_or_dtype_raise(monkeypatch):
+def test_channel_values_of_wrong_shape_or_dtype_raise(monkeypatch):
     found = list(calls())
     monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
     for operator, arguments in found:
@@ -228,14 +228,14 @@ def test_values_per_channel_of_another_shape_or_dtype_raise(monkeypatch):
         (ops.patches, (maps(1, 0, 4, 4), [3, 3], [1, 1], [1, 1]), "one channel"),
     ],
 )
-def test_sizes_that_do_not_fit_raise(monkeypatch, operator, arguments, message):
+def test_invalid_sizes_raise(monkeypatch, operator, arguments, message):
     monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
     with pytest.raises(ValueError, match=message):
         operator(*arguments)
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_tensor_that_requires_a_gradient_is_refused_rather_than_left_without_one():
+def test_operators_raise_if_a_tensor_requires_a_gradient():
     for operator, arguments in calls():
         places = [i for i, each in enumerate(arguments) if isinstance(each, torch.Tensor) and each.is_floating_point()]
         for i in places:
@@ -248,7 +248,7 @@ def test_a_tensor_that_requires_a_gradient_is_refused_rather_than_left_without_o
 
 
 @pytest.mark.usefixtures("kernels")
-def test_torch_compile_sees_the_operators():
+def test_torch_compile_supports_the_operators():
     def largest(x):
         return ops.max_pool(x * 2)[0] + 1
 

@@ -13,7 +13,7 @@ def test_one_hot_mse_by_hand():
 
 @pytest.mark.parametrize("loss", [OneHotMSELoss(), torch.nn.CrossEntropyLoss(), lambda logits, labels: logits.mean()])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_any_loss_is_computed_in_full_precision_under_autocast_too(loss, dtype):
+def test_losses_are_computed_in_full_precision_under_autocast(loss, dtype):
     logits = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     labels = torch.arange(64) % 10
     exact = loss(logits.detach().double(), labels)

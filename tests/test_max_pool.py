@@ -1,4 +1,4 @@
-"""Our max pooling against torch's, to the bit."""
+"""`FastMaxPool2d` is bit-identical to torch's max pooling."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 
 
 def maps(*shape, seed=0):
-    """Small whole numbers, so that there are many ties."""
+    """Return small integers, so that there are many ties."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(-2, 3, shape, generator=generator).bfloat16()
     return values.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
 def both(x, **options):
-    """Output and input's gradient of ours and of torch's."""
+    """Return the output and the gradient of the input, of `FastMaxPool2d` and of torch."""
     found = []
     for out in (FastMaxPool2d(2)(x), functional.max_pool2d(x, 2)):
         torch.manual_seed(1)
@@ -35,7 +35,7 @@ def both(x, **options):
     shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(2, 9), st.integers(2, 9)),
     seed=st.integers(0, 99),
 )
-def test_it_is_torch_s_to_the_bit_ties_and_odd_sides_included(shape, seed):
+def test_it_is_bit_identical_to_torch(shape, seed):
     ours, theirs = both(maps(*shape, seed=seed))
     assert type(ours[0].grad_fn).__name__ == "_MaxPoolBackward"
     assert all(map(torch.equal, ours, theirs))
@@ -43,7 +43,7 @@ def test_it_is_torch_s_to_the_bit_ties_and_odd_sides_included(shape, seed):
 
 
 @pytest.mark.parametrize("positions", [[(0, 0)], [(0, 1), (1, 0)], [(1, 1), (0, 0), (0, 1), (1, 0)]])
-def test_nan_wins_as_in_torch(positions):
+def test_nan_is_the_maximum_as_in_torch(positions):
     x = maps(1, 3, 2, 2)
     with torch.no_grad():
         for row, column in positions:
@@ -61,7 +61,7 @@ def test_infinities_and_zeros_of_both_signs():
 
 
 @pytest.mark.parametrize("side", [4, 5])
-def test_a_gradient_can_be_differentiated_again(side):
+def test_gradients_are_twice_differentiable(side):
     x = maps(2, 3, side, side)
     ours, theirs = both(x, create_graph=True)
     assert torch.equal(ours[1], theirs[1])
@@ -74,7 +74,7 @@ def test_a_gradient_can_be_differentiated_again(side):
     assert torch.equal(gathered.flatten(2), expected)
 
 
-def test_an_infinite_gradient_reaches_the_largest_only():
+def test_an_infinite_gradient_reaches_only_the_maximum():
     x = maps(1, 3, 4, 4)
     out = FastMaxPool2d(2)(x)
     once, again = (
@@ -95,11 +95,11 @@ def test_an_infinite_gradient_reaches_the_largest_only():
         (FastMaxPool2d(2), maps(2, 2, 6, 6).contiguous()),
     ],
 )
-def test_everything_else_is_left_to_torch(monkeypatch, pool, x):
+def test_all_other_cases_use_torch(monkeypatch, pool, x):
     monkeypatch.setattr(library, "call", lambda *a: pytest.fail("the kernel was called"))
     assert torch.equal(pool(x), nn.MaxPool2d.forward(pool, x))
 
 
-def test_maps_too_small_are_refused_as_by_torch():
+def test_too_small_inputs_raise_torchs_error():
     with pytest.raises(RuntimeError, match="too small"):
         FastMaxPool2d(2)(maps(1, 2, 1, 4))

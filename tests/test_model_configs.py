@@ -1,4 +1,4 @@
-"""The yaml files under conf/model, conf/norm and conf/activation, composed below a root that has nothing else."""
+"""The yaml files of conf/model, conf/norm and conf/activation, composed without the rest of the config."""
 
 import pytest
 import torch
@@ -63,11 +63,11 @@ def test_every_model_has_a_count():
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_models_yaml_builds_it_and_states_its_parameter_count(build, name):
+def test_model_yamls_build_and_state_the_parameter_count(build, name):
     with torch.device("meta"):
-        net = build(f"model={name}")
-    assert isinstance(net, (ResNet, VGG, DeepLinear, SpeedNet))
-    assert sum(p.numel() for p in net.parameters()) == COUNTS[name]
+        model = build(f"model={name}")
+    assert isinstance(model, (ResNet, VGG, DeepLinear, SpeedNet))
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
     header = (CONF / "model" / f"{name}.yaml").read_text().splitlines()[0]
     assert header.startswith("# ") and header.endswith(f" {COUNTS[name]:,} parameters.")
 
@@ -85,7 +85,7 @@ def test_a_models_yaml_builds_it_and_states_its_parameter_count(build, name):
         "layer": LayerNorm2d,
     }.items(),
 )
-def test_a_norms_yaml_reaches_the_net(build, name, kind):
+def test_norm_yamls_set_the_models_norm(build, name, kind):
     assert type(build(f"norm={name}", "model.width=2").layer4[1].bn2) is kind
 
 
@@ -94,16 +94,16 @@ def test_every_norm_is_tested():
 
 
 @pytest.mark.parametrize(("name", "p"), [("l1", 1), ("l2", 2), ("linf", float("inf"))])
-def test_lp_yamls_have_their_exponent(build, name, p):
+def test_lp_norm_yamls_set_p(build, name, p):
     assert build(f"norm={name}", "model.width=2").bn1.p == p
 
 
 @pytest.mark.parametrize("variant", "abde")
-def test_a_plain_vgg_chooses_no_norm_and_a_bn_one_batch_norm_but_the_command_line_wins(build, variant):
+def test_vgg_yamls_set_the_default_norm_and_overrides_take_precedence(build, variant):
     def norms(*overrides):
-        net = build(*overrides, "model.width=1")
+        model = build(*overrides, "model.width=1")
         others = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
-        return {type(layer) for layer in net.features if not isinstance(layer, others)}
+        return {type(layer) for layer in model.features if not isinstance(layer, others)}
 
     for name, default in ((f"vgg_{variant}", set()), (f"vgg_{variant}_bn", {nn.BatchNorm2d})):
         assert norms(f"model={name}") == default
@@ -123,9 +123,9 @@ def test_a_plain_vgg_chooses_no_norm_and_a_bn_one_batch_norm_but_the_command_lin
         "tanh": nn.Tanh,
     }.items(),
 )
-def test_an_activations_yaml_reaches_every_place_as_its_own_instance(build, name, kind):
-    net = build(f"activation={name}", "model.width=1")
-    assert len({id(layer) for layer in net.modules() if isinstance(layer, kind)}) == 1 + 8 * 2
+def test_activation_yamls_give_every_layer_its_own_instance(build, name, kind):
+    model = build(f"activation={name}", "model.width=1")
+    assert len({id(layer) for layer in model.modules() if isinstance(layer, kind)}) == 1 + 8 * 2
 
 
 def test_every_activation_is_tested():

@@ -39,7 +39,7 @@ def test_lp_norm_scales_and_shifts_each_channel():
     torch.testing.assert_close(out[:, 1:], (Y - 1) / 2 + 5)
 
 
-def test_l2_is_batch_norm_where_the_mean_is_zero():
+def test_l2_equals_batch_norm_if_the_mean_is_zero():
     torch.manual_seed(0)
     y = torch.randn(4, 3, 5, 5, dtype=torch.double)
     y -= y.mean((0, 2, 3), keepdim=True)
@@ -61,18 +61,18 @@ def test_lp_norm_has_the_gradient_of_its_formula(p):
 
 
 @pytest.mark.parametrize("p", NORMS)
-def test_lp_norm_survives_a_channel_of_zeros(p):
+def test_lp_norm_of_zeros_is_zero(p):
     assert torch.equal(LpNorm2d(1, p)(torch.zeros(2, 1, 2, 2)), torch.zeros(2, 1, 2, 2))
 
 
-def test_lp_norm_takes_half_precision_and_keeps_its_statistics_in_single():
+def test_lp_norm_of_half_precision_has_float32_statistics():
     layer = LpNorm2d(1, 2, eps=0.0)
     out = layer(Y.bfloat16())
     assert out.dtype == torch.bfloat16
     assert layer.running_norm.item() == pytest.approx(0.9 + 0.1 * math.sqrt(6.0), rel=1e-6)
 
 
-def test_lp_norm_refuses_other_exponents():
+def test_other_exponents_are_an_error():
     with pytest.raises(ValueError, match=r"^p must be one of 1, 2, inf, not 3$"):
         LpNorm2d(1, 3)
 
@@ -84,7 +84,7 @@ def test_noisy_batch_norm_without_noise_is_batch_norm():
     torch.testing.assert_close(ours(y), theirs(y))
 
 
-def test_noisy_batch_norm_evaluates_as_batch_norm_without_touching_the_generator():
+def test_noisy_batch_norm_in_evaluation_is_batch_norm_without_random_numbers():
     torch.manual_seed(0)
     ours, theirs = NoisyBatchNorm2d(3), nn.BatchNorm2d(3)
     y = torch.randn(4, 3, 5, 5)
@@ -94,7 +94,7 @@ def test_noisy_batch_norm_evaluates_as_batch_norm_without_touching_the_generator
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_noisy_batch_norm_follows_the_generator():
+def test_noisy_batch_norm_is_reproducible_from_the_seed():
     layer, y = NoisyBatchNorm2d(3), torch.randn(4, 3, 5, 5)
     torch.manual_seed(0)
     first, second = layer(y), layer(y)
@@ -103,11 +103,11 @@ def test_noisy_batch_norm_follows_the_generator():
     assert not torch.equal(first, second)
 
 
-def test_the_shift_of_noisy_batch_norm_is_uniform_around_a_uniform_mean_per_channel():
+def test_the_shift_of_noisy_batch_norm_has_the_documented_distribution():
     torch.manual_seed(0)
     channels = 2000
     layer = NoisyBatchNorm2d(channels)
-    shift = layer(torch.zeros(4, channels, 5, 5))  # batch norm of zeros is zero, whatever the scale
+    shift = layer(torch.zeros(4, channels, 5, 5))  # batch norm of zeros is zero for any scale
     mu = shift.mean((0, 2, 3))
     assert mu.abs().max().item() == pytest.approx(0.5, abs=0.05)
     assert mu.std().item() == pytest.approx(1 / math.sqrt(12), rel=0.05)
@@ -116,7 +116,7 @@ def test_the_shift_of_noisy_batch_norm_is_uniform_around_a_uniform_mean_per_chan
     assert (shift.amax((0, 2, 3)) - shift.amin((0, 2, 3))).max().item() <= 0.2
 
 
-def test_the_scale_of_noisy_batch_norm_is_normal_around_a_uniform_mean_per_channel():
+def test_the_scale_of_noisy_batch_norm_has_the_documented_distribution():
     torch.manual_seed(0)
     channels = 2000
     layer = NoisyBatchNorm2d(channels, n_mu=0, r_mu=0)
@@ -129,7 +129,7 @@ def test_the_scale_of_noisy_batch_norm_is_normal_around_a_uniform_mean_per_chann
     assert (scale - sigma[:, None, None]).std().item() == pytest.approx(0.1, rel=0.02)
 
 
-def test_the_noise_never_reaches_the_running_statistics():
+def test_the_noise_does_not_change_the_running_statistics():
     torch.manual_seed(0)
     y = torch.randn(4, 3, 5, 5)
     ours, theirs = NoisyBatchNorm2d(3), nn.BatchNorm2d(3)
@@ -145,24 +145,24 @@ def test_layer_norm_normalises_each_sample():
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (32, 32), (48, 16), (10, 2), (7, 1)])
-def test_group_norm_takes_the_most_groups_that_divide_both(channels, groups):
+def test_group_norm_uses_the_gcd_of_groups_and_channels(channels, groups):
     assert GroupNorm2d(channels).num_groups == groups
 
 
 @pytest.mark.parametrize("make", [lambda c: LpNorm2d(c, 1), NoisyBatchNorm2d, GroupNorm2d, LayerNorm2d])
-def test_every_norm_fits_both_nets_with_inplace_activations(make):
+def test_every_norm_works_in_resnet_and_vgg_with_inplace_activations(make):
     torch.manual_seed(0)
-    pictures = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
-    for net in (
+    images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    for model in (
         ResNet(18, width=2, norm=make, activation=lambda: nn.ReLU(inplace=True)),
         VGG("A", width=2, norm=make, activation=lambda: nn.ReLU(inplace=True)),
     ):
-        net(pictures).sum().backward()
-        assert all(p.grad.isfinite().all() for p in net.parameters())
+        model(images).sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("make", [lambda c: LpNorm2d(c, math.inf), NoisyBatchNorm2d])
-def test_our_norms_keep_channels_last_and_compile_into_one_graph(make):
+def test_norms_keep_channels_last_and_compile_to_one_graph(make):
     layer, y = make(4), torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
     out = torch.compile(layer, backend="eager", fullgraph=True)(y)
     assert out.is_contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from cifarbn.optimizers import Muon, batches_of, orthogonalize, orthogonalize_al
 
 @pytest.fixture(params=[False, True], ids=["fp32", "bf16"])
 def in_bf16(request, monkeypatch):
-    """The iteration in either precision, whatever this machine multiplies natively."""
+    """Run the iterations in both precisions, independent of the machine."""
     monkeypatch.setattr(optimizers, "multiplies_bf16", lambda cuda: request.param)
     return request.param
 
@@ -24,7 +24,7 @@ def steps(optimizer, params, count, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
-def test_singular_values_become_about_one_and_singular_vectors_stay(shape, in_bf16):
+def test_singular_values_become_about_one_and_singular_vectors_are_kept(shape, in_bf16):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     matrix = u @ torch.diag(torch.linspace(0.2, 3.0, len(v))) @ v
@@ -37,13 +37,13 @@ def test_singular_values_become_about_one_and_singular_vectors_stay(shape, in_bf
     assert off_diagonal.abs().max() < (0.03 if in_bf16 else 1e-4)
 
 
-def test_one_iteration_is_the_polynomial():
-    update = orthogonalize(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), iterations=1)  # over its length: 0.6 and 0.8
+def test_one_iteration_applies_the_polynomial():
+    update = orthogonalize(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), iterations=1)  # divided by its length 5: 0.6 and 0.8
     expected = [3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5 for s in (0.6, 0.8)]
     torch.testing.assert_close(update, torch.diag(torch.tensor(expected)), atol=0.02, rtol=0)
 
 
-def test_a_matrix_of_zeros_stays():
+def test_a_matrix_of_zeros_is_kept():
     assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
@@ -53,7 +53,7 @@ def drawn(*shapes):
 
 
 @pytest.mark.parametrize("pad_up_to", [0, 2**23], ids=["equal shapes", "padded"])
-def test_a_batch_of_matrices_becomes_what_each_would_alone(pad_up_to, in_bf16, monkeypatch):
+def test_batched_and_single_matrices_have_the_same_result(pad_up_to, in_bf16, monkeypatch):
     monkeypatch.setattr(optimizers, "PAD_UP_TO", pad_up_to)
     matrices = drawn((8, 30), (30, 8), (8, 30), (5, 12), (12, 5), (6, 6))
     batched = orthogonalize_all(matrices, iterations=3, batched=True)
@@ -63,7 +63,7 @@ def test_a_batch_of_matrices_becomes_what_each_would_alone(pad_up_to, in_bf16, m
         torch.testing.assert_close(update, alone, atol=0.02 if in_bf16 else 1e-5, rtol=0)
 
 
-def test_a_few_small_matrices_are_one_batch_and_large_ones_a_batch_for_each_shape(monkeypatch):
+def test_small_matrices_share_a_batch_and_large_ones_are_batched_by_shape(monkeypatch):
     matrices = drawn((8, 30), (30, 8), (5, 12))
     monkeypatch.setattr(optimizers, "PAD_UP_TO", 3 * 8 * 30)
     assert list(batches_of(matrices)) == [([0, 1, 2], (8, 30))]
@@ -71,7 +71,7 @@ def test_a_few_small_matrices_are_one_batch_and_large_ones_a_batch_for_each_shap
     assert list(batches_of(matrices)) == [([0, 1], (8, 30)), ([2], (5, 12))]
 
 
-def test_a_step_is_the_formula_for_every_filter_bank():
+def test_a_step_follows_the_formula():
     banks = [nn.Parameter(bank) for bank in drawn((8, 4, 3, 3), (40, 3, 3, 3), (8, 4, 3, 3))]
     expected, buffers = [bank.detach().clone() for bank in banks], [torch.zeros_like(bank) for bank in banks]
     optimizer = Muon(banks, lr=0.1, momentum=0.6, iterations=3)
@@ -86,11 +86,11 @@ def test_a_step_is_the_formula_for_every_filter_bank():
             expected[i] -= 0.1 * max(1, rows / columns) ** 0.5 * update
         optimizer.step()
     for bank, value in zip(banks, expected, strict=True):
-        # Under bf16 rounding may differ; three steps move a weight by about 0.05.
+        # In bf16 rounding may differ; three steps move a weight by about 0.05.
         torch.testing.assert_close(bank.detach(), value, atol=2e-3, rtol=0)
 
 
-def test_a_learning_rate_in_a_tensor_is_the_same_number_and_may_change_in_place():
+def test_lr_may_be_a_tensor_that_changes_in_place():
     by_number, by_tensor = ([nn.Parameter(p) for p in drawn((4, 2, 3, 3), (4, 2), (4,))] for _ in range(2))
     first, second = Muon(by_number, lr=0.1), Muon(by_tensor, lr=0.1)
     lr = torch.tensor(0.1)
@@ -121,7 +121,7 @@ def test_a_step_can_be_captured_in_a_cuda_graph():
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        optimizer.step()  # makes the buffers
+        optimizer.step()  # creates the buffers
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -138,26 +138,26 @@ def test_a_step_can_be_captured_in_a_cuda_graph():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
-def test_a_filter_bank_of_1x1_convolutions_moves_as_torchs_muon_moves_the_matrix(shape, monkeypatch):
-    monkeypatch.setattr(optimizers, "multiplies_bf16", lambda cuda: True)  # torch's always computes in bf16
+def test_a_1x1_convolution_is_trained_like_a_matrix_by_torchs_muon(shape, monkeypatch):
+    monkeypatch.setattr(optimizers, "multiplies_bf16", lambda cuda: True)  # torch.optim.Muon always computes in bf16
     matrix = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     bank = nn.Parameter(matrix.detach().clone()[:, :, None, None])
     theirs = torch.optim.Muon([matrix], lr=0.1, momentum=0.8, weight_decay=0.0, ns_steps=3)
     ours = Muon([bank], lr=0.1, momentum=0.8, iterations=3, normalize=False)
     steps(theirs, [matrix], 3)
     steps(ours, [bank], 3)
-    # Nearly: each of the two rounds to bf16 at other places. Each step moved a weight by about 0.03.
+    # The two round to bf16 at different places. Each step moves a weight by about 0.03.
     torch.testing.assert_close(bank[:, :, 0, 0], matrix, atol=0.01, rtol=0)
 
 
-def test_filter_banks_keep_their_length_up_to_the_step():
+def test_filter_banks_keep_their_length():
     bank = nn.Parameter(torch.randn(16, 3, 3, 3))
     optimizer = Muon([bank], lr=1e-6)
     steps(optimizer, [bank], 1)
     assert bank.norm().item() == pytest.approx(16**0.5, rel=1e-4)
 
 
-def test_the_relative_change_of_a_tall_and_of_a_wide_bank_is_about_the_learning_rate():
+def test_the_relative_change_of_a_filter_bank_is_about_lr():
     for shape in [(64, 3, 3, 3), (16, 16, 3, 3)]:
         bank = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         optimizer = Muon([bank], lr=0.01)
@@ -168,7 +168,7 @@ def test_the_relative_change_of_a_tall_and_of_a_wide_bank_is_about_the_learning_
         assert 0.007 < (bank - before).norm() / before.norm() < 0.012
 
 
-def test_everything_else_is_trained_as_by_sgd():
+def test_other_parameters_are_trained_as_by_sgd():
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in [(10, 4), (4,), ()]]
     theirs = copy.deepcopy(ours)
@@ -208,7 +208,7 @@ def test_a_schedule_moves_all_learning_rates_in_proportion():
     torch.testing.assert_close(params[1], nn.Parameter(torch.full((2,), -0.5)))
 
 
-def test_parameters_without_a_gradient_stay():
+def test_parameters_without_a_gradient_are_kept():
     params = [nn.Parameter(torch.ones(shape)) for shape in [(2, 2, 3, 3), (2, 2), (2,)]]
     optimizer = Muon(params)
     optimizer.step()
@@ -218,17 +218,17 @@ def test_parameters_without_a_gradient_stay():
     assert torch.equal(params[1], torch.ones(2, 2)) and not torch.equal(params[2], torch.ones(2))
 
 
-def test_the_memory_format_changes_nothing():
+def test_results_do_not_depend_on_the_memory_format():
     contiguous = nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)))
     channels_last = nn.Parameter(contiguous.detach().clone().to(memory_format=torch.channels_last))
     for param in (contiguous, channels_last):
         steps(Muon([param]), [param], 3)
-    # Columns of the matrix stand in another order, so that sums, rounded to bf16 on some machines, differ.
+    # The order of the matrix's columns differs, and so do sums that some machines round to bf16.
     torch.testing.assert_close(channels_last, contiguous, atol=2e-3, rtol=0)
     assert channels_last.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_goes_on_from_its_state():
+def test_it_resumes_from_its_state_dict():
     def fresh():
         return [nn.Parameter(torch.ones(shape)) for shape in [(4, 2, 3, 3), (4, 2), (4,)]]
 
@@ -267,6 +267,6 @@ def test_the_closure_is_called_with_gradients_and_its_loss_returned():
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
     ],
 )
-def test_what_no_argument_takes_is_refused(arguments, message):
+def test_invalid_arguments_raise_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         Muon([nn.Parameter(torch.ones(1))], **arguments)

@@ -6,12 +6,12 @@ from torch import nn
 from cifarbn.models import ResNet
 
 
-def parameters(net):
-    return sum(p.numel() for p in net.parameters())
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
-    ("depth", "switches", "count"),
+    ("depth", "arguments", "count"),
     [
         (18, {}, 11_173_962),
         (18, {"pool_blocks": True}, 11_188_042),
@@ -22,56 +22,56 @@ def parameters(net):
         (152, {}, 58_156_618),
     ],
 )
-def test_parameter_counts(depth, switches, count):
+def test_parameter_counts(depth, arguments, count):
     with torch.device("meta"):
-        assert parameters(ResNet(depth, init="torch", **switches)) == count
+        assert parameters(ResNet(depth, init="torch", **arguments)) == count
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_torchvisions_weights_load_and_give_its_logits(depth):
+def test_torchvisions_weights_give_torchvisions_logits(depth):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(f"resnet{depth}", weights=None, num_classes=10)
     state = {name.replace("fc.", "head."): value for name, value in theirs.state_dict().items()}
     with torch.device("meta"):
         ours = ResNet(depth, stem="imagenet", init="torch")
     ours.to_empty(device="cpu").load_state_dict(state)
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(ours(pictures), theirs(pictures))
-        torch.testing.assert_close(ours.eval()(pictures), theirs.eval()(pictures))
+        torch.testing.assert_close(ours(images), theirs(images))
+        torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
 
 
 @pytest.mark.parametrize(("stem", "sides"), [("cifar", [32, 16, 8, 4]), ("imagenet", [8, 4, 2, 1])])
 def test_the_cifar_stem_keeps_the_resolution_and_the_imagenet_stem_quarters_it(stem, sides):
-    net = ResNet(18, stem=stem, width=1).eval()
+    model = ResNet(18, stem=stem, width=1).eval()
     seen = []
-    for block in net.blocks[::2]:
+    for block in model.blocks[::2]:
         block.register_forward_hook(lambda block, args, out: seen.append(out.shape[-1]))
-    net(torch.zeros(1, 3, 32, 32))
+    model(torch.zeros(1, 3, 32, 32))
     assert seen == sides
 
 
-def test_pool_blocks_gives_the_mean_of_every_block_to_the_head():
+def test_pool_blocks_passes_the_mean_of_every_block_to_the_head():
     torch.manual_seed(0)
-    net = ResNet(18, pool_blocks=True, width=2).eval()
+    model = ResNet(18, pool_blocks=True, width=2).eval()
     means = []
-    for block in net.blocks:
+    for block in model.blocks:
         block.register_forward_hook(lambda block, args, out: means.append(out.mean((2, 3))))
-    logits = net(torch.randn(2, 3, 32, 32))
+    logits = model(torch.randn(2, 3, 32, 32))
     assert [m.shape[1] for m in means] == [2, 2, 4, 4, 8, 8, 16, 16]
-    torch.testing.assert_close(logits, net.head(torch.cat(means, 1)))
+    torch.testing.assert_close(logits, model.head(torch.cat(means, 1)))
 
 
 def test_the_head_is_the_last_layer_and_linear():
-    for switches in ({}, {"pool_blocks": True}, {"dropout": 0.5}):
-        net = ResNet(50, width=1, **switches)
-        assert isinstance(net.head, nn.Linear)
-        assert list(net.modules())[-1] is net.head
+    for arguments in ({}, {"pool_blocks": True}, {"dropout": 0.5}):
+        model = ResNet(50, width=1, **arguments)
+        assert isinstance(model.head, nn.Linear)
+        assert list(model.modules())[-1] is model.head
 
 
 def test_convolutions_have_a_bias_only_without_a_norm():
-    def biases(net):
-        return [layer.bias is not None for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    def biases(model):
+        return [layer.bias is not None for layer in model.modules() if isinstance(layer, nn.Conv2d)]
 
     assert not any(biases(ResNet(50, width=1)))
     plain = ResNet(50, width=1, norm=nn.Identity)
@@ -79,7 +79,7 @@ def test_convolutions_have_a_bias_only_without_a_norm():
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
 
 
-def test_every_place_has_its_own_activation():
+def test_every_layer_has_its_own_activation():
     made = []
 
     def activation():
@@ -88,53 +88,53 @@ def test_every_place_has_its_own_activation():
 
     for depth, places in ((18, 1 + 8 * 2), (50, 1 + 16 * 3)):
         made.clear()
-        net = ResNet(depth, width=1, activation=activation)
+        model = ResNet(depth, width=1, activation=activation)
         assert len(made) == places
-        assert len({id(layer) for layer in net.modules() if isinstance(layer, nn.PReLU)}) == places
+        assert len({id(layer) for layer in model.modules() if isinstance(layer, nn.PReLU)}) == places
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.Identity])
-def test_an_inplace_activation_changes_no_gradient(depth, norm):
+def test_inplace_activations_do_not_change_gradients(depth, norm):
     gradients = []
     for inplace in (True, False):
         torch.manual_seed(0)
-        net = ResNet(depth, width=2, norm=norm, pool_blocks=True, activation=lambda inplace=inplace: nn.ReLU(inplace))
-        net(torch.randn(2, 3, 32, 32)).square().sum().backward()
-        gradients.append([p.grad for p in net.parameters()])
+        model = ResNet(depth, width=2, norm=norm, pool_blocks=True, activation=lambda inplace=inplace: nn.ReLU(inplace))
+        model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_kaiming_is_torchvisions_start():
+def test_kaiming_is_torchvisions_initialisation():
     torch.manual_seed(0)
-    net = ResNet(18)
-    weight = net.layer4[1].conv2.weight
+    model = ResNet(18)
+    weight = model.layer4[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
     # torch's default for a linear layer: uniform in +-1/sqrt(512)
-    assert net.head.weight.abs().max().item() == pytest.approx(512**-0.5, rel=0.01)
+    assert model.head.weight.abs().max().item() == pytest.approx(512**-0.5, rel=0.01)
 
 
 def test_dropout_drops_features_in_training_only():
     torch.manual_seed(0)
-    net = ResNet(18, width=4, dropout=0.5)
-    pictures = torch.randn(2, 3, 32, 32)
-    assert not torch.equal(net(pictures), net(pictures))
-    net.eval()
-    assert torch.equal(net(pictures), net(pictures))
+    model = ResNet(18, width=4, dropout=0.5)
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
 
 
-def test_compiles_into_one_graph_and_takes_channels_last():
+def test_it_compiles_to_one_graph_and_supports_channels_last():
     torch.manual_seed(0)
-    net = ResNet(18, width=4, pool_blocks=True).eval()
-    pictures = torch.randn(2, 3, 32, 32)
-    expected = net(pictures)
-    torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(pictures), expected)
+    model = ResNet(18, width=4, pool_blocks=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), expected)
     channels_last = torch.channels_last
-    torch.testing.assert_close(net.to(memory_format=channels_last)(pictures.to(memory_format=channels_last)), expected)
+    torch.testing.assert_close(model.to(memory_format=channels_last)(images.to(memory_format=channels_last)), expected)
 
 
 @pytest.mark.parametrize(
-    ("switches", "message"),
+    ("arguments", "message"),
     [
         ({"depth": 20}, "depth must be one of 18, 34, 50, 101, 152, not 20"),
         ({"stem": "cifar10"}, "stem must be one of cifar, imagenet, not 'cifar10'"),
@@ -146,7 +146,7 @@ def test_compiles_into_one_graph_and_takes_channels_last():
         ({"dropout": float("nan")}, "dropout must be in [0, 1), not nan"),
     ],
 )
-def test_what_no_switch_takes_is_refused(switches, message):
-    with pytest.raises(ValueError) as refusal:
-        ResNet(**({"depth": 18, "width": 1} | switches))
-    assert str(refusal.value) == message
+def test_invalid_arguments_raise_an_error(arguments, message):
+    with pytest.raises(ValueError) as raised:
+        ResNet(**({"depth": 18, "width": 1} | arguments))
+    assert str(raised.value) == message

@@ -1,4 +1,4 @@
-"""The schedules of conf/schedule that have come with the speedrun, against written-out numbers."""
+"""The linear schedule of conf/schedule against written-out numbers."""
 
 import pytest
 import torch
@@ -22,11 +22,11 @@ def learning_rates(total_steps, *overrides):
     return rates
 
 
-def test_linear_goes_straight_down_to_nothing():
+def test_linear_decays_to_zero():
     rates = [rate for (rate,) in learning_rates(5, "schedule=linear", "optim=sgd", "optim.lr=1.0")]
     assert rates == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0], abs=1e-6)
 
 
-def test_linear_moves_every_group_of_muon_alike():
+def test_linear_schedules_every_group_of_muon():
     rates = learning_rates(4, "schedule=linear", "optim=muon", "optim.lr=0.2")
     assert rates == [pytest.approx([r, r], abs=1e-6) for r in (0.15, 0.1, 0.05, 0.0)]

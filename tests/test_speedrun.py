@@ -1,4 +1,4 @@
-"""The speedrun's recipe, and what its benchmark runs and says; never how fast."""
+"""The recipe of the speedrun, and what its benchmark runs and prints; speeds are not tested."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def bare(recipe, images, test, **options):
     return BareSpeedrun(recipe, images, test, Hardware.choose("cpu", compile=False), **options)
 
 
-def test_the_recipe_for_a_gpu_is_airbench94s_in_our_conventions():
+def test_the_gpu_recipe_equals_airbench94():
     recipe = Recipe.of("speedrun_gpu")
     assert (recipe.batch_size, recipe.epochs, recipe.tta) == (2000, 8, "flip_shift")
     assert (recipe.augmentation.pad, recipe.augmentation.flip) == (2, "alternating")
@@ -53,7 +53,7 @@ def test_the_recipe_for_a_gpu_is_airbench94s_in_our_conventions():
     assert head["momentum"] == vectors["momentum"] == 0.85
 
 
-def test_the_bare_loop_trains_on_the_loaders_batches():
+def test_the_bare_loop_trains_on_the_batches_of_the_loader():
     recipe, images = Recipe.of("speedrun_gpu", TINY), draw_shapes(50, seed=0)
     loop = bare(recipe, images, images)
     loader = InMemoryLoader(
@@ -67,7 +67,7 @@ def test_the_bare_loop_trains_on_the_loaders_batches():
         assert torch.equal(labels, expected_labels)
 
 
-def test_every_run_after_the_warm_up_starts_anew():
+def test_every_run_after_the_warm_up_starts_from_scratch():
     images = draw_shapes(60, seed=0)
     loop = bare(Recipe.of("speedrun_gpu", TINY), images, images)
     ends = []
@@ -87,7 +87,7 @@ def test_the_bare_loop_learns():
     assert outcome.accuracy > 0.5
 
 
-def test_where_compilation_or_capture_fails_the_bare_loop_goes_on_without(capsys, monkeypatch):
+def test_the_bare_loop_continues_if_compilation_or_capture_fails(capsys, monkeypatch):
     images = draw_shapes(40, seed=0)
     loop = bare(Recipe.of("speedrun_gpu", TINY), images, images, graph=True)
 
@@ -106,8 +106,8 @@ def test_where_compilation_or_capture_fails_the_bare_loop_goes_on_without(capsys
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compile", ["", "default"])
-def test_a_captured_step_trains_as_the_step_does(compile):
-    # Four epochs, so that the whitening bias is trained, then is not. Small rates: no difference of rounding grows.
+def test_a_captured_step_trains_like_an_uncaptured_one(compile):
+    # Four epochs, so that the whitening bias is trained, then frozen; a small lr keeps rounding errors small.
     gentle = ["epochs=4", "optim.lr=0.02", "optim.vector_lr=0.1", "optim.normalize=false"]
     recipe = Recipe.of("speedrun_gpu", [*TINY, *gentle])
     images = draw_shapes(60, seed=0).to("cuda")
@@ -123,12 +123,12 @@ def test_a_captured_step_trains_as_the_step_does(compile):
     assert (ends[0] - ends[1]).norm() < 0.3 * (ends[1] - start).norm()
 
 
-def test_the_peer_finds_the_images_where_it_looks_and_runs_as_often_as_asked():
+def test_the_peer_gets_the_images_and_the_number_of_runs():
     outcomes = run_peer(PEER, draw_shapes(10, seed=0), draw_shapes(5, seed=1), runs=2, minutes=1)
     assert outcomes == [Outcome(seconds=5.0, accuracy=0.6, accuracy_without_tta=0.4)] * 2
 
 
-def test_a_peer_that_fails_or_is_another_script_is_one_message():
+def test_a_failing_or_wrong_peer_script_is_one_error_message():
     images = draw_shapes(2, seed=0)
     with pytest.raises(UserError, match="must be an unchanged airbench94_muon.py"):
         run_peer("print(1)", images, images, runs=1, minutes=1)
@@ -140,7 +140,7 @@ def test_a_peer_that_fails_or_is_another_script_is_one_message():
         run_peer("import time\ntime.sleep(60)\nrange(200)", images, images, runs=1, minutes=0.001)
 
 
-def test_what_is_no_result_is_left_out_of_the_peers_table():
+def test_lines_without_results_are_ignored_in_the_peers_table():
     assert parse("-----\n|  run  |  epoch  |\n") == []
 
 
@@ -159,7 +159,7 @@ def test_the_benchmark_reports_every_side(tmp_path, capsys):
     assert re.search(r"a bare loop: .* n = 2; median \d+\.\d+ s, \d+\.\d+ times the peer's", shown)
 
 
-def test_a_peer_that_fails_costs_no_other_figure(tmp_path, capsys):
+def test_a_failing_peer_keeps_the_other_results(tmp_path, capsys):
     peer = tmp_path / "peer.py"
     peer.write_text("1 / 0\nrange(200)")
     command = "speedrun --no-full --runs 1 --images 20 --epochs 1 --batch-size 20 --width-scale 0.05 --peer"
@@ -181,12 +181,12 @@ def test_a_peer_that_fails_costs_no_other_figure(tmp_path, capsys):
         ("--peer none.py", "none.py"),
     ],
 )
-def test_what_cannot_be_measured_is_one_message(options, message, tmp_path):
+def test_invalid_speedrun_options_are_one_error_message(options, message, tmp_path):
     with pytest.raises(SystemExit, match=f"error: .*{re.escape(message)}"):
         main(["speedrun", *options.split(), "--root", str(tmp_path)])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_cuda_graph_without_a_gpu_is_one_message(tmp_path):
+def test_a_cuda_graph_without_a_gpu_is_one_error_message(tmp_path):
     with pytest.raises(SystemExit, match="error: --graph needs a CUDA device; run without --graph"):
         main(["speedrun", "--graph", "--images", "20", "--batch-size", "20", "--root", str(tmp_path)])

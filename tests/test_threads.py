@@ -1,4 +1,4 @@
-"""The number of threads: what a run finds on its machine, what it chooses, and when it changes its mind."""
+"""The number of threads: detection of free cores, the choice at the start, and changes during training."""
 
 import os
 import time
@@ -19,7 +19,7 @@ from cifarbn.training.callbacks.thread_watch import ThreadWatch
 HERTZ = os.sysconf("SC_CLK_TCK")
 
 
-# The machine's files
+# Files of the operating system
 
 
 def write(root, **files):
@@ -42,7 +42,7 @@ def test_a_limit_of_version_2(tmp_path):
     assert in_group(tmp_path, "0::/job\n", {"job/cpu.max": "150000 100000\n"}) == 1.5
 
 
-def test_the_smallest_limit_of_a_group_and_those_above_it_counts(tmp_path):
+def test_the_smallest_limit_of_a_group_and_its_ancestors_counts(tmp_path):
     files = {"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "400000 100000\n", "a/b/c/cpu.max": "max 100000\n"}
     assert in_group(tmp_path, "0::/a/b/c\n", files) == 1
 
@@ -62,7 +62,7 @@ def test_minus_1_is_no_limit_of_version_1(tmp_path):
     assert in_group(tmp_path, "4:cpu:/\n", files) is None
 
 
-def test_in_a_container_the_group_has_the_host_s_path_and_its_files_are_at_the_top(tmp_path):
+def test_in_a_container_the_groups_files_are_at_the_root(tmp_path):
     files = {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}
     assert in_group(tmp_path, "4:cpu:/docker/0123\n", files) == 0.5
 
@@ -78,13 +78,13 @@ def test_the_cpus_are_those_of_the_affinity(monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A /proc/stat, a clock and this process's own seconds, all of which the test moves."""
+    """Fake /proc/stat, clock and CPU time of this process, which tests set."""
     now = SimpleNamespace(clock=100.0, own=7.0, stat=tmp_path / "stat")
     monkeypatch.setattr(cores.time, "monotonic", lambda: now.clock)
     monkeypatch.setattr(cores.time, "process_time", lambda: now.own)
 
     def show(*cpus):
-        """Seconds of each CPU: user, nice, system, idle, iowait, irq, softirq, steal."""
+        """Write the seconds of each CPU: user, nice, system, idle, iowait, irq, softirq, steal."""
         lines = [f"cpu{i} {' '.join(str(round(s * HERTZ)) for s in cpu)} 0 0" for i, cpu in enumerate(cpus)]
         now.stat.write_text("\n".join(["cpu  1 0 0 1 0 0 0 0 0 0", *lines, "intr 1 2 3", ""]))
 
@@ -92,11 +92,11 @@ def machine(tmp_path, monkeypatch):
     return now
 
 
-def test_others_use_what_is_busy_and_not_our_own(machine):
+def test_other_processes_use_the_busy_time_minus_our_own(machine):
     machine.show((1, 0, 0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0, 0, 0))
     others = OtherProcesses(frozenset({0, 1}), machine.stat)
     machine.clock, machine.own = machine.clock + 2, machine.own + 1
-    machine.show((2, 0, 0.5, 0.5, 0, 0, 0, 0), (1.5, 0, 0, 0.75, 0.25, 0, 0, 0.5))  # of which steal is others'
+    machine.show((2, 0, 0.5, 0.5, 0, 0, 0, 0), (1.5, 0, 0, 0.75, 0.25, 0, 0, 0.5))  # steal counts as used by others
     assert others.cores() == pytest.approx((1.5 + 1 - 1) / 2)
 
 
@@ -109,7 +109,7 @@ def test_only_the_cpus_of_the_affinity_count(machine):
 
 
 @pytest.mark.parametrize(("priority", "used"), [(0, 0.0), (5, 1.0)])
-def test_niced_processes_give_way_unless_we_are_niced_too(machine, monkeypatch, priority, used):
+def test_niced_processes_do_not_count_unless_we_are_niced(machine, monkeypatch, priority, used):
     monkeypatch.setattr(os, "getpriority", lambda which, who: priority)
     machine.show((1,) * 8)
     others = OtherProcesses(frozenset({0}), machine.stat)
@@ -119,7 +119,7 @@ def test_niced_processes_give_way_unless_we_are_niced_too(machine, monkeypatch, 
 
 
 @pytest.mark.parametrize("text", ["", "cpu0 0 0 0 0 0 0 0 0 0 0\n", "cpu0 a b\n", "cpu7 1 1 1 1 1 1 1 1 1 1\n"])
-def test_a_file_that_says_nothing_is_not_taken_for_a_free_machine(machine, text):
+def test_an_invalid_stat_file_is_unknown_load(machine, text):
     machine.stat.write_text(text)
     others = OtherProcesses(frozenset({0}), machine.stat)
     machine.clock += 1
@@ -144,19 +144,19 @@ def test_a_busy_process_is_seen_on_this_machine():
         (2, 2, None, 2),
         (2, 2, 0.4, 2),
         (2, 2, 0.6, 1),
-        (2, 2, 2.0, 1),  # nothing is free, and a run must go on
-        (8, 16, 4.0, 8),  # two CPUs a core
+        (2, 2, 2.0, 1),  # no core is free, but a run needs one
+        (8, 16, 4.0, 8),  # two CPUs per core
         (8, 8, 3.2, 5),
         (4, 64, 60.7, 3),  # a limit of 4 cores
     ],
 )
-def test_as_many_threads_as_find_a_free_core(most, cores, others, count):
+def test_as_many_threads_as_there_are_free_cores(most, cores, others, count):
     assert fitting(most, cores, others) == count
 
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    """A machine of two cores, of which other processes use `used`."""
+    """Fake a machine with two cores, of which other processes use `used`."""
     now = SimpleNamespace(used=0.0, limit=None)
 
     class Others:
@@ -175,11 +175,11 @@ def two_cores(monkeypatch):
     return now
 
 
-def test_a_machine_that_does_nothing_else_gives_all_its_cores(two_cores):
+def test_an_idle_machine_gives_all_its_cores(two_cores):
     assert choose_threads(environment={}) == Threads(2, 2, FREE, watched=True)
 
 
-def test_beside_busy_processes_fewer_are_chosen_and_the_line_says_why(two_cores):
+def test_on_busy_cores_fewer_threads_are_chosen_and_the_reason_is_printed(two_cores):
     two_cores.used = 1.9
     chosen = choose_threads(environment={})
     assert chosen == Threads(1, 2, IN_USE, watched=True)
@@ -192,7 +192,7 @@ def test_a_cpu_limit_bounds_the_number(two_cores):
 
 
 @pytest.mark.parametrize("used", [0.0, 2.0])
-def test_the_user_s_word_always_wins_and_is_never_changed(two_cores, used):
+def test_explicit_numbers_take_precedence_and_never_change(two_cores, used):
     two_cores.used = used
     assert choose_threads(5, environment={"OMP_NUM_THREADS": "3"}) == Threads(5, 2, "trainer.threads")
     assert choose_threads(environment={"OMP_NUM_THREADS": "3"}) == Threads(3, 2, "OMP_NUM_THREADS")
@@ -200,7 +200,7 @@ def test_the_user_s_word_always_wins_and_is_never_changed(two_cores, used):
     assert choose_threads(4, gpu=True, environment={}).count == 4
 
 
-def test_beside_a_gpu_torch_keeps_its_default(two_cores):
+def test_with_a_gpu_torchs_default_is_kept(two_cores):
     two_cores.used = 2.0
     assert choose_threads(gpu=True, environment={}) == Threads(2, 2, "the model is on a GPU")
 
@@ -211,28 +211,28 @@ def test_processes_of_one_run_share_the_cores(two_cores):
 
 
 @pytest.mark.parametrize("value", [0, -1, 1025, 1.5, True, None, "2", "all"])
-def test_what_is_no_number_of_threads_is_refused(value):
+def test_an_invalid_number_of_threads_is_an_error(value):
     with pytest.raises(UserError, match=r"^trainer\.threads must be auto or a whole number from 1 to 1024, not "):
         choose_threads(value, environment={})
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "many", "9999"])
-def test_an_environment_that_holds_no_number_is_refused(value):
+def test_an_invalid_environment_variable_is_an_error(value):
     with pytest.raises(UserError, match="^OMP_NUM_THREADS must be unset or a whole number from 1 to 1024, not "):
         choose_threads(environment={"OMP_NUM_THREADS": value})
 
 
-def test_a_compiled_net_keeps_its_number(two_cores, monkeypatch):
+def test_a_compiled_model_keeps_its_number_of_threads(two_cores, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert Hardware.choose("cpu", compile=False).threads.watched
     assert not Hardware.choose("cpu", compile=True).threads.watched
 
 
-# The watch
+# Changes during training
 
 
 def decisions(decision, windows):
-    """The number of threads after each window of (seconds of a step, cores that others use), one every 2 s."""
+    """Return the number of threads after each window (seconds of a step, cores used by others), one every 2 s."""
     counts, now = [], 0.0
     for seconds, others in windows:
         now += 2
@@ -245,14 +245,14 @@ def test_steady_steps_change_nothing():
     assert decisions(Decision(2, 2, 2), [(0.1, 0.1), (0.13, 0.3), (0.1, 0.2)] * 20) == [2] * 60
 
 
-def test_two_busy_processes_that_come_take_a_thread_and_when_they_go_it_returns():
-    # Beside two spinning processes two threads get one core of two, one thread 0.67.
+def test_busy_processes_take_a_thread_until_they_end():
+    # Next to two busy processes on two cores, two threads get one core, and one thread gets 0.67.
     busy = [(0.2, 0.8), (0.9, 1.0)] + [(0.3, 1.33)] * 10
     windows = [(0.1, 0.0)] * 3 + busy + [(0.2, 0.2), (0.2, 0.0), (0.1, 0.0), (0.1, 0.0)]
     assert decisions(Decision(2, 2, 2), windows) == [2] * 4 + [1] * 12 + [2] * 3
 
 
-def test_a_change_that_made_steps_slower_is_undone_and_tried_again_only_after_longer_and_longer():
+def test_a_change_that_slows_steps_is_undone_and_retried_ever_later():
     decision, now, tried = Decision(2, 2, 2), 0.0, []
     for _ in range(200):
         now += 1
@@ -264,7 +264,7 @@ def test_a_change_that_made_steps_slower_is_undone_and_tried_again_only_after_lo
     assert tried[0] == 2 and waits[0] >= 10 and all(b >= 1.5 * a for a, b in zip(waits, waits[1:], strict=False))
 
 
-def test_load_that_comes_and_goes_does_not_make_the_number_flap():
+def test_changing_load_does_not_make_the_number_oscillate():
     decision, now, changes = Decision(2, 2, 2), 0.0, 0
     for busy in ([True] * 3 + [False] * 3) * 100:  # 20 minutes
         now += 2
@@ -273,36 +273,36 @@ def test_load_that_comes_and_goes_does_not_make_the_number_flap():
     assert 2 <= changes <= 30
 
 
-def test_more_threads_that_are_not_faster_are_given_back():
+def test_more_threads_that_are_not_faster_are_undone():
     assert decisions(Decision(1, 2, 2), [(0.2, 0.0), (0.2, 0.0), (0.19, 0.0), (0.2, 0.0)]) == [1, 2, 1, 1]
 
 
-def test_steps_that_suddenly_double_are_looked_into_where_nothing_says_what_others_use():
+def test_without_a_reading_slower_steps_reduce_the_threads():
     decision = Decision(8, 8, 8)
     assert decisions(decision, [(0.1, None)] * 3 + [(0.25, None)] * 2 + [(0.15, None)]) == [8, 8, 8, 8, 4, 4]
     assert decisions(Decision(8, 8, 8), [(0.1, None)] * 3 + [(0.17, None)] * 2) == [8] * 5
 
 
-def test_the_reason_is_what_was_seen():
+def test_the_reason_of_a_change():
     for others, reason in [(1.0, IN_USE), (0.1, SLOWER_STEPS), (None, SLOWER_STEPS)]:
         decision = Decision(2, 2, 2)
         assert [decision.after(*window) for window in [(0.1, 0.0, 1), (0.5, others, 2)]] == [None, None]
         assert decision.after(0.5, others, 3) == reason
 
 
-def test_without_a_reading_more_threads_are_tried_again():
+def test_without_a_reading_more_threads_are_retried():
     decision = Decision(2, 2, 2)
     counts = decisions(decision, [(0.1, None), (0.5, None), (0.5, None)] + [(0.3, None)] * 6)
-    assert counts == [2, 2, 1, 1, 1, 1, 1, 2, 1]  # after 10 s, and given back since it does not help yet
+    assert counts == [2, 2, 1, 1, 1, 1, 1, 2, 1]  # retried after 10 s, and undone because it does not help yet
 
 
-def test_on_many_cores_the_number_follows_what_is_free():
+def test_on_many_cores_the_number_follows_the_free_cores():
     assert decisions(Decision(16, 16, 16), [(1.0, 6.0), (1.0, 6.0), (0.8, 6.0), (0.8, 6.0)]) == [16] + [10] * 3
 
 
 @pytest.fixture
 def watch(two_cores, monkeypatch):
-    """A watch of two threads, on a clock that steps move; torch is not touched."""
+    """Watch two threads with a fake clock that steps advance; torch's number of threads is not changed."""
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(threads.time, "monotonic", lambda: now.seconds)
     now.set = []
@@ -319,7 +319,7 @@ def watch(two_cores, monkeypatch):
     return now
 
 
-def test_a_change_is_set_said_and_recorded(watch, two_cores):
+def test_a_change_is_applied_printed_and_recorded(watch, two_cores):
     watch.steps(9, 0.125)
     two_cores.used = 1.0
     watch.steps(6, 0.5)
@@ -334,7 +334,7 @@ def test_one_slow_step_is_not_a_slow_window(watch):
     assert watch.set == []
 
 
-def test_very_slow_steps_are_not_waited_for(watch, two_cores):
+def test_very_slow_steps_shorten_the_window(watch, two_cores):
     watch.steps(1, 3.5)
     two_cores.used = 1.0
     watch.steps(2, 3.5)
@@ -352,7 +352,7 @@ def test_the_changes_survive_a_checkpoint(watch, two_cores):
 # Whole runs
 
 
-def test_a_run_records_its_threads_and_leaves_the_process_as_it_was(tmp_path):
+def test_a_run_records_its_threads_and_restores_the_process(tmp_path):
     before = torch.get_num_threads()
     made = make_run(tmp_path / "run", "trainer.threads=3", "epochs=1")
     assert (made["threads"], made["threads_reason"], made["thread_changes"]) == (3, "trainer.threads", [])
@@ -361,13 +361,13 @@ def test_a_run_records_its_threads_and_leaves_the_process_as_it_was(tmp_path):
     assert torch.get_num_threads() == before
 
 
-def test_the_number_of_threads_is_no_other_experiment(tmp_path):
+def test_the_number_of_threads_does_not_identify_a_run(tmp_path):
     make_run(tmp_path / "run", "trainer.threads=1", "epochs=1")
     again = make_run(tmp_path / "run", "trainer.threads=2", "epochs=1")
     assert again["status"] == "done" and again["threads"] == 1
 
 
-def test_threads_kept_gives_the_number_back():
+def test_threads_kept_restores_the_number():
     before = torch.get_num_threads()
     with pytest.raises(KeyError), threads_kept():
         torch.set_num_threads(before + 1)

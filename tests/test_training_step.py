@@ -1,4 +1,4 @@
-"""The fast training step leaves the model as it is, falls back with a reason, and compiles a batch shape once."""
+"""The fast training step does not change the model, falls back with a reason, and compiles a batch shape once."""
 
 import copy
 
@@ -27,7 +27,7 @@ def batch(size):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """torch.compile without its slow part, and the batch sizes of the calls that were compiled."""
+    """Replace torch.compile by its eager backend, and record the batch sizes of compiled calls."""
     sizes = []
 
     def compile(function, mode, dynamic):
@@ -54,7 +54,7 @@ def take(step, *inputs):
     return loss.item(), acc.item(), [p.grad for p in step.model.parameters()]
 
 
-def test_a_plain_step_is_three_calls_of_torch():
+def test_an_uncompiled_step_equals_plain_torch():
     step, (x, y) = make_step(), batch(8)
     torch.manual_seed(1)
     loss, acc, gradients = take(step, x, y)
@@ -68,7 +68,7 @@ def test_a_plain_step_is_three_calls_of_torch():
         assert torch.equal(gradient, parameter.grad)
 
 
-def test_making_the_compiled_step_leaves_no_trace(compiled):
+def test_building_the_compiled_step_does_not_change_the_model(compiled):
     fast, plain = make_step(compile="default"), make_step()
     for step in (fast, plain):
         torch.manual_seed(1)
@@ -88,14 +88,14 @@ def test_only_batches_of_the_largest_size_are_compiled(compiled):
     assert compiled[4:] == [9, 9]
 
 
-def test_batches_that_grow_and_grow_are_not_compiled_for_ever(compiled):
+def test_growing_batches_are_compiled_a_limited_number_of_times(compiled):
     step = make_step(compile="default")
     for size in range(2, 4 + MOST_SHAPES):
         take(step, *batch(size))
     assert len(compiled) == 2 * MOST_SHAPES and "too many different shapes" in step.notes[0]
 
 
-def test_a_change_of_what_is_trained_makes_the_step_again(compiled):
+def test_freezing_a_parameter_rebuilds_the_step(compiled):
     step = make_step(compile="default")
     take(step, *batch(8))
     step.model[0].weight.requires_grad_(False)
@@ -103,7 +103,7 @@ def test_a_change_of_what_is_trained_makes_the_step_again(compiled):
     assert len(compiled) == 4 and gradients[0] is None and gradients[1] is not None
 
 
-def test_a_failing_compiler_is_done_without(monkeypatch):
+def test_a_failing_compiler_is_a_note(monkeypatch):
     def broken(*args):
         raise ValueError("no such backend\nmore")
 
@@ -114,7 +114,7 @@ def test_a_failing_compiler_is_done_without(monkeypatch):
     assert all(g is not None for g in gradients)
 
 
-def test_a_compiler_that_computes_something_else_is_done_without(monkeypatch):
+def test_a_wrong_compiled_loss_is_a_note(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: lambda x, y: (2 * f(x, y)[0], f(x, y)[1]))
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     step = make_step(net, compile="default")
@@ -122,7 +122,7 @@ def test_a_compiler_that_computes_something_else_is_done_without(monkeypatch):
     assert "loss was" in step.notes[0] and step.compiled == ""
 
 
-def test_ctrl_c_in_the_compiler_ends_the_step(monkeypatch):
+def test_ctrl_c_during_compilation_ends_the_step(monkeypatch):
     seen = []
 
     def interrupted(*args):
@@ -138,7 +138,7 @@ def test_ctrl_c_in_the_compiler_ends_the_step(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(before.values(), step.model.state_dict().values(), strict=True))
 
 
-def test_hooks_are_called_and_harmless_ones_compiled(compiled):
+def test_hooks_are_called_and_contiguous_inputs_is_compiled(compiled):
     step = make_step(compile="default")
     called = []
     handle = step.model[0].register_forward_hook(lambda *_: called.append(1))
@@ -155,8 +155,8 @@ def test_hooks_are_called_and_harmless_ones_compiled(compiled):
 
 
 @pytest.mark.parametrize("steps, pays", [(100, False), (10_000, True)])
-def test_auto_compiles_where_it_pays(compiled, monkeypatch, steps, pays):
-    # Five layers cost 1.5 s; a fifth of 2 ms a step is 4 s in 10,000 steps, and 0.04 s in 100.
+def test_auto_compiles_if_it_saves_time(compiled, monkeypatch, steps, pays):
+    # Compiling five layers takes 1.5 s. A fifth of 2 ms per step is 4 s in 10,000 steps and 0.04 s in 100.
     monkeypatch.setattr(TrainingStep, "_seconds", lambda self, x, y: 0.002)
     step = make_step(nn.Sequential(nn.Flatten(), nn.Linear(48, 9), nn.ReLU(), nn.Linear(9, 9), nn.Linear(9, 3)))
     step.compile = "auto"
@@ -166,7 +166,7 @@ def test_auto_compiles_where_it_pays(compiled, monkeypatch, steps, pays):
     assert step.notes == ([] if pays else ["not compiled: it would take about 2 s and save about 0 s"])
 
 
-def test_cudnn_measures_no_algorithms_for_a_rare_shape():
+def test_cudnn_benchmark_is_off_for_a_rare_shape():
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     with one_time_shape():
@@ -175,14 +175,14 @@ def test_cudnn_measures_no_algorithms_for_a_rare_shape():
     torch.backends.cudnn.benchmark = before
 
 
-def test_plain_attributes_show_what_python_code_goes_by():
+def test_plain_attributes_reflect_changes():
     net = nn.Sequential(nn.Dropout(0.1))
     before = plain_attributes(net)
     net[0].p = 0.2
     assert plain_attributes(net) != before
 
 
-def test_a_loss_that_is_not_a_number_is_not_the_compiler_s(monkeypatch):
+def test_a_nan_compiled_loss_is_a_note(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: lambda x, y: (torch.nan * f(x, y)[0], f(x, y)[1]))
     step = make_step(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), compile="default")
     loss, *_ = take(step, *batch(8))
@@ -197,7 +197,7 @@ def test_hooks_on_parameters_are_called(compiled):
     assert called == [1] and not compiled
 
 
-def test_an_epoch_sees_a_model_that_has_changed(compiled):
+def test_a_changed_model_rebuilds_the_step(compiled):
     step = make_step(compile="default")
     take(step, *batch(8))
     step.look_at_model()
@@ -209,7 +209,7 @@ def test_an_epoch_sees_a_model_that_has_changed(compiled):
     assert len(compiled) == 5
 
 
-def test_the_loss_s_own_buffers_are_left_as_they_were(compiled):
+def test_the_buffers_of_the_loss_are_not_changed(compiled):
     class Counting(nn.Module):
         def __init__(self):
             super().__init__()
@@ -226,14 +226,14 @@ def test_the_loss_s_own_buffers_are_left_as_they_were(compiled):
     assert loss.calls == 1
 
 
-def test_several_processes_do_not_weigh_compiling(compiled):
+def test_auto_does_not_compile_with_several_processes(compiled):
     step = make_step(compile="auto")
     step.begin(10**9, alone=False)
     take(step, *batch(8))
     assert not compiled and "several processes" in step.notes[0]
 
 
-def test_memory_that_a_captured_step_holds_is_given_back_where_it_lacks():
+def test_out_of_memory_frees_the_captured_step():
     class Full(nn.Sequential):
         free = False
 

@@ -1,4 +1,4 @@
-"""Classify pictures with a trained run: `python -m cifarbn.predict RUN picture.png ...`."""
+"""Classify images with a trained run: `python -m cifarbn.predict RUN image.png ...`."""
 
 import argparse
 import sys
@@ -15,60 +15,60 @@ from cifarbn.cli.command_line import friendly_errors
 from cifarbn.data.images import IMAGE_SIZE
 from cifarbn.errors import UserError
 from cifarbn.formatting import text_row
-from cifarbn.runs.durable import check_ordinary
-from cifarbn.runs.load import TrainedNet, check_prefixes, load_run
+from cifarbn.runs.durable import check_regular_file
+from cifarbn.runs.load import TrainedModel, check_prefixes, load_run
 from cifarbn.runs.untrusted import clean
 
-AT_ONCE = 64  # pictures that are read and classified together: memory does not grow with their number
+BATCH_SIZE = 64  # images in memory at a time
 
 
 def read_image(file: Path) -> Tensor:
-    """Any picture file as uint8 (3, 32, 32).
+    """Read an image file of any format as uint8 (3, 32, 32).
 
-    It is turned as its camera says, laid on white where it is transparent, scaled until its shorter side has 32
-    pixels, and cropped to the centre.
+    The image is rotated as its EXIF orientation demands, put on a white background if it is transparent, scaled so that
+    its shorter side has 32 pixels, and cropped to its centre.
 
     Raises:
-        UserError: where it cannot be read.
+        UserError: if the file cannot be read.
     """
     try:
-        check_ordinary(file)
+        check_regular_file(file)
         with Image.open(file) as image:
             if image.mode in ("I", "F"):
-                raise ValueError("its pixels have 32 bits a channel: save it with 8 or 16")
+                raise ValueError("its pixels have 32 bits per channel: save it with 8 or 16")
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # of which Pillow would cut off all that is above 255
+            if image.mode.startswith("I;16"):  # Pillow would clip the values at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return pil_to_tensor(ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
-    except Exception as error:  # Pillow's readers and their libraries raise whatever a damaged file leads them to
+    except Exception as error:  # for damaged files, Pillow's decoders raise exceptions of any type
         reason = clean(str(error) or type(error).__name__)
         raise UserError(
-            f"cannot read {clean(str(file))} as a picture ({reason}); any format that Pillow knows will do"
+            f"cannot read {clean(str(file))} as an image ({reason}); use a format that Pillow supports"
         ) from error
 
 
-def table(files: Sequence[Path], trained: TrainedNet, top: int, failed: Callable[[UserError], None]) -> Iterator[str]:
-    """The `top` most probable classes of each file, most probable first, line by line as pictures are classified.
+def table(files: Sequence[Path], trained: TrainedModel, top: int, failed: Callable[[UserError], None]) -> Iterator[str]:
+    """Yield the lines of a table with the `top` most probable classes of each file, as images are classified.
 
-    A picture that cannot be read has no line: `failed` is called with what is wrong, and the others go on.
+    An image that cannot be read has no line; `failed` is called with the error instead.
     """
     names, classes = [clean(str(file)) for file in files], trained.classes
-    head = ("picture", "class", "probability")
+    head = ("image", "class", "probability")
     widths = (max(map(len, [*names, head[0]])), max(map(len, [*classes, head[1]])), len(head[2]))
     yield text_row(head, "<<>", widths)
-    for first in range(0, len(files), AT_ONCE):
-        pictures = []
-        for name, file in zip(names[first:], files[first : first + AT_ONCE], strict=False):
+    for first in range(0, len(files), BATCH_SIZE):
+        images = []
+        for name, file in zip(names[first:], files[first : first + BATCH_SIZE], strict=False):
             try:
-                pictures.append((name, read_image(file)))
+                images.append((name, read_image(file)))
             except UserError as error:
                 failed(error)
-        if not pictures:
+        if not images:
             continue
-        chances = trained.probabilities(torch.stack([pixels for _, pixels in pictures]))
-        for (name, _), row in zip(pictures, chances, strict=True):
+        probabilities = trained.probabilities(torch.stack([pixels for _, pixels in images]))
+        for (name, _), row in zip(images, probabilities, strict=True):
             values, labels = row.topk(min(top, len(classes)))
             for value, label in zip(values.tolist(), labels.tolist(), strict=True):
                 yield text_row((name, classes[label], f"{value:.2%}"), "<<>", widths)
@@ -76,31 +76,31 @@ def table(files: Sequence[Path], trained: TrainedNet, top: int, failed: Callable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m cifarbn.predict", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run, under multirun_outputs/")
-    parser.add_argument("pictures", type=Path, nargs="+", help="picture files of any format and size")
-    parser.add_argument("--top", type=int, default=3, help="how many classes to show for each (default 3)")
+    parser.add_argument("images", type=Path, nargs="+", help="image files of any format and size")
+    parser.add_argument("--top", type=int, default=3, help="number of classes to print per image (default 3)")
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="build the run's model from this package of your own as well; may be given several times",
+        help="allow classes of your own package in the run's model; can be repeated",
     )
-    options = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     with friendly_errors():
-        if options.top < 1:
-            raise UserError(f"--top must be at least 1, not {options.top}")
-        trained = load_run(options.run, check_prefixes(options.trust))
-        print(f"pictures scaled and cropped at the centre to {IMAGE_SIZE}x{IMAGE_SIZE} pixels, RGB")
+        if args.top < 1:
+            raise UserError(f"--top must be at least 1, not {args.top}")
+        trained = load_run(args.run, check_prefixes(args.trust))
+        print(f"images are scaled and cropped at the centre to {IMAGE_SIZE}x{IMAGE_SIZE} pixels, RGB")
         failures: list[UserError] = []
 
         def failed(error: UserError) -> None:
             failures.append(error)
             print(f"error: {error}", file=sys.stderr)
 
-        for line in table(options.pictures, trained, options.top, failed):
+        for line in table(args.images, trained, args.top, failed):
             print(line)
         if failures:
             sys.exit(1)

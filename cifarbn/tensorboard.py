@@ -1,7 +1,7 @@
 """TensorBoard with short run names: `python -m cifarbn.tensorboard multirun_outputs/train`.
 
-TensorBoard names a run by its folder, which begins with whatever comes first in the alphabet. Here a name is what sets
-the run apart from the others. The names are links in a temporary folder, and runs that begin meanwhile get theirs.
+TensorBoard shows the names of run folders, which list all overrides of a run. Here, a name consists of the overrides in
+which the runs differ. The names are links in a temporary folder, which is updated while new runs start.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from cifarbn.runs.folder import find_runs
 from cifarbn.runs.identity import folder_name
 from cifarbn.runs.result_file import read_result
 
-SECONDS_BETWEEN_LOOKS = 10
+SECONDS_BETWEEN_UPDATES = 10
 
 
 def run_names(overrides: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
-    """The name of each run folder: the overrides that not all runs beside it have, and its sweep if there are several.
+    """Return a name for each run folder: the overrides that differ within its sweep, and the sweep if several.
 
     Runs with `data=shapes optim.lr=1e-3` and `data=shapes optim.lr=2e-3` are called `optim.lr=1e-3`, `optim.lr=2e-3`.
     """
@@ -46,40 +46,40 @@ def run_names(overrides: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
 
 
 def link_runs(roots: Sequence[Path], links: Path) -> None:
-    """Make `links` hold a link for each run under the roots, by its name, and nothing else."""
+    """Update the folder `links` so that it holds one link per run under the roots, named after the run."""
     overrides = {}
     for folder in (folder for root in roots for folder in find_runs(root)):
         try:
             overrides[folder] = (read_result(folder) or {}).get("overrides", [])
-        except UserError:  # a run that cannot be read has a name all the same
+        except UserError:  # the run gets the name of its folder
             overrides[folder] = []
     wanted = {name: str(folder.absolute()) for folder, name in run_names(overrides).items()}
-    there = {link.name: os.readlink(link) for link in links.iterdir()}
-    for name in there.keys() - wanted.keys():
+    existing = {link.name: os.readlink(link) for link in links.iterdir()}
+    for name in existing.keys() - wanted.keys():
         (links / name).unlink()
-    for name in wanted.keys() - there.keys():
+    for name in wanted.keys() - existing.keys():
         (links / name).symlink_to(wanted[name])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m cifarbn.tensorboard", description="TensorBoard with short run names.", allow_abbrev=False
     )
     parser.add_argument("folders", type=Path, nargs="+", help="folders of runs, such as multirun_outputs/train")
-    options, rest = parser.parse_known_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
     with friendly_errors(), tempfile.TemporaryDirectory(prefix="cifarbn-tensorboard-") as links:
-        for folder in options.folders:
+        for folder in args.folders:
             if not folder.is_dir():
-                raise UserError(f"{folder} is not a folder; name one that holds runs, such as multirun_outputs/train")
+                raise UserError(f"{folder} is not a folder; use one that contains runs, such as multirun_outputs/train")
         stopped = threading.Event()
 
-        def keep_up() -> None:
-            while not stopped.wait(SECONDS_BETWEEN_LOOKS):
-                link_runs(options.folders, Path(links))
+        def keep_updated() -> None:
+            while not stopped.wait(SECONDS_BETWEEN_UPDATES):
+                link_runs(args.folders, Path(links))
 
-        link_runs(options.folders, Path(links))
-        threading.Thread(target=keep_up, daemon=True).start()
+        link_runs(args.folders, Path(links))
+        threading.Thread(target=keep_updated, daemon=True).start()
         server = program.TensorBoard()
         server.configure(argv=["tensorboard", "--logdir", links, *rest])
         try:

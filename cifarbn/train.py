@@ -26,7 +26,7 @@ from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
 from cifarbn.runs.schema import Result
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
-from cifarbn.training.callbacks.resume_checkpoint import signals_kept
+from cifarbn.training.callbacks.resume_checkpoint import restore_signal_handlers
 from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog, hparams
 from cifarbn.training.classifier import Classifier
@@ -36,7 +36,7 @@ from cifarbn.training.trainer import (
     check_options,
     devices_here,
     make_trainer,
-    plain_misconfiguration,
+    misconfiguration_errors,
     starts_processes,
 )
 
@@ -44,59 +44,74 @@ rank_zero_print = rank_zero_only(print)
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
-    """Train, then test once; all that comes of it is in `folder`, the run folder. Returns its `result.json`."""
+    """Train, test once at the end, and write everything into the run folder.
+
+    Args:
+        cfg: the composed config.
+        folder: the run folder.
+        overrides: overrides of the command line.
+
+    Returns:
+        The content of `result.json`.
+    """
     if not starts_processes(cfg.trainer):
-        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a task of SLURM's is not a process of this run's
-    gc.collect()  # the run before, in a sweep: a trainer and its parts refer to each other
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a SLURM task is not a DDP process of this run
+    gc.collect()  # in a sweep, free the previous run: a trainer and its parts form reference cycles
     config = resolved(cfg)
-    how = {"resume": cfg.resume, "retry": cfg.retry, "on_code_change": cfg.on_code_change}
+    policy = {"resume": cfg.resume, "retry": cfg.retry, "on_code_change": cfg.on_code_change}
     source = Path(to_absolute_path(os.path.expanduser(str(cfg.resume_from)))) if cfg.resume_from else None
-    run = Run.open(folder, config, overrides, sources(config), **how, resume_from=source)
+    run = Run.open(folder, config, overrides, sources(config), **policy, resume_from=source)
     if run.finished:
-        rank_zero_print(f"{run}\nnothing to do; resume=false starts this run afresh")
+        rank_zero_print(f"{run}\nnothing to do; use resume=false to start from scratch")
         return run.result
 
-    with run.recorded(), signals_kept(), threads_kept(), TensorBoardLog(folder, purge_step=run.steps or None) as logger:
+    with (
+        run.track_status(),
+        restore_signal_handlers(),
+        threads_kept(),
+        TensorBoardLog(folder, purge_step=run.steps or None) as logger,
+    ):
         pl.seed_everything(cfg.seed, verbose=False)
         options = check_options(cfg.trainer)
         check_eval_batch_size(cfg.data, options.pop("eval_batch_size"), overrides)
-        chosen = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
-        hardware = Hardware.choose(**{key: options.pop(key) for key in chosen}, processes=devices_here(cfg.trainer))
+        keys = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
+        hardware = Hardware.choose(**{key: options.pop(key) for key in keys}, processes=devices_here(cfg.trainer))
         with instantiation_errors("data"):
             data = check_data(instantiate(cfg.data))
         with instantiation_errors("model"):
-            net = accelerate(instantiate(config["model"]), hardware)
+            model = accelerate(instantiate(config["model"]), hardware)
         with instantiation_errors("loss, optim or schedule"):
             loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
-            fast = hardware.compile, hardware.cuda_graphs
-            classifier = Classifier(net, loss, optimizer, schedule, num_classes(data), cfg.tta, *fast)
+            fast_step = hardware.compile, hardware.cuda_graphs
+            classifier = Classifier(model, loss, optimizer, schedule, num_classes(data), cfg.tta, *fast_step)
         with instantiation_errors("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
         minutes, bar = cfg.checkpoint_minutes, options["enable_progress_bar"]
         callbacks = StandardCallbacks(folder, recorders, minutes, threads=hardware.threads, progress_bar=bar)
-        timing, history = callbacks.timing, callbacks.history
+        timing, metrics_logger = callbacks.timing, callbacks.metrics_logger
         options |= {"callbacks": callbacks.in_order, "logger": logger}
-        # Lightning looks for checkpoints of a cluster in the root folder, by default the working folder of all runs.
+        # Lightning looks for its own cluster checkpoints in the root folder, which defaults to the working folder.
         trainer = make_trainer(hardware, default_root_dir=folder, **options)
         rank_zero_print(f"{folder}\n{hardware}")
         run.started(**hardware.facts(), devices=trainer.world_size)
-        level = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
-        run.update(parameters=sum(p.numel() for p in net.parameters()), constant_prediction_loss=level)
+        constant_loss = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        run.update(parameters=parameters, constant_prediction_loss=constant_loss)
 
         try:
-            with plain_misconfiguration():
+            with misconfiguration_errors():
                 trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
-        finally:  # a diverged run is a result, an interrupted one will be continued
+        finally:  # also for runs that diverged or were interrupted
             if trainer.global_step > run.steps:
                 run.computed(**classifier.step.facts)
             run.update(steps=trainer.global_step, images_per_second=timing.images_per_second)
-            run.update(metrics=history.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
+            run.update(metrics=metrics_logger.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
             run.update(thread_changes=callbacks.thread_changes)
-        with plain_misconfiguration():
+        with misconfiguration_errors():
             trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        run.update(metrics=history.epoch_metrics | tested, seconds=dict(timing.seconds))
+        run.update(metrics=metrics_logger.epoch_metrics | tested, seconds=dict(timing.seconds))
         logger.log_hyperparams(hparams(overrides, config), run.result["metrics"], step=trainer.global_step)
         if classifier.confusion is not None:
             run.update(confusion=classifier.confusion.tolist())
@@ -111,9 +126,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    """One run; returns its validation accuracy, which a sweeper that searches asks for."""
+    """Train one run, and return its validation accuracy for sweepers that optimize it."""
     hydra_config = HydraConfig.get()
-    # In a sweep, `cifarbn.cli.sweep` hears of errors.
+    # In a sweep, `cifarbn.cli.sweep` handles the errors.
     with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else friendly_errors():
         settle_data_root(cfg)
         if hydra_config.mode is RunMode.MULTIRUN:
@@ -123,7 +138,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run_cli(_hydra_main)
 
 

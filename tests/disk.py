@@ -1,4 +1,4 @@
-"""What a power cut leaves of a folder: `watched` notes it whenever files are forced to the disk or renamed."""
+"""Simulated power failures: `watched` notes the content of a disk whenever files are synced or renamed."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Disk:
-    """What the disk is sure to hold of everything below `root`.
+    """The files below `root` that are certain to be on the disk.
 
     A file's content is sure as of its last fsync, a folder's entries as of the folder's. Each cut is a dict of the
     files' contents by path: `sure`, the least; `renamed`, all entries as they are but contents as of their fsync (ext4
@@ -83,7 +83,7 @@ def watched(root: Path, monkeypatch):
 
 
 def restore(cut: dict[str, bytes], root: Path) -> None:
-    """Make the folder that the cut left."""
+    """Create the folder as the power failure left it."""
     for name, content in cut.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)

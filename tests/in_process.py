@@ -1,4 +1,4 @@
-"""Whole runs in this process, tiny ones: `cifarbn.train.train` without the start of another Python."""
+"""Tiny complete runs in this process: `cifarbn.train.train` without starting another Python."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ STEPS = 2 * STEPS_PER_EPOCH
 
 
 def make_run(folder, *overrides):
-    """Make the run, or continue it; returns its result."""
+    """Train the run, or continue it; returns its result."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=[*OVERRIDES, *overrides])
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Whatever happens to a run's files, the same command ends with the undisturbed run's weights, or says why not."""
+"""After any damage to a run's files, the same command ends with an undisturbed run's weights, or with one error."""
 
 import hashlib
 import os
@@ -14,9 +14,10 @@ from disk import restore, watched
 from in_process import STEPS, assert_same_run, checkpoint, make_run, result
 
 from cifarbn.errors import UserError
-from cifarbn.runs.checkpoints import CHECKSUMS, METRICS_STATE, forget_previous, newest_whole, verify, write_checkpoint
+from cifarbn.runs.checkpoints import CHECKSUMS, forget_previous, newest_intact, verify, write_checkpoint
 from cifarbn.runs.folder import remove_temporaries
 from cifarbn.runs.load import load_run
+from cifarbn.runs.old_names import METRICS_STATE
 
 RAW = "record.last_layer_gradients.raw=true"
 
@@ -41,7 +42,7 @@ def cut_off(cuts, tmp_path):
     for kind, cut in cuts[1]:
         if kind == "all" and "train/run/previous.ckpt" in cut:
             restore(cut, tmp_path)
-            if newest_whole(tmp_path / "train" / "run", repair=False).steps == 6:
+            if newest_intact(tmp_path / "train" / "run", repair=False).steps == 6:
                 return tmp_path / "train" / "run"
     raise AssertionError("no such moment")
 
@@ -53,11 +54,11 @@ def test_no_cut_loses_more_than_the_steps_since_the_checkpoint_before(cuts, tmp_
         restore(cut, root)
         folder = root / "train" / "run"
         if kind == "all":  # a killed program loses nothing that has its name
-            found = newest_whole(folder, repair=False)
+            found = newest_intact(folder, repair=False)
             saved = max(saved, found.steps if found else 0)
             assert not found or found.path.name == "last.ckpt" or not (folder / "last.ckpt").exists()
         else:
-            found = newest_whole(folder, repair=False)
+            found = newest_intact(folder, repair=False)
             assert (found.steps if found else 0) >= saved - 1, (number, kind)
     assert saved == STEPS
 
@@ -89,13 +90,13 @@ def truncate(file, length):
 def test_a_flipped_byte_and_a_lost_end_are_found_wherever_they_are(cut_off):
     file = cut_off / "last.ckpt"
     whole = file.read_bytes()
-    assert newest_whole(cut_off, repair=False).path == file
+    assert newest_intact(cut_off, repair=False).path == file
     places = [0, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 60)]
     for damaging in (damage, truncate):
         for place in places:
             file.write_bytes(whole)
             damaging(file, place)
-            found = newest_whole(cut_off, repair=False)
+            found = newest_intact(cut_off, repair=False)
             assert (found.path, found.steps) == (cut_off / "previous.ckpt", 5)
             assert found.notes == (
                 "last.ckpt is damaged (it does not have the checksum in checkpoints.sha256); it is kept as "
@@ -104,15 +105,15 @@ def test_a_flipped_byte_and_a_lost_end_are_found_wherever_they_are(cut_off):
 
 
 @pytest.mark.parametrize("damaging", [lambda f: damage(f, 200_000), lambda f: truncate(f, 0), lambda f: f.unlink()])
-def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(undisturbed, cut_off, damaging, capsys):
+def test_a_run_whose_last_checkpoint_is_damaged_continues_from_the_one_before(undisturbed, cut_off, damaging, capsys):
     damaging(cut_off / "last.ckpt")
     make_run(cut_off, RAW)
     assert_same_run(cut_off, undisturbed)
-    (said,) = result(cut_off)["recovery"]
-    assert said in capsys.readouterr().out and "continuing from previous.ckpt, step 5" in said
+    (output,) = result(cut_off)["recovery"]
+    assert output in capsys.readouterr().out and "continuing from previous.ckpt, step 5" in output
 
 
-def test_without_a_usable_checkpoint_the_run_starts_again_says_so_and_keeps_both(undisturbed, cut_off, capsys):
+def test_without_a_usable_checkpoint_the_run_starts_again_reports_it_and_keeps_both(undisturbed, cut_off, capsys):
     damage(cut_off / "last.ckpt", 1000)
     truncate(cut_off / "previous.ckpt", 1000)
     make_run(cut_off, RAW)
@@ -134,14 +135,14 @@ def test_only_the_rows_of_the_last_checkpoint_are_gone(cut_off):
     counted = [checkpoint(cut_off, name)["callbacks"][METRICS_STATE]["file"] for name in ("last.ckpt", "previous.ckpt")]
     assert counted[0]["bytes"] > counted[1]["bytes"] > 0
     (cut_off / "metrics.csv").write_bytes(content[: counted[1]["bytes"]])
-    found = newest_whole(cut_off)
+    found = newest_intact(cut_off)
     assert found.path.name == "previous.ckpt" and "metrics.csv has lost rows that last.ckpt counts on" in found.notes
 
 
 def test_a_folder_from_before_there_were_checksums_is_taken_without(undisturbed, cut_off):
     (cut_off / CHECKSUMS).unlink()
     (cut_off / "previous.ckpt").unlink()
-    assert newest_whole(cut_off, repair=False) == newest_whole(cut_off)
+    assert newest_intact(cut_off, repair=False) == newest_intact(cut_off)
     assert (cut_off / CHECKSUMS).exists(), "from now on it has one"
     make_run(cut_off, RAW)
     assert_same_run(cut_off, undisturbed)
@@ -186,7 +187,7 @@ def test_predict_refuses_a_checkpoint_with_one_flipped_byte(undisturbed, tmp_pat
 def test_a_whole_checkpoint_that_cannot_be_read_is_no_reason_to_start_again(tmp_path):
     write_checkpoint(tmp_path / "last.ckpt", {"no": "step"})
     with pytest.raises(UserError, match="is whole, but this version of torch cannot read it"):
-        newest_whole(tmp_path)
+        newest_intact(tmp_path)
     assert (tmp_path / "last.ckpt").exists()
 
 
@@ -212,7 +213,7 @@ def test_a_full_disk_keeps_its_error_the_old_checkpoints_and_no_temporary_file(t
         write_checkpoint(tmp_path / "last.ckpt", {"global_step": 2, "weights": torch.zeros(100_000)})
     assert caught.value.errno == 28 and caught.value.filename == str(tmp_path / "last.ckpt")
     assert sorted(file.name for file in tmp_path.iterdir()) == [CHECKSUMS, "last.ckpt", "previous.ckpt"]
-    assert newest_whole(tmp_path).steps == 1
+    assert newest_intact(tmp_path).steps == 1
 
 
 def test_the_checkpoint_before_the_last_counts_until_it_is_replaced(tmp_path, monkeypatch):
@@ -230,5 +231,5 @@ def test_the_checkpoint_before_the_last_counts_until_it_is_replaced(tmp_path, mo
         patched.setattr(os, "replace", cut)
         write_checkpoint(last, {"global_step": 3})
     damage(last, 100)
-    assert newest_whole(tmp_path).path == tmp_path / "previous.ckpt"
+    assert newest_intact(tmp_path).path == tmp_path / "previous.ckpt"
     assert torch.load(tmp_path / "previous.ckpt", weights_only=True)["global_step"] == 1

@@ -1,4 +1,4 @@
-"""What Classifier asks of a net that wants more than pictures."""
+"""The Classifier: the model's optional hooks, TTA, metrics, and layers with statistics per process."""
 
 import pytest
 import pytorch_lightning as pl
@@ -17,23 +17,23 @@ from cifarbn.training.trainer import make_trainer
 
 
 class Listening(nn.Module):
-    """A linear net that writes down what it is told."""
+    """A linear model that records the calls of its hooks."""
 
     def __init__(self):
         super().__init__()
         self.head = nn.Linear(3 * 32 * 32, 10)
         self.heard = []
 
-    def initialize_from(self, pictures):
-        self.heard.append(("pictures", pictures))
+    def initialize_from(self, images):
+        self.heard.append(("images", images))
 
     def start_epoch(self, epoch):
         self.heard.append(("epoch", epoch))
 
-    def forward(self, pictures):
+    def forward(self, images):
         if self.training:
-            self.heard.append(("step", pictures))
-        return self.head(pictures.flatten(1))
+            self.heard.append(("step", images))
+        return self.head(images.flatten(1))
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def loader(make_images):
 
 
 def fit(loader, folder, epochs, checkpoint=None):
-    net = Listening()
-    classifier = Classifier(net, nn.CrossEntropyLoss(), lambda params: torch.optim.SGD(params, lr=0.01))
+    model = Listening()
+    classifier = Classifier(model, nn.CrossEntropyLoss(), lambda params: torch.optim.SGD(params, lr=0.01))
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -57,47 +57,47 @@ def fit(loader, folder, epochs, checkpoint=None):
     )
     trainer.fit(classifier, loader, ckpt_path=checkpoint, weights_only=True)
     trainer.save_checkpoint(folder / "last.ckpt")
-    return net.heard
+    return model.heard
 
 
 @pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*smaller than the logging", "ignore:.*but have no `val_data"
 )
-def test_the_net_sees_a_batch_before_its_first_step_and_hears_of_every_epoch_but_sees_none_on_a_resume(
+def test_the_model_sees_a_batch_before_its_first_step_and_hears_of_every_epoch_but_sees_none_on_a_resume(
     loader, tmp_path
 ):
     heard = fit(loader, tmp_path, epochs=2)
     whats = [what for what, _ in heard]
-    assert whats.count("pictures") == 1 and whats.count("step") == 4
-    assert whats.index("pictures") < whats.index("step")
-    (shown,) = (value for what, value in heard if what == "pictures")
+    assert whats.count("images") == 1 and whats.count("step") == 4
+    assert whats.index("images") < whats.index("step")
+    (shown,) = (value for what, value in heard if what == "images")
     first = next(value for what, value in heard if what == "step")
     assert torch.equal(shown, first), "the first batch, and showing it leaves the order as it is"
     assert [value for what, value in heard if what == "epoch"] == [0, 0, 1]
 
     resumed = fit(loader, tmp_path, epochs=3, checkpoint=tmp_path / "last.ckpt")
-    assert "pictures" not in [what for what, _ in resumed]
+    assert "images" not in [what for what, _ in resumed]
     assert {value for what, value in resumed if what == "epoch"} == {2}
 
 
 class Corner(nn.Module):
-    """Says the class of which the upper left pixel holds the index."""
+    """Predicts the class whose index is in the upper left pixel."""
 
     def __init__(self):
         super().__init__()
         self.head = nn.Linear(1, 10)
 
-    def forward(self, pictures):
-        return nn.functional.one_hot(pictures[:, 0, 0, 0].long(), 10).float()
+    def forward(self, images):
+        return nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).float()
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("views", ["plain", "flip"])
 def test_other_views_have_an_accuracy_of_their_own_beside_the_plain_one(views):
-    pictures = torch.zeros(4, 3, 32, 32)
-    pictures[:, 0, 0, 0] = torch.tensor([1.0, 2.0, 3.0, 9.0])
-    pictures[:, 0, 0, 31] = torch.tensor([1.0, 2.0, 3.0, 9.0])
-    pictures[3, 0, 0, 31] = 0.0  # seen from both sides: 9 and 0, a draw that argmax gives to 0
+    images = torch.zeros(4, 3, 32, 32)
+    images[:, 0, 0, 0] = torch.tensor([1.0, 2.0, 3.0, 9.0])
+    images[:, 0, 0, 31] = torch.tensor([1.0, 2.0, 3.0, 9.0])
+    images[3, 0, 0, 31] = 0.0  # seen from both sides: 9 and 0, a draw that argmax gives to 0
     labels = torch.tensor([1, 2, 4, 0])
     classifier = Classifier(Corner(), nn.CrossEntropyLoss(), lambda params: torch.optim.SGD(params, lr=0.01), tta=views)
     trainer = pl.Trainer(
@@ -108,7 +108,7 @@ def test_other_views_have_an_accuracy_of_their_own_beside_the_plain_one(views):
         enable_model_summary=False,
         inference_mode=False,
     )
-    trainer.test(classifier, DataLoader([(pictures, labels)], batch_size=None), verbose=False)
+    trainer.test(classifier, DataLoader([(images, labels)], batch_size=None), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert metrics["test/acc"] == 0.5
     assert metrics.get("test/acc_flip") == (0.75 if views == "flip" else None)
@@ -120,7 +120,7 @@ def sgd(parameters):
 
 
 def metrics(eval_batch_size, loss, precision="32-true"):
-    """All metrics of a net trained for one epoch, which the size of evaluation's batches must not change."""
+    """Return all metrics of a model trained for one epoch; they must not depend on the evaluation batch size."""
     torch.manual_seed(0)
     classifier = Classifier(VGG("A", width=2), loss, sgd, num_classes=10)
     trainer = make_trainer(
@@ -138,7 +138,7 @@ def metrics(eval_batch_size, loss, precision="32-true"):
     return found | {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def test_metrics_are_means_over_images_whatever_the_batch_size():
+def test_metrics_are_means_over_images_for_any_the_batch_size():
     whole = metrics(1000, nn.CrossEntropyLoss())
     assert {"val/loss", "val/acc", "test_curve/loss", "test_curve/acc", "test/loss", "test/acc"} <= set(whole)
     for size in (7, 13, 1):
@@ -170,7 +170,7 @@ class SeveralProcesses:
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.BatchNorm1d, lambda channels: LpNorm2d(channels, 2)])
-def test_statistics_of_one_process_are_refused_on_several_cpus(norm):
+def test_statistics_of_one_process_are_errors_on_several_cpus(norm):
     classifier = Classifier(nn.Sequential(nn.Linear(4, 4), norm(4)), nn.CrossEntropyLoss(), sgd)
     classifier._trainer = SeveralProcesses("cpu")
     with pytest.raises(UserError, match="Norm.d would compute its statistics in each process.*norm=group"):
@@ -190,18 +190,18 @@ def test_batch_norm_may_have_several_gpus_where_lightning_synchronises_it():
 
 
 @pytest.mark.parametrize(
-    ("net", "name"),
+    ("model", "name"),
     [
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5), nn.BatchNorm1d(5)), "1"),
         (nn.ModuleDict({"head": nn.Linear(3, 4), "aux": nn.Linear(3, 4)}), "head"),
         (nn.Linear(3, 4), ""),
     ],
 )
-def test_the_last_layer_is_head_or_else_the_last_linear_one(net, name):
-    assert Classifier(net, nn.CrossEntropyLoss(), sgd).last_layer == name
+def test_the_last_layer_is_head_or_else_the_last_linear_one(model, name):
+    assert Classifier(model, nn.CrossEntropyLoss(), sgd).last_layer == name
 
 
-def test_a_last_layer_that_is_frozen_is_refused():
-    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5).requires_grad_(False))
+def test_a_last_layer_that_is_frozen_is_an_error():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5).requires_grad_(False))
     with pytest.raises(UserError, match="last linear layer, 1, is not trained"):
-        _ = Classifier(net, nn.CrossEntropyLoss(), sgd).last_layer
+        _ = Classifier(model, nn.CrossEntropyLoss(), sgd).last_layer

@@ -16,12 +16,12 @@ CONFIG = {
 }
 
 
-def test_modules_are_those_that_compute_and_whatever_they_import():
+def test_modules_are_those_that_compute_and_for_any_they_import():
     found = set(sources(CONFIG))
     assert {"cifarbn.train", "cifarbn.training.classifier", "cifarbn.fast.hardware"} <= found
     assert {"cifarbn.models.vgg", "cifarbn.models.init", "cifarbn.data.loader"} <= found
     assert {"cifarbn.recorders.gradient_probe", "cifarbn.smoothness.directional_probe"} <= found
-    # Another net, a recorder that is off, what only shows or keeps, and packages, whose versions a result has.
+    # Not: another model, a recorder that is not used, modules that compute nothing, installed packages.
     assert (
         not {"cifarbn.models.resnet", "cifarbn.recorders.step_change", "cifarbn.runs.folder", "cifarbn.figures"} & found
     )
@@ -95,13 +95,13 @@ def user(tmp_path, monkeypatch):
             del sys.modules[name]
 
     def write(**texts):
-        """Keys are module names with __ for a dot; returns the hashes of a run of `net.Net`."""
+        """Keys are module names with __ for a dot; returns the hashes of a run of `mine.Model`."""
         for name, text in texts.items():
             file = tmp_path / f"{name.replace('__', '/')}.py".replace("/INIT", "/__init__")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         forget()
-        found = sources({"model": {"_target_": "net.Net"}})
+        found = sources({"model": {"_target_": "mine.Model"}})
         return {name: value for name, value in found.items() if not name.startswith("cifarbn.")}
 
     forget()
@@ -109,56 +109,59 @@ def user(tmp_path, monkeypatch):
     forget()
 
 
-NET = "class Net:\n    pass\n"
+MODEL = "class Model:\n    pass\n"
 
 
 @pytest.mark.parametrize(
     ("files", "counted"),
     [
-        ({"net": NET}, {"net"}),
+        ({"mine": MODEL}, {"mine"}),
         # Another top-level module, through any number of others.
-        ({"net": "import layers\n" + NET, "layers": "import sizes", "sizes": "width = 8"}, {"net", "layers", "sizes"}),
-        ({"net": "from layers import *\n" + NET, "layers": ""}, {"net", "layers"}),
-        # Where an import stands does not matter.
-        ({"net": NET + "    def f(self):\n        import layers", "layers": ""}, {"net", "layers"}),
-        ({"net": NET + "if False:\n    from layers import a", "layers": ""}, {"net", "layers"}),
         (
-            {"net": NET + "try:\n    import gone, layers\nexcept ImportError:\n    pass", "layers": ""},
-            {"net", "layers"},
+            {"mine": "import layers\n" + MODEL, "layers": "import sizes", "sizes": "width = 8"},
+            {"mine", "layers", "sizes"},
+        ),
+        ({"mine": "from layers import *\n" + MODEL, "layers": ""}, {"mine", "layers"}),
+        # Where an import stands does not matter.
+        ({"mine": MODEL + "    def f(self):\n        import layers", "layers": ""}, {"mine", "layers"}),
+        ({"mine": MODEL + "if False:\n    from layers import a", "layers": ""}, {"mine", "layers"}),
+        (
+            {"mine": MODEL + "try:\n    import gone, layers\nexcept ImportError:\n    pass", "layers": ""},
+            {"mine", "layers"},
         ),
         # A package: what its __init__ does counts, for it runs.
         (
-            {"net__INIT": "from net.core import Net", "net__core": NET, "net__other": ""},
-            {"net", "net.core"},
+            {"mine__INIT": "from mine.core import Model", "mine__core": MODEL, "mine__other": ""},
+            {"mine", "mine.core"},
         ),
         (
-            {"net": "import p.a\n" + NET, "p__INIT": "import setup_", "p__a": "", "setup_": ""},
-            {"net", "p", "p.a", "setup_"},
+            {"mine": "import p.a\n" + MODEL, "p__INIT": "import setup_", "p__a": "", "setup_": ""},
+            {"mine", "p", "p.a", "setup_"},
         ),
         # Relative imports, of one level and of two, of a module and of a name in it.
         (
-            {"net__INIT": "from .core import Net", "net__core": "from . import a\nfrom .b import c\n" + NET}
-            | {"net__a": "", "net__b__INIT": "from ..d import e\nc = 1", "net__d": "e = 1"},
-            {"net", "net.core", "net.a", "net.b", "net.d"},
+            {"mine__INIT": "from .core import Model", "mine__core": "from . import a\nfrom .b import c\n" + MODEL}
+            | {"mine__a": "", "mine__b__INIT": "from ..d import e\nc = 1", "mine__d": "e = 1"},
+            {"mine", "mine.core", "mine.a", "mine.b", "mine.d"},
         ),
         (
             {
-                "net__INIT": "from .core import *",
-                "net__core": "from .a.b import c\n" + NET,
-                "net__a__INIT": "",
-                "net__a__b": "c = 1",
+                "mine__INIT": "from .core import *",
+                "mine__core": "from .a.b import c\n" + MODEL,
+                "mine__a__INIT": "",
+                "mine__a__b": "c = 1",
             },
-            {"net", "net.core", "net.a", "net.a.b"},
+            {"mine", "mine.core", "mine.a", "mine.a.b"},
         ),
         # A package without an __init__.
         (
-            {"net": "import space.a\nfrom space import b\n" + NET, "space__a": "", "space__b": ""},
-            {"net", "space.a", "space.b"},
+            {"mine": "import space.a\nfrom space import b\n" + MODEL, "space__a": "", "space__b": ""},
+            {"mine", "space.a", "space.b"},
         ),
         # The name that the target has, and where it is defined.
-        ({"net": "from layers import Net", "layers": NET}, {"net", "layers"}),
+        ({"mine": "from layers import Model", "layers": MODEL}, {"mine", "layers"}),
         # Python's own and installed packages do not.
-        ({"net": "import json, torch.nn, yaml, hydra.utils\nfrom numpy import linalg\n" + NET}, {"net"}),
+        ({"mine": "import json, torch.nn, yaml, hydra.utils\nfrom numpy import linalg\n" + MODEL}, {"mine"}),
     ],
 )
 def test_every_module_of_the_user_s_counts(user, files, counted):
@@ -176,30 +179,35 @@ def test_an_installed_package_is_recognised_by_what_pip_writes_beside_it(user, t
     (target / "wheel_.dist-info").mkdir(parents=True)
     (target / "wheel_.py").write_text("")
     monkeypatch.syspath_prepend(target)
-    assert set(user(net="import wheel_\n" + NET)) == {"net"}
+    assert set(user(mine="import wheel_\n" + MODEL)) == {"mine"}
 
 
-def test_a_net_of_the_user_s_counts_what_it_takes_of_this_package(user):
-    user(net="from cifarbn.models import VGG as Net\n")
-    found = set(sources({"model": {"_target_": "net.Net"}}))
-    assert {"net", "cifarbn.models.vgg"} <= found and "cifarbn.models.resnet" not in found
-    user(net="from cifarbn import models\nNet = models.VGG\n")
-    assert {"cifarbn.models.vgg", "cifarbn.models.resnet"} <= set(sources({"model": {"_target_": "net.Net"}}))
+def test_a_model_of_the_user_s_counts_what_it_takes_of_this_package(user):
+    user(mine="from cifarbn.models import VGG as Model\n")
+    found = set(sources({"model": {"_target_": "mine.Model"}}))
+    assert {"mine", "cifarbn.models.vgg"} <= found and "cifarbn.models.resnet" not in found
+    user(mine="from cifarbn import models\nModel = models.VGG\n")
+    assert {"cifarbn.models.vgg", "cifarbn.models.resnet"} <= set(sources({"model": {"_target_": "mine.Model"}}))
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        {"model": {"_target_": "net.Net.small"}},
-        {"model": {"_target_": "net.Maker"}},
-        {"model": {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "net.Net"}]}},
-        {"model": {"_target_": "torch.nn.ReLU", "kind": {"_target_": "hydra.utils.get_class", "path": "net.Net"}}},
+        {"model": {"_target_": "mine.Model.small"}},
+        {"model": {"_target_": "mine.Maker"}},
+        {"model": {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "mine.Model"}]}},
+        {
+            "model": {
+                "_target_": "torch.nn.ReLU",
+                "kind": {"_target_": "hydra.utils.get_class", "path": "mine.Model"},
+            }
+        },
     ],
 )
 def test_a_target_may_be_anywhere_in_the_config_and_a_method_or_an_object(user, config):
     small = "    @classmethod\n    def small(cls):\n        return cls()\n"
-    user(net=f"import functools\n{NET}{small}Maker = functools.partial(Net)\n")
-    assert "net" in sources(config)
+    user(mine=f"import functools\n{MODEL}{small}Maker = functools.partial(Model)\n")
+    assert "mine" in sources(config)
 
 
 def test_a_target_that_does_not_exist_is_left_to_whoever_makes_it():

@@ -46,6 +46,6 @@ def test_rows_of_another_scale_have_no_gap_but_a_difference(tmp_path, rows):
 
 
 def test_a_refused_folder_does_not_count(tmp_path, rows):
-    refused = {"x=b,seed=0": "holds a run of another config"}
+    refused = {"x=b,seed=0": "holds a run of a different config"}
     _, b, _ = lines(comparison(rows, gather(tmp_path), "", comparable=True, refused=refused))
-    assert b["n"] == "0" and b["does not count"].startswith("1 refused: holds a run of another config")
+    assert b["n"] == "0" and b["does not count"].startswith("1 refused: holds a run of a different config")

@@ -50,7 +50,7 @@ def test_two_processes_end_with_the_weights_of_one(one, two):
 
 def test_two_processes_record_what_one_records(one, two):
     assert [row["step"] for row in one[1]] == [row["step"] for row in two[1]]
-    # The last batch of an epoch, 260 - 4 * 64 = 4 pictures, is shared too.
+    # The last batch of an epoch, 260 - 4 * 64 = 4 images, is shared too.
     for a, b in zip(one[1], two[1], strict=True):
         for column in ("step/loss", "step/acc", "step/grad_norm"):
             assert float(b[column]) == pytest.approx(float(a[column]), rel=1e-3, abs=1e-4)
@@ -62,7 +62,7 @@ def test_only_one_process_speaks(two):
     assert two[3].count("done: ") == 1
 
 
-def test_a_layer_that_several_processes_cannot_share_is_refused(tmp_path):
+def test_a_layer_that_several_processes_cannot_share_is_an_error(tmp_path):
     refused = start(tmp_path, "trainer=ddp", "trainer.devices=2", "model=vgg_a_bn", "norm=noisy_batch")
     assert refused.returncode == 1
     assert "error: NoisyBatchNorm2d would compute its statistics in each process" in refused.stderr

@@ -5,8 +5,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cifarbn.cli.composition import CONF
-from cifarbn.runs.identity import KEYS, Role, Tag, completed, keys_of_role, keys_with, role_of, without_seed
-from cifarbn.runs.old_names import modern_override
+from cifarbn.runs.identity import KEYS, Role, Tag, keys_of_role, keys_with, role_of, without_seed
+from cifarbn.runs.old_names import modern_config, modern_override
 
 
 def test_every_key_of_the_table_is_a_key_of_the_config():
@@ -68,4 +68,4 @@ def test_old_spellings_of_overrides_are_accepted(old, new):
 def test_old_configs_get_todays_keys_and_values():
     old = {"test_views": "plain", "changed_code": "refuse", "model": {"letter": "A", "identity": True}, "name": "plain"}
     new = {"tta": "none", "on_code_change": "error", "model": {"variant": "A", "dirac_init": True}, "name": "plain"}
-    assert completed(old) == completed(new) == new
+    assert modern_config(old) == modern_config(new) == new

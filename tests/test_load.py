@@ -1,4 +1,4 @@
-"""A run folder from elsewhere is data: what its config names is built from an allow-list, or nothing is."""
+"""An untrusted run folder is data: only classes on an allow-list are imported or instantiated."""
 
 import itertools
 import json
@@ -22,8 +22,8 @@ from cifarbn.report import Options, gather
 from cifarbn.report.__main__ import main as report
 from cifarbn.report.structure import structures
 from cifarbn.report.trained_model import look_inside
-from cifarbn.runs.identity import RENAMED
-from cifarbn.runs.load import TrainedNet, build, build_net, check_prefixes, checked
+from cifarbn.runs.load import TrainedModel, build, build_model, check_prefixes, checked
+from cifarbn.runs.old_names import TARGETS
 
 CANARY = "canary"
 MODELS = [name for name in options("model") if not name.startswith("dln")]
@@ -56,8 +56,8 @@ ATTACKS = {
     "function of ours": {"_target_": "cifarbn.data.draw_shapes", "n": 1, "seed": 0},
     "loader of ours": {"_target_": "cifarbn.data.InMemoryLoader"},
     "another package of ours": {"_target_": "cifarbn.runs.result_file.write_result", "folder": ".", "result": {}},
-    "longer name": {"_target_": "cifarbn.models_of_mine.Net"},
-    "not imported": {"_target_": "evil_module.Net"},
+    "longer name": {"_target_": "cifarbn.models_of_mine.Model"},
+    "not imported": {"_target_": "evil_module.Model"},
     "no string": {"_target_": ["os", "mkdir"], "path": CANARY},
     "relative": {"_target_": "..os.mkdir", "path": CANARY},
     "interpolation": {"_target_": "torch.nn.Linear", "in_features": "${oc.env:HOME}", "out_features": 1},
@@ -88,7 +88,7 @@ def here(tmp_path, monkeypatch):
             return open, (str(tmp_path / CANARY), "w")
 
     (tmp_path / "pickle").write_bytes(pickle.dumps(Bomb()))
-    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / CANARY)!r}, 'w')\nclass Net: pass\n")
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / CANARY)!r}, 'w')\nclass Model: pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for module in ("torchvision.models.resnet", "torchvision._internally_replaced_utils"):
@@ -106,7 +106,7 @@ def test_nothing_hostile_is_imported_or_built(here, attack, place):
     with pytest.raises(UserError) as refused:
         build(config)
     with pytest.raises(UserError):
-        build_net({"model": config})
+        build_model({"model": config})
     assert not (here / CANARY).exists() and "evil_module" not in sys.modules
     assert "\n" not in str(refused.value)
     if place == "model" and "--trust" in str(refused.value) and isinstance(target := ATTACKS[attack]["_target_"], str):
@@ -132,13 +132,9 @@ def test_hostile_run_folders_execute_nothing(here, attack):
     assert "Not drawn" in structures(sweep, Options()).points[0]
     honest = {**config, "model": RESULT["config"]["model"]}
     (run / "result.json").write_text(json.dumps(RESULT | {"config": honest}))
-    torch.save({"state_dict": {f"net.{k}": v for k, v in build_net(honest).state_dict().items()}}, run / "last.ckpt")
+    torch.save({"state_dict": {f"net.{k}": v for k, v in build_model(honest).state_dict().items()}}, run / "last.ckpt")
     (inside,) = look_inside(gather(here / "sweep"), Options())
-    assert (
-        inside.trained is not None
-        and inside.test is None
-        and "cannot read the run's pictures" in inside.exclusion_reason
-    )
+    assert inside.trained is not None and inside.test is None and "cannot read the run's" in inside.exclusion_reason
     assert not (here / CANARY).exists() and "evil_module" not in sys.modules
 
 
@@ -156,8 +152,8 @@ def test_a_refusal_is_one_message_that_names_the_target_and_the_remedy(here, cap
     config = {**RESULT["config"], "model": ATTACKS["open"], "data": {"_target_": "cifarbn.data.Shapes"}}
     (run / "result.json").write_text(json.dumps(RESULT | {"config": config}))
     report([str(here / "sweep")])
-    said = capsys.readouterr().out
-    assert "builtins.open" in said and "--trust PACKAGE" in said
+    output = capsys.readouterr().out
+    assert "builtins.open" in output and "--trust PACKAGE" in output
     page = (here / "sweep" / "report" / "index.html").read_text()
     assert "1 run in 1 group." in page and "builtins.open" in page
     assert not (here / CANARY).exists()
@@ -169,7 +165,7 @@ def resolved(path, **root):
 
 
 def test_every_network_with_every_norm_and_activation_is_allowed():
-    """All of conf/, as result.json holds it; names are looked up, and the nets themselves are built elsewhere."""
+    """All of conf/, as result.json holds it; names are only looked up; another test builds the models."""
     norms = [resolved(CONF / "norm" / f"{name}.yaml") for name in options("norm")]
     activations = [resolved(CONF / "activation" / f"{name}.yaml") for name in options("activation")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -188,10 +184,10 @@ def test_every_network_is_built_again_and_classifies(number):
     """Each with another norm and activation, narrow."""
     norm, activation = (options(group)[number % len(options(group))] for group in ("norm", "activation"))
     narrow = "model.widths=[4,4,4]" if MODELS[number] == "speednet" else "model.width=2"
-    said = [f"model={MODELS[number]}", f"norm={norm}", f"activation={activation}", narrow]
+    output = [f"model={MODELS[number]}", f"norm={norm}", f"activation={activation}", narrow]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        model = OmegaConf.to_container(compose("train", said).model, resolve=True)
-    trained = TrainedNet(build_net({"model": model}).eval(), (0.5,) * 3, (0.5,) * 3, ())
+        model = OmegaConf.to_container(compose("train", output).model, resolve=True)
+    trained = TrainedModel(build_model({"model": model}).eval(), (0.5,) * 3, (0.5,) * 3, ())
     assert trained.probabilities(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 10)
 
 
@@ -209,15 +205,15 @@ def test_every_data_set_is_allowed():
 @pytest.mark.parametrize("norm", ["torch.nn.BatchNorm2d", "cifarbn.models.BatchNorm2d"])
 def test_what_is_built_is_what_the_config_says(norm):
     model = {**RESULT["config"]["model"], "norm": {"_target_": norm, "_partial_": True}, "stem": "imagenet"}
-    net = build_net({"model": model})
-    assert isinstance(net, ResNet) and net.head.out_features == 3
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 20
+    model = build_model({"model": model})
+    assert isinstance(model, ResNet) and model.head.out_features == 3
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 20
 
 
-@pytest.mark.parametrize("old", RENAMED)
+@pytest.mark.parametrize("old", TARGETS)
 def test_an_old_name_of_a_layer_is_built_as_today_s(old):
-    assert checked({"_target_": old, "_partial_": True}) == {"_target_": RENAMED[old], "_partial_": True}
-    layer, today = build({"_target_": old, "_partial_": True}), build({"_target_": RENAMED[old], "_partial_": True})
+    assert checked({"_target_": old, "_partial_": True}) == {"_target_": TARGETS[old], "_partial_": True}
+    layer, today = build({"_target_": old, "_partial_": True}), build({"_target_": TARGETS[old], "_partial_": True})
     assert layer.func is today.func
 
 
@@ -231,9 +227,9 @@ def test_the_networks_of_committed_runs_are_built(record):
     assert different
     for config in different.values():
         with torch.device("meta"):
-            net = build_net({"model": config})
+            model = build_model({"model": config})
         norm = config["norm"]["_target_"]
-        assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == norm.endswith(".BatchNorm2d")
+        assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == norm.endswith(".BatchNorm2d")
 
 
 def test_some_committed_run_has_an_old_name():
@@ -243,8 +239,8 @@ def test_some_committed_run_has_an_old_name():
 def test_a_network_of_torchvision_s_is_built_without_its_weights(here):
     """Its builders would download them; what counts is the run's checkpoint."""
     model = {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT", "num_classes": 3}
-    assert build_net({"model": model}).fc.out_features == 3
-    assert build_net({"model": model | {"pretrained": True}}).fc.out_features == 3
+    assert build_model({"model": model}).fc.out_features == 3
+    assert build_model({"model": model | {"pretrained": True}}).fc.out_features == 3
     backbone = checked({"_target_": "torchvision.models.segmentation.fcn_resnet50"})
     assert backbone["weights_backbone"] is None and backbone["weights"] is None
     assert build({"_target_": "torchvision.models.resnet.BasicBlock", "inplanes": 4, "planes": 4}).stride == 1
@@ -252,12 +248,12 @@ def test_a_network_of_torchvision_s_is_built_without_its_weights(here):
     assert not (here / CANARY).exists()
 
 
-NETS = """
+PARTS = """
 import os
 from pathlib import Path
 from torch import nn
 
-class Net(nn.Module):
+class Model(nn.Module):
     def __init__(self, width, norm):
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, width, 3), norm(width), nn.Linear(width, 3)
@@ -276,13 +272,13 @@ def make():
 
 @pytest.fixture
 def own(here):
-    """A user's own package, imported by nothing yet, and a finished run of its net."""
+    """A user's own package, imported by nothing yet, and a finished run of its model."""
     package = here / "own_package_for_trust"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "nets.py").write_text(NETS)
+    (package / "parts.py").write_text(PARTS)
     norm = {"_target_": "torch.nn.BatchNorm2d", "_partial_": True}
-    config = {"model": {"_target_": "own_package_for_trust.nets.Net", "width": 2, "norm": norm}}
+    config = {"model": {"_target_": "own_package_for_trust.parts.Model", "width": 2, "norm": norm}}
     run = here / "run"
     run.mkdir()
     (run / "result.json").write_text(json.dumps(RESULT | {"config": config}))
@@ -291,14 +287,14 @@ def own(here):
         del sys.modules[name]
 
 
-def test_a_user_s_own_network_opens_with_trust_alone(own, red_picture, capsys):
-    with pytest.raises(SystemExit, match=r"own_package_for_trust.nets.Net.*--trust"):
-        predict([str(own), str(red_picture)])
+def test_a_user_s_own_network_opens_with_trust_alone(own, red_image, capsys):
+    with pytest.raises(SystemExit, match=r"own_package_for_trust.parts.Model.*--trust"):
+        predict([str(own), str(red_image)])
     assert "own_package_for_trust" not in sys.modules
     config = json.loads((own / "result.json").read_text())["config"]
-    net = build_net(config, ["own_package_for_trust"])
-    torch.save({"state_dict": {f"net.{key}": value for key, value in net.state_dict().items()}}, own / "last.ckpt")
-    predict([str(own), str(red_picture), "--trust", "own_package_for_trust.nets"])
+    model = build_model(config, ["own_package_for_trust"])
+    torch.save({"state_dict": {f"net.{key}": value for key, value in model.state_dict().items()}}, own / "last.ckpt")
+    predict([str(own), str(red_image), "--trust", "own_package_for_trust.parts"])
     assert "circle" in capsys.readouterr().out
     (inside,) = look_inside(gather(own), Options(trust=("own_package_for_trust",)))
     assert inside.trained is not None
@@ -310,15 +306,15 @@ def test_a_user_s_own_network_opens_with_trust_alone(own, red_picture, capsys):
     "target",
     [
         *(
-            "nets.make",
-            "nets.Tool",
-            "nets.os.mkdir",
-            "nets.Path.touch",
-            "nets.Path",
-            "nets.nn.Linear",
-            "nets.Net.forward",
+            "parts.make",
+            "parts.Tool",
+            "parts.os.mkdir",
+            "parts.Path.touch",
+            "parts.Path",
+            "parts.nn.Linear",
+            "parts.Model.forward",
         ),
-        *("nets.Gone", "gone.Net"),
+        *("parts.Gone", "gone.Model"),
     ],
 )
 def test_trust_is_for_networks_that_the_package_defines(own, target):
@@ -328,9 +324,9 @@ def test_trust_is_for_networks_that_the_package_defines(own, target):
 
 
 def test_trust_of_one_package_is_none_of_another(own):
-    for trust in (["own_package"], ["own_package_for_trust.net"], ["own_package_for_trust.nets.Net"]):
+    for trust in (["own_package"], ["own_package_for_trust.net"], ["own_package_for_trust.parts.Model"]):
         with pytest.raises(UserError, match="--trust"):
-            build({"_target_": "own_package_for_trust.nets.Net"}, trust)
+            build({"_target_": "own_package_for_trust.parts.Model"}, trust)
     assert "own_package_for_trust" not in sys.modules
 
 
@@ -341,7 +337,7 @@ def test_trust_takes_a_package_s_name(prefix):
 
 
 @pytest.fixture
-def red_picture(tmp_path):
+def red_image(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")

@@ -1,4 +1,4 @@
-"""Locks: held by one process at a time, and done without where the file system has none."""
+"""Locks are held by one process at a time; a file system without locks causes a warning only."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ def test_one_holds_it_until_it_is_released_or_forgotten(tmp_path):
     file = tmp_path / ".locks" / "run.lock"
     assert not is_held(file)
     lock = Lock(file)
-    assert lock.works and lock.stands and is_held(file)
+    assert lock.works and lock.in_place and is_held(file)
     with pytest.raises(Held):
         Lock(file)
     lock.release()
@@ -45,8 +45,8 @@ def test_a_file_system_without_locks_is_said_once_and_done_without(tmp_path, mon
     monkeypatch.setattr(fcntl, "flock", flock)
     first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
     assert not first.works and not second.works and not is_held(tmp_path / "lock")
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"has no locks ({os.strerror(number)}); going on without" in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and f"does not support locks ({os.strerror(number)})" in output
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
@@ -70,9 +70,9 @@ def test_a_folder_is_told_from_another_of_its_name(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     held = OpenFolder(folder)
-    assert held.stands
+    assert held.in_place
     folder.rename(tmp_path / "moved")
-    assert not held.stands
+    assert not held.in_place
     folder.mkdir()
-    assert not held.stands
+    assert not held.in_place
     held.close()

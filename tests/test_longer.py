@@ -1,4 +1,4 @@
-"""Training longer, with resume_from: a run begins where another, of fewer epochs, ended."""
+"""Training longer with resume_from: a run continues another one that has fewer epochs."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ SMALL += ["trainer.enable_progress_bar=false"]
 STEP = ["schedule=step", "schedule.milestones=[1]"]
 
 
-def made(folder: Path, *overrides: str, schedule=STEP):
+def train_run(folder: Path, *overrides: str, schedule=STEP):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*SMALL, *schedule, *overrides])
     return train(cfg, folder, [*SMALL, *schedule, *overrides])
@@ -34,7 +34,7 @@ def made(folder: Path, *overrides: str, schedule=STEP):
 def short(tmp_path_factory) -> Path:
     """A finished run of one epoch."""
     folder = tmp_path_factory.mktemp("short") / "run"
-    assert made(folder, "epochs=1")["status"] == "done"
+    assert train_run(folder, "epochs=1")["status"] == "done"
     return folder
 
 
@@ -42,7 +42,7 @@ def short(tmp_path_factory) -> Path:
 def long(tmp_path_factory) -> Path:
     """A finished run of two epochs."""
     folder = tmp_path_factory.mktemp("long") / "run"
-    made(folder, "epochs=2")
+    train_run(folder, "epochs=2")
     return folder
 
 
@@ -62,7 +62,7 @@ def assert_equal_runs(one, other):
 
 def test_a_run_that_begins_where_a_finished_one_ended_is_the_undisturbed_one(short, long, tmp_path):
     before = content(short)
-    result = made(tmp_path / "run", "epochs=2", f"resume_from={short}")
+    result = train_run(tmp_path / "run", "epochs=2", f"resume_from={short}")
     assert_equal_runs(tmp_path / "run", long)
     assert content(short) == before
     assert result["resumed_from"] == "run" and [start["step"] for start in result["starts"]] == [0, 5]
@@ -70,14 +70,14 @@ def test_a_run_that_begins_where_a_finished_one_ended_is_the_undisturbed_one(sho
     assert len(list((tmp_path / "run").glob("events*"))) >= 2, "the curves of the first epoch too"
 
 
-def test_raw_gradients_go_on_too(tmp_path):
+def test_raw_gradients_continue_too(tmp_path):
     raw = "record.last_layer_gradients.raw=true"
-    made(tmp_path / "short", "epochs=1", raw)
-    made(tmp_path / "long", "epochs=2", raw)
-    made(tmp_path / "run", "epochs=2", raw, f"resume_from={tmp_path / 'short'}")
+    train_run(tmp_path / "short", "epochs=1", raw)
+    train_run(tmp_path / "long", "epochs=2", raw)
+    train_run(tmp_path / "run", "epochs=2", raw, f"resume_from={tmp_path / 'short'}")
     short, long, run = (np.load(tmp_path / name / "last_layer_gradients.npy") for name in ("short", "long", "run"))
     assert len(short) == 5 and np.array_equal(run, long) and run.any(axis=(1, 2)).all()
-    made(tmp_path / "run", "epochs=2", raw, "resume=false")
+    train_run(tmp_path / "run", "epochs=2", raw, "resume=false")
     assert (tmp_path / ".replaced" / "run.1" / "last_layer_gradients.npy").exists()
 
 
@@ -88,12 +88,12 @@ def test_where_an_interrupted_one_ended_and_its_own_checkpoint_comes_first(long,
     with monkeypatch.context() as patched:
         patched.setattr(MetricsLogger, "on_validation_end", interrupt)
         with pytest.raises(Interrupted):
-            made(tmp_path / "cut", "epochs=2", "checkpoint_minutes=0")
+            train_run(tmp_path / "cut", "epochs=2", "checkpoint_minutes=0")
     assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 4
-    made(tmp_path / "run", "epochs=2", f"resume_from={tmp_path / 'cut'}")
+    train_run(tmp_path / "run", "epochs=2", f"resume_from={tmp_path / 'cut'}")
     assert_equal_runs(tmp_path / "run", long)
-    # The interrupted run goes on from its own four steps, whatever another folder offers.
-    made(tmp_path / "cut", "epochs=2", f"resume_from={short}")
+    # The interrupted run continues from its own four steps, not from the other folder.
+    train_run(tmp_path / "cut", "epochs=2", f"resume_from={short}")
     result = json.loads((tmp_path / "cut" / "result.json").read_text())
     assert "resumed_from" not in result and [start["step"] for start in result["starts"]] == [0, 4]
     assert_equal_runs(tmp_path / "cut", long)
@@ -102,19 +102,19 @@ def test_where_an_interrupted_one_ended_and_its_own_checkpoint_comes_first(long,
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["epochs=2", "optim.lr=0.5"], r"another config \(optim\.lr: 0\.001 -> 0\.5\); only the number of epochs"),
-        (["epochs=1", "trainer.max_steps=3"], r"another config \(trainer\.max_steps: -1 -> 3\)"),
-        (["epochs=2", "schedule.milestones=[2]"], r"schedule depends on the length \(schedule\.milestones"),
+        (["epochs=2", "optim.lr=0.5"], r"different config \(optim\.lr: 0\.001 -> 0\.5\); only the number of epochs"),
+        (["epochs=1", "trainer.max_steps=3"], r"different config \(trainer\.max_steps: -1 -> 3\)"),
+        (["epochs=2", "schedule.milestones=[2]"], r"schedule depends on the length of the run \(schedule\.milestones"),
     ],
 )
-def test_another_run_is_refused_by_its_keys(short, tmp_path, overrides, reason):
+def test_another_run_is_an_error_by_its_keys(short, tmp_path, overrides, reason):
     with pytest.raises(RunConflict, match=reason):
-        made(tmp_path / "run", *overrides, f"resume_from={short}")
+        train_run(tmp_path / "run", *overrides, f"resume_from={short}")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "linear", "cosine"])
-def test_a_schedule_that_depends_on_the_length_is_refused(tmp_path, schedule):
+def test_a_schedule_that_depends_on_the_length_is_an_error(tmp_path, schedule):
     def config(epochs):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides=[f"schedule={schedule}", f"epochs={epochs}"])
@@ -128,15 +128,15 @@ def test_a_schedule_that_depends_on_the_length_is_refused(tmp_path, schedule):
 
 
 def test_what_nothing_can_begin_with(short, long, tmp_path):
-    with pytest.raises(UserError, match="longer already: 2 epochs, and this one is to have 1"):
-        made(tmp_path / "run", "epochs=1", f"resume_from={long}")
+    with pytest.raises(UserError, match="already has 2 epochs, more than epochs=1"):
+        train_run(tmp_path / "run", "epochs=1", f"resume_from={long}")
     with pytest.raises(UserError, match="is not a run folder"):
-        made(tmp_path / "run", "epochs=2", f"resume_from={tmp_path}")
+        train_run(tmp_path / "run", "epochs=2", f"resume_from={tmp_path}")
     bare = tmp_path / "bare"
     shutil.copytree(short, bare)
     (bare / "last.ckpt").unlink()
-    with pytest.raises(UserError, match="no whole checkpoint"):
-        made(tmp_path / "run", "epochs=2", f"resume_from={bare}")
+    with pytest.raises(UserError, match="no intact checkpoint"):
+        train_run(tmp_path / "run", "epochs=2", f"resume_from={bare}")
     (bare / "last.ckpt").write_text("no checkpoint")
     with pytest.raises(UserError, match="last.ckpt"):
-        made(tmp_path / "run", "epochs=2", f"resume_from={bare}")
+        train_run(tmp_path / "run", "epochs=2", f"resume_from={bare}")

@@ -1,4 +1,4 @@
-"""metrics.csv grows within an epoch, without a wait at each step, with the same rows however often it is written."""
+"""metrics.csv grows within an epoch, without waiting at each step, and does not depend on how often it is written."""
 
 import errno
 
@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_recorders import bn_vgg, plain_vgg, train
 
 from cifarbn.errors import Diverged, UserError
-from cifarbn.runs.checkpoints import METRICS_STATE
+from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.training.callbacks import metrics_logger
 from cifarbn.training.callbacks.host_copy import HostCopy
 from cifarbn.training.callbacks.metrics_logger import MetricsLogger
@@ -19,7 +19,7 @@ from cifarbn.training.classifier import Classifier
 
 
 class Watch(pl.Callback):
-    """Note, as each step begins, what the callback says of the folder."""
+    """Calls a function at the beginning of each step, and stores the values."""
 
     def __init__(self, look):
         self.look, self.seen = look, []
@@ -34,7 +34,7 @@ def lines(folder):
 
 @pytest.fixture
 def flush_every(monkeypatch):
-    """Write rows after so many steps in this test's runs."""
+    """Set the number of steps after which the runs of this test write rows."""
 
     def choose(steps):
         monkeypatch.setattr(MetricsLogger.__init__, "__defaults__", (steps,))
@@ -64,8 +64,8 @@ def test_rows_are_written_after_ten_seconds_too(tmp_path, monkeypatch):
 
 def test_the_host_reads_the_device_only_when_rows_are_written(tmp_path, monkeypatch, flush_every):
     flush_every(2)
-    read, bring = [], MetricsLogger._bring
-    monkeypatch.setattr(MetricsLogger, "_bring", lambda self, *args: read.append(1) or bring(self, *args))
+    read, fetch = [], MetricsLogger._fetch
+    monkeypatch.setattr(MetricsLogger, "_fetch", lambda self, *args: read.append(1) or fetch(self, *args))
     monkeypatch.setattr(metrics_logger, "HostCopy", lambda values: read.append(1) or HostCopy(values))
     train(bn_vgg, tmp_path, [])
     assert len(read) == 2 * 2 + 1, "behind the second step and at the end of each epoch, and for the checkpoint"
@@ -105,7 +105,7 @@ def test_the_first_bad_step_is_found_however_often_it_looks(tmp_path, flush_ever
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if trainer.global_step == 4:
                 with torch.no_grad():
-                    pl_module.net.head.bias.fill_(torch.nan)
+                    pl_module.model.head.bias.fill_(torch.nan)
 
     with pytest.raises(Diverged) as caught:
         train(plain_vgg, tmp_path, [], extra=[Spoil()])
@@ -148,7 +148,7 @@ def test_a_row_that_the_disk_has_no_room_for_leaves_no_half_of_it(tmp_path, flus
     assert (tmp_path / "metrics.csv").read_bytes().endswith(b"\r\n")
 
 
-def test_a_file_that_somebody_else_changes_is_refused(tmp_path, flush_every):
+def test_a_file_that_somebody_else_changes_is_an_error(tmp_path, flush_every):
     flush_every(1)
 
     class Meddle(pl.Callback):

@@ -12,8 +12,8 @@ from torch import nn
 
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import AT_ONCE, main, read_image
-from cifarbn.runs.load import TrainedNet, build_net, load_run
+from cifarbn.predict import BATCH_SIZE, main, read_image
+from cifarbn.runs.load import TrainedModel, build_model, load_run
 from cifarbn.training.classifier import Classifier
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
@@ -33,17 +33,17 @@ RESULT = {
 
 
 @pytest.fixture
-def net() -> nn.Module:
+def model() -> nn.Module:
     return ResNet(18, width=2, num_classes=3)
 
 
 @pytest.fixture
-def run(tmp_path, net):
+def run(tmp_path, model):
     """A finished run as train.py leaves it."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(RESULT))
-    classifier = Classifier(net, nn.CrossEntropyLoss(), torch.optim.SGD, num_classes=3)
+    classifier = Classifier(model, nn.CrossEntropyLoss(), torch.optim.SGD, num_classes=3)
     torch.save({"state_dict": classifier.state_dict(), "global_step": 1}, folder / "last.ckpt")
     return folder
 
@@ -59,24 +59,24 @@ def rewrite(run, **facts):
     (run / "result.json").write_text(json.dumps(copy.deepcopy(RESULT) | facts))
 
 
-def test_a_loaded_net_gives_the_logits_of_the_trained_one(run, net):
+def test_a_loaded_net_gives_the_logits_of_the_trained_one(run, model):
     pixels = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     trained = load_run(run)
     with torch.no_grad():
-        expected = net.eval()((pixels / 255 - mean) / std).softmax(1)
-    assert not trained.net.training
+        expected = model.eval()((pixels / 255 - mean) / std).softmax(1)
+    assert not trained.model.training
     torch.testing.assert_close(trained.probabilities(pixels), expected)
     assert trained.classes == ("circle", "ring", "square")
 
 
-def test_building_a_net_draws_nothing_from_the_users_generator():
+def test_building_a_model_draws_nothing_from_the_users_generator():
     before = torch.get_rng_state()
-    build_net(RESULT["config"])
+    build_model(RESULT["config"])
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_picture_is_scaled_and_cropped_to_its_centre(tmp_path):
+def test_a_image_is_scaled_and_cropped_to_its_centre(tmp_path):
     # Blue margins left and right of a red square: what the crop must cut off.
     image = Image.new("RGB", (256, 128), (0, 0, 255))
     image.paste((255, 0, 0), (64, 0, 192, 128))
@@ -87,13 +87,13 @@ def test_a_picture_is_scaled_and_cropped_to_its_centre(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
-def test_pictures_of_any_mode(tmp_path, mode):
+def test_images_of_any_mode(tmp_path, mode):
     Image.new(mode, (40, 40)).save(tmp_path / f"{mode[0]}.{'tiff' if mode == 'CMYK' else 'png'}")
     (file,) = tmp_path.iterdir()
     assert read_image(file).shape == (3, 32, 32)
 
 
-def test_sixteen_bits_are_scaled_to_eight_and_more_are_refused(tmp_path):
+def test_sixteen_bits_are_scaled_to_eight_and_more_are_errors(tmp_path):
     Image.fromarray(np.full((40, 40), 128 * 257, dtype=np.uint16)).save(tmp_path / "grey.png")
     assert (read_image(tmp_path / "grey.png") == 128).all()
     Image.new("F", (40, 40)).save(tmp_path / "float.tiff")
@@ -118,8 +118,8 @@ def test_a_photograph_stands_upright(tmp_path):
 
 def test_the_command_prints_the_most_probable_classes(run, red, capsys):
     main([str(run), str(red), str(red), "--top", "2"])
-    said, head, *lines = capsys.readouterr().out.splitlines()
-    assert "32x32" in said and head.split() == ["picture", "class", "probability"]
+    output, head, *lines = capsys.readouterr().out.splitlines()
+    assert "32x32" in output and head.split() == ["image", "class", "probability"]
     assert len(lines) == 4 and lines[0].startswith(str(red)) and lines[1].startswith(" ")
     first, second = (float(line.split()[-1].rstrip("%")) for line in lines[:2])
     assert 100 >= first >= second >= 0
@@ -150,12 +150,12 @@ def code_in_the_checkpoint(run):
     torch.save({"state_dict": {"net.x": print}}, run / "last.ckpt")
 
 
-def other_net(run):
+def other_model(run):
     model = RESULT["config"]["model"] | {"width": 3}
     rewrite(run, config={"model": model})
 
 
-def unknown_net(run):
+def unknown_model(run):
     rewrite(run, config={"model": {"_target_": "cifarbn.models.Gone"}})
 
 
@@ -179,7 +179,7 @@ def a_factory(run):
     rewrite(run, config={"model": {"_target_": "torch.nn.Identity", "_partial_": True}})
 
 
-def no_picture_fits(run):
+def no_image_fits(run):
     rewrite(run, config={"model": {"_target_": "torch.nn.Linear", "in_features": 5, "out_features": 3}})
     torch.save({"state_dict": {"net.weight": torch.zeros(3, 5), "net.bias": torch.zeros(3)}}, run / "last.ckpt")
 
@@ -202,22 +202,22 @@ def regression(run):
     ("break_it", "message", "remedy"),
     [
         (no_run, "not a run folder", "multirun_outputs"),
-        (damaged_result, "not a result", "delete"),
+        (damaged_result, "not a valid result", "delete"),
         (no_checkpoint, "missing", "resume=false"),
         (truncated, "damaged", "resume=false"),
         (not_a_checkpoint, "damaged", "resume=false"),
         (code_in_the_checkpoint, "damaged", "resume=false"),
-        (other_net, "of another net", "resume=false"),
-        (unknown_net, "cannot build", "git_commit"),
+        (other_model, "another model", "resume=false"),
+        (unknown_model, "cannot build", "git_commit"),
         (unfinished, "not finished (interrupted)", "command"),
-        (regression, "does not classify", "gaussian"),
-        (three_classes_for_two, "gives (3,) outputs", "2 classes"),
-        (no_mean, "does not say the mean", "name another run"),
+        (regression, "does not classify images", "gaussian"),
+        (three_classes_for_two, "has (3,) outputs", "2 classes"),
+        (no_mean, "lacks the images' mean", "use another run"),
         (no_model, "cannot build", "its config has none"),
-        (a_factory, "cannot build", "describes no network"),
-        (no_picture_fits, "takes no picture", "name another run"),
+        (a_factory, "cannot build", "does not describe an nn.Module"),
+        (no_image_fits, "does not accept images", "use another run"),
         (another_shape, "metrics", "run"),
-        (a_fifo, "not an ordinary file", "last.ckpt"),
+        (a_fifo, "not a regular file", "last.ckpt"),
     ],
 )
 def test_a_bad_run_ends_with_one_message(run, red, capsys, break_it, message, remedy):
@@ -229,7 +229,7 @@ def test_a_bad_run_ends_with_one_message(run, red, capsys, break_it, message, re
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text", b"\x89PNG\r\n\x1a\n broken"])
-def test_a_bad_picture_is_named(tmp_path, content):
+def test_a_bad_image_is_named(tmp_path, content):
     file = tmp_path / "bad.png"
     if content is not None:
         file.write_bytes(content)
@@ -237,7 +237,7 @@ def test_a_bad_picture_is_named(tmp_path, content):
         read_image(file)
 
 
-def test_a_truncated_picture_is_named(tmp_path, red):
+def test_a_truncated_image_is_named(tmp_path, red):
     content = red.read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot read .*cut.png"):
@@ -250,55 +250,55 @@ def test_top_must_be_positive(run, red):
 
 
 def test_a_checkpoint_in_the_place_of_its_run(run, red):
-    with pytest.raises(SystemExit, match=r"last.ckpt is a file: name the run folder, .*run$"):
+    with pytest.raises(SystemExit, match=r"last.ckpt is a file; use its run folder, .*run$"):
         main([str(run / "last.ckpt"), str(red)])
 
 
-def test_pictures_are_read_and_classified_in_batches(run, red, capsys, monkeypatch):
-    """Memory does not grow with the number of pictures, and what is classified is printed before the rest is read."""
+def test_images_are_read_and_classified_in_batches(run, red, capsys, monkeypatch):
+    """Memory does not grow with the number of images, and what is classified is printed before the rest is read."""
     sizes, lines = [], []
-    classify = TrainedNet.probabilities
+    classify = TrainedModel.probabilities
 
     def spy(self, pixels):
         sizes.append(len(pixels))
         lines.append(len(capsys.readouterr().out.splitlines()))
         return classify(self, pixels)
 
-    monkeypatch.setattr(TrainedNet, "probabilities", spy)
-    main([str(run), *[str(red)] * (2 * AT_ONCE + 1), "--top", "1"])
-    assert sizes == [1, AT_ONCE, AT_ONCE, 1]  # first a black one, to see that the net fits
-    assert lines[1:] == [2, AT_ONCE, AT_ONCE]
+    monkeypatch.setattr(TrainedModel, "probabilities", spy)
+    main([str(run), *[str(red)] * (2 * BATCH_SIZE + 1), "--top", "1"])
+    assert sizes == [1, BATCH_SIZE, BATCH_SIZE, 1]  # first a black image, to check the model
+    assert lines[1:] == [2, BATCH_SIZE, BATCH_SIZE]
 
 
-def test_a_bad_picture_does_not_stop_the_others(run, red, tmp_path, capsys):
+def test_a_bad_image_does_not_stop_the_others(run, red, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"text")
     with pytest.raises(SystemExit) as ended:
         main([str(run), str(red), str(tmp_path / "bad.png"), str(tmp_path / "gone.png"), str(red), "--top", "1"])
-    said = capsys.readouterr()
-    assert ended.value.code == 1 and said.out.count("red.png") == 2
-    first, second = said.err.splitlines()
+    output = capsys.readouterr()
+    assert ended.value.code == 1 and output.out.count("red.png") == 2
+    first, second = output.err.splitlines()
     assert re.match("error: cannot read .*bad.png", first) and re.match("error: cannot read .*gone.png", second)
 
 
-def test_whatever_pillow_raises_is_one_message(red, monkeypatch):
+def test_for_any_pillow_raises_is_one_message(red, monkeypatch):
     for error in (TypeError("x\ny"), RuntimeError("Invalid data"), struct.error(), ZeroDivisionError(), MemoryError()):
 
         def fail(*args, error=error):
             raise error
 
         monkeypatch.setattr("cifarbn.predict.ImageOps.exif_transpose", fail)
-        with pytest.raises(UserError, match=r"^cannot read .*red.png as a picture \(.+\)"):
+        with pytest.raises(UserError, match=r"^cannot read .*red.png as an image \(.+\)"):
             read_image(red)
 
 
-def test_a_camera_s_make_that_is_a_number_is_one_message_or_a_picture(tmp_path):
-    """Pillow writes Exif of the wrong type again where it turns a picture upright."""
+def test_a_camera_s_make_that_is_a_number_is_one_message_or_a_image(tmp_path):
+    """Pillow writes Exif of the wrong type again where it turns a image upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGB", (40, 40))
     image.save(tmp_path / "camera.jpg", exif=exif)
     content = (tmp_path / "camera.jpg").read_bytes()
-    # Make (0x010F) as an unsigned rational (5) of 1/1, beside the orientation.
+    # Make (0x010F) as an unsigned rational (5) of 1/1, next to the orientation.
     tiff = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 2)
     tiff += struct.pack("<HHII", 0x010F, 5, 1, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     tiff += struct.pack("<I", 0) + struct.pack("<II", 1, 1)
@@ -328,14 +328,14 @@ def test_an_avif_that_is_damaged_in_its_middle_is_one_message(tmp_path):
             assert "photo.avif" in str(error) and "\n" not in str(error)
 
 
-def test_a_picture_that_is_no_file_is_named(tmp_path):
+def test_a_image_that_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for file in (tmp_path / "pipe.png", tmp_path):
-        with pytest.raises(UserError, match="not an ordinary file"):
+        with pytest.raises(UserError, match="not a regular file"):
             read_image(file)
 
 
-def test_names_of_pictures_and_classes_are_only_text(run, tmp_path, capsys):
+def test_names_of_images_and_classes_are_only_text(run, tmp_path, capsys):
     rewrite(run, data=RESULT["data"] | {"classes": ["\x1b[31mred", "\u202e", "a\nb"]})
     file = tmp_path / os.fsdecode(b"\xff\x1b[31m.png")
     Image.new("RGB", (32, 32)).save(file)

@@ -1,4 +1,4 @@
-"""Mistakes that can be known before training are one message, and nothing is trained."""
+"""Mistakes that can be detected before training end in one error message before the first step."""
 
 import json
 import sys
@@ -46,14 +46,14 @@ def assert_refused(tmp_path, message, *overrides):
     [
         (["model.num_classes=100"], "100 logits .* 10 classes; set model.num_classes=10"),
         (["model.num_classes=9"], "9 logits .* 10 classes; set model.num_classes=10"),
-        (["loss=sum_of_squares"], "loss: it does not take .* needs a target for every output"),
-        (["+loss.reduction=none"], "loss: it must return one number"),
+        (["loss=sum_of_squares"], "loss: it does not accept .* needs a target for every output"),
+        (["+loss.reduction=none"], "loss: it must return a scalar tensor"),
         (["model=resnet18_imagenet", "data.train_size=46"], "batch of one image.*data.drop_last=true"),
         (["model=resnet18_imagenet", "data.batch_size=1"], "batch of one image.*another data.batch_size"),
         (["model.classifier_norm=true", "data.batch_size=7"], "batch of one image"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_before_training(overrides, message, tmp_path):
+def test_what_does_not_fit_together_is_an_error_before_training(overrides, message, tmp_path):
     assert_refused(tmp_path, message, *overrides)
 
 
@@ -76,60 +76,60 @@ def batch(n=4, classes=10):
 
 
 def test_a_look_at_a_model_leaves_no_trace():
-    net = ResNet(18, width=4, dropout=0.5)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    model = ResNet(18, width=4, dropout=0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     shown = batch()
     state = torch.get_rng_state()
-    check_model(net, nn.CrossEntropyLoss(), shown, num_classes=10, tta="flip_shift")
-    check_batch_of_one(net, shown[0])
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    check_model(model, nn.CrossEntropyLoss(), shown, num_classes=10, tta="flip_shift")
+    check_batch_of_one(model, shown[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in net.parameters()) and all(m.training for m in net.modules())
+    assert all(p.grad is None for p in model.parameters()) and all(m.training for m in model.modules())
 
 
 @pytest.mark.parametrize(
-    ("net", "message"),
+    ("model", "message"),
     [
         (nn.Conv2d(3, 10, 1), r"logits of shape \(2, classes\), not \(2, 10, 32, 32\)"),
         (type("Pair", (nn.Flatten,), {"forward": lambda s, x: (x, x)})(), r"logits of shape \(2, classes\), not tuple"),
     ],
 )
-def test_an_output_that_is_no_logits_is_refused(net, message):
+def test_an_output_that_is_no_logits_is_an_error(model, message):
     with pytest.raises(UserError, match=message):
-        check_model(net, nn.CrossEntropyLoss(), batch(), num_classes=10, tta="none")
+        check_model(model, nn.CrossEntropyLoss(), batch(), num_classes=10, tta="none")
 
 
 REGRESSION = torch.randn(4, 10), torch.randn(4, 10)
 
 
 @pytest.mark.parametrize(
-    ("net", "loss", "shown", "message"),
+    ("model", "loss", "shown", "message"),
     [
-        (DeepLinear(), nn.CrossEntropyLoss(), batch(), r"take the inputs of this data, of shape \(3, 32, 32\)"),
-        (VGG("A", width=2), SumOfSquares(), REGRESSION, r"take the inputs of this data, of shape \(10,\)"),
-        (DeepLinear(), OneHotMSELoss(), REGRESSION, "loss: it does not take this model's logits and this data's"),
+        (DeepLinear(), nn.CrossEntropyLoss(), batch(), r"does not accept this data's inputs of shape \(3, 32, 32\)"),
+        (VGG("A", width=2), SumOfSquares(), REGRESSION, r"does not accept this data's inputs of shape \(10,\)"),
+        (DeepLinear(), OneHotMSELoss(), REGRESSION, "loss: it does not accept this model's logits and this data's"),
         (DeepLinear(features=10), SumOfSquares(), (REGRESSION[0], torch.randn(4)), "needs a target for every output"),
     ],
 )
-def test_a_model_or_a_loss_for_other_data_is_refused(net, loss, shown, message):
+def test_a_model_or_a_loss_for_other_data_is_an_error(model, loss, shown, message):
     with pytest.raises(UserError, match=message):
-        check_model(net, loss, shown, num_classes=None, tta="none")
+        check_model(model, loss, shown, num_classes=None, tta="none")
 
 
-def test_views_of_what_is_no_image_are_refused():
+def test_views_of_what_is_no_image_are_errors():
     with pytest.raises(UserError, match="tta=flip: it does not work for this model and data"):
         check_model(DeepLinear(), SumOfSquares(), REGRESSION, num_classes=0, tta="flip")
     check_model(DeepLinear(), SumOfSquares(), REGRESSION, num_classes=0, tta="none")
 
 
-def test_labels_that_the_model_has_no_class_for_are_refused():
-    net = VGG("A", width=2, num_classes=3)
-    with pytest.raises(UserError, match="labels must be from 0 to 2.*labels from 0 to 3; set model.num_classes"):
-        check_model(net, nn.CrossEntropyLoss(), batch(), num_classes=None, tta="none")
+def test_labels_that_the_model_has_no_class_for_are_errors():
+    model = VGG("A", width=2, num_classes=3)
+    with pytest.raises(UserError, match="labels must be between 0 and 2.*labels from 0 to 3; set model.num_classes"):
+        check_model(model, nn.CrossEntropyLoss(), batch(), num_classes=None, tta="none")
 
 
 @pytest.mark.parametrize("wrong", [{"x": torch.zeros(1)}, (torch.zeros(1),), (torch.zeros(1), "cat"), torch.zeros(2)])
-def test_a_batch_that_is_no_pair_is_refused(wrong):
+def test_a_batch_that_is_no_pair_is_an_error(wrong):
     with pytest.raises(UserError, match=r"a batch must be a pair of tensors \(inputs, labels\)"):
         inputs_and_labels(wrong)
 
@@ -193,7 +193,7 @@ class Mine(pl.LightningDataModule):
         return DataLoader(self.set, 7)
 
 
-class Net(torch.nn.Module):
+class Model(torch.nn.Module):
     def __init__(self, classes=4):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 4, 3)
@@ -204,13 +204,13 @@ class Net(torch.nn.Module):
         return self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
-class Auxiliary(Net):
+class Auxiliary(Model):
     def forward(self, x):
         logits = super().forward(x)
         return (logits, logits) if self.training else logits
 
 
-class NoLinear(Net):
+class NoLinear(Model):
     def __init__(self):
         super().__init__()
         del self.fc
@@ -221,8 +221,8 @@ class NoLinear(Net):
 NO_WORKERS = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 
-def own(folder, *overrides, model="Net"):
-    """A run of the user's own data and model, put into the config as a yaml of theirs would be."""
+def own(folder, *overrides, model="Model"):
+    """Run the user's own data and model, as a yaml of their own would name them."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*TINY, *overrides])
     cfg.data = {"_target_": "mine.parts.Mine"}
@@ -273,18 +273,18 @@ def test_a_look_at_the_user_s_data_draws_nothing_from_the_run_s_generators(packa
         ("num_classes = 'four'", "num_classes of Mine must be a whole number"),
         ("num_classes, classes = 4, ['a', 'b']", "has num_classes=4, but 2 names in classes"),
         ("val_names = ('holdout',)", r"may contain val and test_curve, not \['holdout'\]"),
-        ("val_names = ()", "there are 1 validation loaders, and val_names names 0"),
+        ("val_names = ()", "there are 1 validation loaders, but 0 names in val_names"),
         ("def describe(self): return 5", r"describe\(\) of Mine must return a dict"),
     ],
 )
-def test_a_data_module_that_contradicts_itself_is_refused_before_training(extra, message, package, tmp_path):
+def test_a_data_module_that_contradicts_itself_is_an_error_before_training(extra, message, package, tmp_path):
     package(DATA.replace("EXTRA", extra))
     with pytest.raises(UserError, match=message):
         own(tmp_path / "run", "record=none")
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-def test_a_data_module_without_a_test_and_what_is_no_data_module_are_refused(package, tmp_path):
+def test_a_data_module_without_a_test_and_what_is_no_data_module_are_errors(package, tmp_path):
     package(DATA.replace("EXTRA", "").replace("test_dataloader", "other_dataloader"))
     with pytest.raises(UserError, match="Mine has no test_dataloader"):
         own(tmp_path / "run")
@@ -300,7 +300,7 @@ def test_the_last_linear_layer_is_found_said_and_recorded(package, tmp_path, cap
 
     package(DATA.replace("EXTRA", ""))
     own(tmp_path / "run", "record=[last_layer_gradients,step_change]", "record.step_change.every=2")
-    assert capsys.readouterr().out.count("recorded as the last layer: fc") == 1
+    assert capsys.readouterr().out.count("recording fc as the last layer") == 1
     recorded = np.load(tmp_path / "run" / "recordings.npz")
     assert recorded["last_layer.layer"] == recorded["step_change.layer"] == "fc"
     assert len(recorded["last_layer.norm"]) == 3 and (recorded["last_layer.norm"] > 0).all()
@@ -308,7 +308,7 @@ def test_the_last_linear_layer_is_found_said_and_recorded(package, tmp_path, cap
 
 @NO_WORKERS
 @pytest.mark.parametrize("record", ["none", "gradient_probe"])
-def test_a_model_that_returns_more_in_train_mode_is_refused_before_its_first_step(record, package, tmp_path):
+def test_a_model_that_returns_more_in_train_mode_is_an_error_before_its_first_step(record, package, tmp_path):
     package(DATA.replace("EXTRA", ""))
     with pytest.raises(UserError, match=r"it must return logits of shape \(10, classes\), not tuple"):
         own(tmp_path / "run", f"record={record}", model="Auxiliary")

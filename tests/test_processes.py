@@ -42,5 +42,5 @@ def test_a_signal_reaches_it_and_it_alone(tmp_path):
 
 def test_imports_are_made_before_the_fork(tmp_path):
     (tmp_path / "loaded.py").write_text("import os, sys\nprint('pytorch_lightning' in sys.modules, os.getppid())\n")
-    said, parent = run("loaded", cwd=tmp_path).stdout.split()
-    assert said == "True" and int(parent) != os.getpid()
+    output, parent = run("loaded", cwd=tmp_path).stdout.split()
+    assert output == "True" and int(parent) != os.getpid()

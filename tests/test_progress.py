@@ -1,4 +1,4 @@
-"""What the terminal shows: a line an epoch that stays, a bar that fits."""
+"""Terminal output: one permanent line per epoch, and a progress bar that fits."""
 
 import fcntl
 import os
@@ -25,16 +25,16 @@ LINE = re.compile(
 @pytest.mark.parametrize("bar", ["true", "false"])
 def test_a_line_an_epoch_stays_also_in_a_pipe_and_without_a_bar(tmp_path, capsys, bar):
     make_run(tmp_path, f"trainer.enable_progress_bar={bar}")
-    said = re.sub(r".*\r", "", capsys.readouterr().out)  # what is drawn over does not stay
-    found = list(LINE.finditer(said))
-    assert [(line[1], bool(line[2])) for line in found] == [("1", True), ("2", False)], said
+    output = re.sub(r".*\r", "", capsys.readouterr().out)  # what is drawn over does not stay
+    found = list(LINE.finditer(output))
+    assert [(line[1], bool(line[2])) for line in found] == [("1", True), ("2", False)], output
     metrics = result(tmp_path)["metrics"]
     assert f"val loss {metrics['val/loss']:.4f}, acc {metrics['val/acc']:.4f}" in found[1][0]
 
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A terminal of so many columns for the output; returns what it got."""
+    """Open a terminal with a given number of columns for the output; returns its file descriptor."""
     opened = []
 
     def open_terminal(columns):
@@ -79,5 +79,5 @@ def test_a_clock_that_is_set_back_changes_no_seconds(tmp_path, monkeypatch, caps
     seconds = result(tmp_path)["seconds"]
     assert all(0 < seconds[kind] < 600 for kind in ("first_step", "train", "evaluate", "checkpoint"))
     assert 0 < result(tmp_path)["images_per_second"] < 1e6
-    said = capsys.readouterr().out
-    assert not re.search(r"-\d+:\d\d", said) and "-" not in "".join(re.findall(r"images/s; (.*) left", said))
+    output = capsys.readouterr().out
+    assert not re.search(r"-\d+:\d\d", output) and "-" not in "".join(re.findall(r"images/s; (.*) left", output))

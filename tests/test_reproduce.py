@@ -115,11 +115,11 @@ def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(repro
 def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(reproduced):
     cwd, _, _, finished = reproduced
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
-    assert "holds a run of another config" in finished.stderr and "name=OTHER" in finished.stderr
+    assert "holds a run of a different config" in finished.stderr and "name=OTHER" in finished.stderr
     assert re.search(r"conflict .*experiment=course_report/vgg_a_bn", finished.stdout)
     root = cwd / "multirun_outputs" / "course_report_smoke"
     first, second, *_ = rows(root / "report")
-    assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of another config")
+    assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of a different config")
     assert second["n"] == "1" and not second["does not count"]
     (refused,) = root.glob("*vgg_a_bn*/result.json")
     assert json.loads(refused.read_text())["config"]["epochs"] == 99

@@ -1,4 +1,4 @@
-"""result.json from anywhere: a result, or one line that names file and field."""
+"""result.json from untrusted sources: a valid result, or one line that names the file and the field."""
 
 import copy
 import json
@@ -86,7 +86,7 @@ def test_any_value_in_place_of_any_field_gives_a_result_or_one_line(tmp_path_fac
     try:
         read = read_result(folder)
     except UserError as error:
-        assert str(error).startswith(f"{folder}/result.json is not a result this program wrote")
+        assert str(error).startswith(f"{folder}/result.json is not a valid result")
         assert "\n" not in str(error) and str(error).isprintable()
     else:
         assert isinstance(read["status"], str) and isinstance(read["config"], dict)
@@ -96,7 +96,7 @@ def test_any_value_in_place_of_any_field_gives_a_result_or_one_line(tmp_path_fac
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"status": "finished"}, "'status' takes one of new, running"),
         ({"metrics": {"test/acc": "0.5"}}, "'metrics.test/acc' takes a number, not '0.5'"),
@@ -107,20 +107,18 @@ def test_any_value_in_place_of_any_field_gives_a_result_or_one_line(tmp_path_fac
         ({"config": {"model": 3}}, "'config.model' takes a group of fields, not 3"),
         ({"starts": [START, 5]}, "'starts.1' takes a group of fields, not 5"),
         ({"confusion": [[1, 2, 3], [1, 2, 3], [1, 2, 3]]}, "'confusion' is not a square"),
-        ({"overrides": ["\ud800"]}, "'overrides.0' holds text that is no Unicode"),
+        ({"overrides": ["\ud800"]}, "'overrides.0' holds invalid Unicode"),
     ],
 )
-def test_the_field_is_named(change, said):
-    with pytest.raises(ValueError, match=f"^{said}"):
+def test_the_field_is_named(change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         check_result(RESULT | change)
 
 
 @pytest.mark.parametrize("text", ["", "\0\0\0", "{", "[" * 100_000, "5", "null", '{"status": "done"}', "\xff"])
 def test_what_is_no_result(tmp_path, text):
     (tmp_path / "result.json").write_text(text, encoding="latin-1")
-    with pytest.raises(
-        UserError, match=r"result\.json is not a result this program wrote.*delete the folder"
-    ) as raised:
+    with pytest.raises(UserError, match=r"result\.json is not a valid result.*delete the folder") as raised:
         read_result(tmp_path)
     assert "\n" not in str(raised.value)
 

@@ -1,4 +1,4 @@
-"""A run that is cut off inside an epoch and continued ends bit-equal to one that was not, whatever the config."""
+"""A run that is interrupted within an epoch and resumed ends bit-equal to an uninterrupted one."""
 
 import pytest
 import pytorch_lightning as pl
@@ -40,8 +40,8 @@ class Small(nn.Module):
         self.conv = nn.Conv2d(3, 4, 8, stride=8)
         self.head = nn.Linear(4, 10)
 
-    def forward(self, pictures):
-        return self.head(nn.functional.dropout(self.conv(pictures).mean((2, 3)), 0.2, self.training))
+    def forward(self, images):
+        return self.head(nn.functional.dropout(self.conv(images).mean((2, 3)), 0.2, self.training))
 
 
 class StopAfter(pl.Callback):
@@ -59,8 +59,8 @@ def run(cfg, folder, stop_after=None, checkpoint=None):
     folder.mkdir(exist_ok=True)
     torch.manual_seed(3)
     data = instantiate(cfg.data)
-    net = nn.Sequential(nn.Linear(10, 10)) if "gaussian" in cfg.data._target_.lower() else Small()
-    classifier = Classifier(net, *map(instantiate, (cfg.loss, cfg.optim, cfg.schedule)))
+    model = nn.Sequential(nn.Linear(10, 10)) if "gaussian" in cfg.data._target_.lower() else Small()
+    classifier = Classifier(model, *map(instantiate, (cfg.loss, cfg.optim, cfg.schedule)))
     seen = []
 
     class Watch(pl.Callback):
@@ -81,7 +81,7 @@ def run(cfg, folder, stop_after=None, checkpoint=None):
     except Interrupted:
         return seen, None
     states = [trainer.optimizers[0].state_dict(), trainer.lr_scheduler_configs[0].scheduler.state_dict()]
-    return seen, [net.state_dict(), *states, torch.get_rng_state()]
+    return seen, [model.state_dict(), *states, torch.get_rng_state()]
 
 
 def assert_same(a, b):

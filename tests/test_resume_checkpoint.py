@@ -154,7 +154,7 @@ def test_a_launcher_s_handler_is_called_after_the_save_and_its_exit_passes(tmp_p
     assert saved == [(number, step + 1)] and now() == before
 
 
-def test_a_handler_that_returns_lets_the_run_go_on(tmp_path, handlers):
+def test_a_handler_that_returns_lets_the_run_continue(tmp_path, handlers):
     saved = []
     signal.signal(signal.SIGUSR1, lambda *_: saved.append(checkpoint(tmp_path)["global_step"]))
     undisturbed = tmp_path / "undisturbed"
@@ -179,7 +179,7 @@ class Fail(pl.Callback):
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "bad", "disk")])
-def test_signals_are_what_they_were_before_the_run_whatever_way_it_ends(tmp_path, handlers, monkeypatch, error):
+def test_signals_are_what_they_were_before_the_run_for_any_way_it_ends(tmp_path, handlers, monkeypatch, error):
     use(monkeypatch, *([Fail(error)] if error else []))
     signal.signal(signal.SIGUSR2, lambda *_: None)
     before = now()

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from test_longer import made
+from test_longer import train_run
 
 from cifarbn.errors import Diverged, Interrupted, RunConflict, RunLocked, UserError
 from cifarbn.runs.folder import Run, find_runs
@@ -57,7 +57,7 @@ def test_differences_name_the_nested_key():
 def finished(folder, config=CONFIG):
     folder.mkdir(exist_ok=True)
     run = Run.open(folder, config, [])
-    with run.recorded():
+    with run.track_status():
         run.update(metrics={"test/acc": 0.5})
     return run
 
@@ -89,7 +89,7 @@ def test_a_run_of_an_older_version_has_the_old_names_of_layers(tmp_path):
     assert Run.open(tmp_path, json.loads(json.dumps(CONFIG | nested).replace(old, new)), []).finished
 
 
-def test_another_config_in_the_same_folder_is_refused_with_the_remedy(tmp_path):
+def test_another_config_in_the_same_folder_is_an_error_with_the_remedy(tmp_path):
     finished(tmp_path / "run")
     with pytest.raises(UserError, match=r"optim\.lr: 0\.1 -> 0\.2.*name=OTHER.*resume=false"):
         Run.open(tmp_path / "run", {**CONFIG, "optim": {"lr": 0.2}}, [])
@@ -102,7 +102,7 @@ def test_starting_afresh_keeps_the_old_run(tmp_path):
     assert not fresh.finished
     assert (tmp_path / "run" / ".hydra").is_dir()
     assert read_result(tmp_path / ".replaced" / "run.1")["status"] == "done"
-    with fresh.recorded():
+    with fresh.track_status():
         pass
     assert list(find_runs(tmp_path)) == [tmp_path / "run"], "what was replaced is no longer found"
 
@@ -113,7 +113,7 @@ def test_starting_afresh_keeps_the_old_run(tmp_path):
 )
 def test_status_tells_how_it_ended(tmp_path, error, status):
     run = Run.open(tmp_path, CONFIG, [])
-    with pytest.raises(ValueError if status == "failed" else Interrupted), run.recorded():
+    with pytest.raises(ValueError if status == "failed" else Interrupted), run.track_status():
         assert read_result(tmp_path)["status"] == "running", "what a killed run leaves"
         raise error
     assert read_result(tmp_path)["status"] == status
@@ -122,7 +122,7 @@ def test_status_tells_how_it_ended(tmp_path, error, status):
 
 def test_divergence_is_a_result(tmp_path):
     run = Run.open(tmp_path, CONFIG, [])
-    with run.recorded():
+    with run.track_status():
         raise Diverged(7, 0.1, 3.0)
     result = read_result(tmp_path)
     assert result["status"] == "diverged"
@@ -132,17 +132,17 @@ def test_divergence_is_a_result(tmp_path):
 
 def test_a_checkpoint_that_is_none_is_named_and_kept_and_the_run_starts_again(tmp_path, capsys):
     run = Run.open(tmp_path, CONFIG, [])
-    with pytest.raises(Interrupted), run.recorded():
+    with pytest.raises(Interrupted), run.track_status():
         raise Interrupted
     (tmp_path / "last.ckpt").write_text("no checkpoint")
     again = Run.open(tmp_path, CONFIG, [])
     assert again.checkpoint is None and again.steps == 0
-    assert "last.ckpt is not a checkpoint" in capsys.readouterr().out
+    assert "last.ckpt is damaged, or not a checkpoint" in capsys.readouterr().out
     assert (tmp_path / "last.ckpt.unusable").read_text() == "no checkpoint"
-    with again.recorded():
+    with again.track_status():
         pass
-    (said,) = read_result(tmp_path)["recovery"]
-    assert "last.ckpt is not a checkpoint" in said and "starting from the beginning" in said
+    (output,) = read_result(tmp_path)["recovery"]
+    assert "last.ckpt is damaged, or not a checkpoint" in output and "starting from the beginning" in output
 
 
 class Bomb:
@@ -152,17 +152,17 @@ class Bomb:
 
 def test_a_checkpoint_cannot_run_code(tmp_path, capsys):
     run = Run.open(tmp_path, CONFIG, [])
-    with pytest.raises(Interrupted), run.recorded():
+    with pytest.raises(Interrupted), run.track_status():
         raise Interrupted
     torch.save({"global_step": 1, "bomb": Bomb()}, tmp_path / "last.ckpt")
     assert Run.open(tmp_path, CONFIG, []).checkpoint is None
-    said = capsys.readouterr().out
-    assert "not a checkpoint" in said and "ran" not in said
+    output = capsys.readouterr().out
+    assert "not a checkpoint" in output and "ran" not in output
 
 
 def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(UserError, match=r"result\.json is not a result"):
+    with pytest.raises(UserError, match=r"result\.json is not a valid result"):
         read_result(tmp_path)
 
 
@@ -176,9 +176,9 @@ def test_result_is_replaced_whole(tmp_path):
 CODE = {"cifarbn.models.vgg": "1", "cifarbn.train": "2"}
 
 
-def test_code_that_changed_is_refused_by_name(tmp_path):
+def test_code_that_changed_is_an_error_by_name(tmp_path):
     (tmp_path / "run").mkdir()
-    with Run.open(tmp_path / "run", CONFIG, [], CODE).recorded():
+    with Run.open(tmp_path / "run", CONFIG, [], CODE).track_status():
         pass
     assert Run.open(tmp_path / "run", CONFIG, [], CODE).finished
     with pytest.raises(RunConflict, match=r"changed: cifarbn\.models\.vgg\).*on_code_change=accept.*name=OTHER"):
@@ -188,7 +188,7 @@ def test_code_that_changed_is_refused_by_name(tmp_path):
 
 def test_a_failed_run_is_tried_again_also_by_the_code_that_mends_it(tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError), Run.open(tmp_path / "run", CONFIG, [], CODE).recorded():
+    with pytest.raises(ValueError), Run.open(tmp_path / "run", CONFIG, [], CODE).track_status():
         raise ValueError
     assert Run.open(tmp_path / "run", CONFIG, [], CODE, retry=False).finished
     mended = Run.open(tmp_path / "run", CONFIG, [], {"cifarbn.train": "3"})
@@ -198,9 +198,9 @@ def test_a_failed_run_is_tried_again_also_by_the_code_that_mends_it(tmp_path):
 def test_a_folder_is_open_to_one_at_a_time(tmp_path):
     (tmp_path / "run").mkdir()
     first = Run.open(tmp_path / "run", CONFIG, [])
-    with pytest.raises(RunLocked, match="another process is making"):
+    with pytest.raises(RunLocked, match="in use"):
         Run.open(tmp_path / "run", CONFIG, [])
-    with first.recorded(), pytest.raises(RunLocked):
+    with first.track_status(), pytest.raises(RunLocked):
         Run.open(tmp_path / "run", CONFIG, [], resume=False)
     assert Run.open(tmp_path / "run", CONFIG, []).finished
 
@@ -210,7 +210,7 @@ def test_changed_code_is_one_of_two_words(tmp_path):
         Run.open(tmp_path, CONFIG, [], on_code_change="yes")
 
 
-# What is in a folder.
+# The content of a folder.
 
 
 def test_no_command_writes_where_the_project_keeps_its_records():
@@ -241,12 +241,12 @@ def content(folder):
 
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("name", [*THEIRS, "result.json"])
-def test_a_folder_of_the_user_s_is_refused_and_left_alone(tmp_path, name, resume):
+def test_a_folder_of_the_user_s_is_an_error_and_left_alone(tmp_path, name, resume):
     folder = tmp_path / "run"
     filled(folder, {name: THEIRS.get(name, '{"accuracy": 0.9}'), "train.log": ""})
     (folder / ".hydra").mkdir()
     before = content(folder)
-    with pytest.raises(RunConflict, match=r"this program (did not write|wrote).*name=OTHER"):
+    with pytest.raises(RunConflict, match=r"(cifarbn did not write|not a valid result).*name=OTHER"):
         Run.open(folder, CONFIG, [], resume=resume)
     assert content(folder) == before and not (tmp_path / ".replaced").exists()
 
@@ -260,11 +260,11 @@ def test_what_hydra_has_just_written_is_no_hindrance(tmp_path):
 def test_only_the_run_s_own_files_are_removed_or_moved(tmp_path):
     folder = tmp_path / "run"
     run = Run.open(folder, CONFIG, [])
-    with pytest.raises(ValueError), run.recorded():
+    with pytest.raises(ValueError), run.track_status():
         raise ValueError
     ours = ("metrics.csv", "recordings.npz", "events.out.tfevents.1.x.2.0", "previous.ckpt", "checkpoints.sha256")
     filled(folder, dict.fromkeys(ours[:3], "ours") | {"notes.tmp": "theirs", "my.csv": "theirs"})
-    finished(folder)  # anew, since it has no checkpoint
+    finished(folder)  # from scratch, since it has no checkpoint
     assert {"notes.tmp", "my.csv"} == set(content(folder)) - {"result.json", ".run.json"}
     filled(folder, dict.fromkeys(ours, "ours") | {"last.ckpt": "ours"})
     (folder / ".hydra").mkdir()
@@ -277,12 +277,12 @@ def test_only_the_run_s_own_files_are_removed_or_moved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["result.json", "metrics.csv", "last.ckpt", ".result.json.tmp", ".hydra", "train.log"])
-def test_a_link_among_a_run_s_own_files_is_refused(tmp_path, name):
+def test_a_link_among_a_run_s_own_files_is_an_error(tmp_path, name):
     (tmp_path / "run").mkdir()
     outside = tmp_path / "outside"
     outside.write_text("theirs")
     (tmp_path / "run" / name).symlink_to(outside)
-    with pytest.raises(RunConflict, match=f"{name} is a link.*remove the link, or name=OTHER"):
+    with pytest.raises(RunConflict, match=f"{name} is a link.*Remove the link, or use name=OTHER"):
         Run.open(tmp_path / "run", CONFIG, [])
     assert outside.read_text() == "theirs"
 
@@ -296,7 +296,7 @@ def test_a_folder_that_is_a_link_is_as_good_as_any(tmp_path):
 
 def test_folders_are_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with Run.open(Path("out/run"), CONFIG, []).recorded():
+    with Run.open(Path("out/run"), CONFIG, []).track_status():
         pass
     assert read_result(tmp_path / "out" / "run")["status"] == "done"
 
@@ -304,7 +304,7 @@ def test_folders_are_made(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", [b"", b"\0" * 400, b"{", b"5", None])
 def test_a_result_that_a_power_cut_has_damaged(tmp_path, capsys, damage):
     folder = tmp_path / "run"
-    with pytest.raises(Interrupted), Run.open(folder, CONFIG, ["seed=0"], CODE).recorded():
+    with pytest.raises(Interrupted), Run.open(folder, CONFIG, ["seed=0"], CODE).track_status():
         raise Interrupted
     (folder / "metrics.csv").write_text("ours")
     if damage is None:
@@ -315,17 +315,17 @@ def test_a_result_that_a_power_cut_has_damaged(tmp_path, capsys, damage):
         Run.open(folder, {**CONFIG, "optim": {"lr": 0.2}}, [], CODE)
     capsys.readouterr()
     assert Run.open(folder, CONFIG, ["seed=0"], CODE).checkpoint is None
-    assert re.search(r"warning: .*result\.json is .*\.run\.json, starting anew\n$", capsys.readouterr().err)
+    assert re.search(r"warning: .*result\.json is .*\.run\.json and starting from scratch\n$", capsys.readouterr().err)
     torch.save({"global_step": 7}, folder / "last.ckpt")
     run = Run.open(folder, CONFIG, ["seed=0"], CODE)
     assert run.steps == 7 and run.checkpoint == folder / "last.ckpt"
     assert "continuing from" in capsys.readouterr().err and (folder / "metrics.csv").exists()
-    with run.recorded():
+    with run.track_status():
         pass
     assert read_result(folder)["overrides"] == ["seed=0"] and read_result(folder)["status"] == "done"
 
 
-# What may happen to a folder meanwhile.
+# Changes of the folder during a run.
 
 
 @pytest.mark.parametrize("replaced", [True, False])
@@ -333,7 +333,7 @@ def test_a_result_that_a_power_cut_has_damaged(tmp_path, capsys, damage):
 def test_a_folder_that_is_removed_or_replaced_meanwhile_ends_its_run(tmp_path, replaced, error):
     folder = tmp_path / "run"
     run = Run.open(folder, CONFIG, [])
-    with pytest.raises(UserError, match="was removed or replaced while its run was being made"), run.recorded():
+    with pytest.raises(UserError, match="was removed or replaced during its run"), run.track_status():
         shutil.rmtree(folder)
         if replaced:
             folder.mkdir()
@@ -347,7 +347,7 @@ def test_a_folder_that_is_removed_or_replaced_meanwhile_ends_its_run(tmp_path, r
 def test_a_fault_of_the_machine_s_is_one_message_and_a_failed_run(tmp_path, number):
     folder = tmp_path / "run"
     run = Run.open(folder, CONFIG, [])
-    with pytest.raises(UserError, match=os.strerror(number)) as raised, run.recorded():
+    with pytest.raises(UserError, match=os.strerror(number)) as raised, run.track_status():
         raise OSError(number, os.strerror(number))
     assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
     result = read_result(folder)
@@ -357,7 +357,7 @@ def test_a_fault_of_the_machine_s_is_one_message_and_a_failed_run(tmp_path, numb
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A maker of a folder on a disk of its own, of which so many bytes are left; all are given back by `free`."""
+    """Mount a small disk; the fixture fills it up to a given number of free kilobytes and returns its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
@@ -378,7 +378,7 @@ def small_disk(tmp_path):
 def test_on_a_full_disk_the_result_is_overwritten_in_its_place(small_disk):
     folder = small_disk(64) / "run"
     run = Run.open(folder, CONFIG, [])
-    with pytest.raises(UserError, match=r"No space left on device; free some space"), run.recorded():
+    with pytest.raises(UserError, match=r"No space left on device; free some space"), run.track_status():
         small_disk(0)
         (folder / ".metrics.csv.tmp").touch()
         with (folder / "metrics.csv").open("wb") as file:
@@ -393,13 +393,13 @@ def test_on_a_full_disk_the_result_is_overwritten_in_its_place(small_disk):
 
 def test_a_run_whose_last_result_alone_does_not_fit_is_done_if_it_fits_in_its_place(small_disk):
     folder = small_disk(64) / "run"
-    with Run.open(folder, CONFIG, []).recorded():
+    with Run.open(folder, CONFIG, []).track_status():
         small_disk(0)
     assert read_result(folder)["status"] == "done"
     run = Run.open(folder, CONFIG, [], resume=False)
     (folder.parent / "ballast").unlink()
     small_disk(64)
-    with pytest.raises(UserError, match="No space left"), run.recorded():
+    with pytest.raises(UserError, match="No space left"), run.track_status():
         small_disk(0)
         run.result["metrics"] = {f"test/acc{i}": 0.5 for i in range(1000)}
     assert read_result(folder)["status"] == "failed"
@@ -407,29 +407,29 @@ def test_a_run_whose_last_result_alone_does_not_fit_is_done_if_it_fits_in_its_pl
 
 def test_a_disk_that_is_full_from_the_start(small_disk):
     run = Run.open(small_disk(0) / "run", CONFIG, [])
-    with pytest.raises(UserError, match="No space left"), run.recorded():
+    with pytest.raises(UserError, match="No space left"), run.track_status():
         raise AssertionError("the run has begun")
     assert run.result["status"] == "failed"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's, raised here too
 @pytest.mark.parametrize("kilobytes", [24, 150])
-def test_wherever_a_real_run_fills_the_disk_one_message_says_so_and_the_same_command_goes_on(small_disk, kilobytes):
+def test_wherever_a_real_run_fills_the_disk_there_is_one_message_and_the_same_command_continues(small_disk, kilobytes):
     folder = small_disk(kilobytes) / "run"
     few = ["epochs=1", "model=vgg_a", "model.width=2", "data.train_size=64", "data.test_size=10", "data.val_size=0"]
     with pytest.raises(UserError, match="No space left on device; free some space") as raised:
-        made(folder, *few)
+        train_run(folder, *few)
     assert "\n" not in str(raised.value)
     assert (read_result(folder) or {}).get("status", "failed") == "failed"
     (folder.parent / "ballast").unlink()
-    assert made(folder, *few)["status"] == "done"
+    assert train_run(folder, *few)["status"] == "done"
 
 
 def test_a_disk_that_becomes_read_only(small_disk):
     folder = small_disk(64) / "run"
     run = Run.open(folder, CONFIG, [])
     with pytest.raises(UserError, match="Read-only file system; check the path and its permissions"):
-        with run.recorded():
+        with run.track_status():
             run._lock.release()  # a file that is open for writing keeps a disk from becoming read-only
             subprocess.run(["mount", "-o", "remount,ro", folder.parent], check=True)
             (folder / "metrics.csv").write_text("x")
@@ -449,39 +449,39 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", flock)
     finished(tmp_path / "run")
     assert Run.open(tmp_path / "run", CONFIG, []).finished
-    assert capsys.readouterr().err.count("going on without") == 1
+    assert capsys.readouterr().err.count("does not support locks") == 1
 
 
 def test_a_clock_that_is_set_back_changes_no_duration(tmp_path, monkeypatch):
     run = Run.open(tmp_path / "run", CONFIG, [])
-    with run.recorded():
+    with run.track_status():
         monkeypatch.setattr(time, "time", lambda: 0.0)
     assert 0 <= run.result["seconds"]["total"] < 60
 
 
 def test_an_error_s_text_names_no_folder_of_the_machine_s(tmp_path):
     folder = tmp_path / "my runs" / "run"
-    said = f"cannot read {folder}/x.npz, {Path.home()}/data/y or '/srv/a b/z': damaged"
-    with pytest.raises(UserError), Run.open(folder, CONFIG, ["data.root=/srv/data", "seed=0"]).recorded():
-        raise UserError(said)
+    output = f"cannot read {folder}/x.npz, {Path.home()}/data/y or '/srv/a b/z': damaged"
+    with pytest.raises(UserError), Run.open(folder, CONFIG, ["data.root=/srv/data", "seed=0"]).track_status():
+        raise UserError(output)
     result = read_result(folder)
     assert result["error"] == "cannot read x.npz, y or 'z': damaged"
     assert result["overrides"] == ["seed=0"]
 
 
-# How it ends.
+# How a run ends.
 
 
 def test_another_program_s_exit_passes_unchanged(tmp_path):
     exit = SystemExit(3)
-    with pytest.raises(SystemExit) as raised, Run.open(tmp_path / "run", CONFIG, []).recorded():
+    with pytest.raises(SystemExit) as raised, Run.open(tmp_path / "run", CONFIG, []).track_status():
         raise exit
     assert raised.value is exit
     assert read_result(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_the_exit_that_lightning_makes_of_ctrl_c_is_an_interruption(tmp_path):
-    with pytest.raises(Interrupted), Run.open(tmp_path / "run", CONFIG, []).recorded():
+    with pytest.raises(Interrupted), Run.open(tmp_path / "run", CONFIG, []).track_status():
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -493,7 +493,7 @@ def test_every_start_is_recorded_with_what_it_computed_with(tmp_path):
 
     def start(precision, steps):
         run = Run.open(folder, CONFIG, [])
-        with pytest.raises(Interrupted), run.recorded():
+        with pytest.raises(Interrupted), run.track_status():
             run.started(device="a CPU", accelerator="cpu", precision=precision)
             torch.save({"global_step": steps}, folder / "last.ckpt")
             raise Interrupted
@@ -515,14 +515,14 @@ def test_every_start_is_recorded_with_what_it_computed_with(tmp_path):
 
 def test_a_start_of_an_older_version_is_recorded_too(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(Interrupted), Run.open(folder, CONFIG, []).recorded():
+    with pytest.raises(Interrupted), Run.open(folder, CONFIG, []).track_status():
         raise Interrupted
     result = read_result(folder) | {"device": "a GPU", "precision": "16-mixed"}
     del result["starts"]
     (folder / "result.json").write_text(json.dumps(result))
     torch.save({"global_step": 5}, folder / "last.ckpt")
     run = Run.open(folder, CONFIG, [])
-    with run.recorded():
+    with run.track_status():
         run.started(device="a CPU", precision="32-true")
     told = [(start["step"], start["device"], start["precision"]) for start in read_result(folder)["starts"]]
     assert told == [(0, "a GPU", "16-mixed"), (5, "a CPU", "32-true")]
@@ -533,7 +533,7 @@ def test_the_seconds_are_those_of_all_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     for end in (Interrupted, None):
         run = Run.open(tmp_path / "run", CONFIG, [])
-        with pytest.raises(Interrupted) if end else nullcontext(), run.recorded():
+        with pytest.raises(Interrupted) if end else nullcontext(), run.track_status():
             clock[0] += 50
             run.update(seconds={"train": 1.0})
             torch.save({"global_step": 5}, tmp_path / "run" / "last.ckpt")
@@ -542,7 +542,7 @@ def test_the_seconds_are_those_of_all_starts(tmp_path, monkeypatch):
     assert read_result(tmp_path / "run")["seconds"] == {"train": 1.0, "total": 100.0}
 
 
-def test_a_config_that_no_reader_could_use_is_refused_before_anything_is_written(tmp_path):
+def test_a_config_that_no_reader_could_use_is_an_error_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="^'target' takes a number or null, not 'high'"):
         Run.open(tmp_path / "run", {**CONFIG, "target": "high"}, [])
     assert not list(tmp_path.iterdir())

@@ -104,7 +104,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(tmp_path):
     assert finished.returncode == 1
     assert "1 done, 1 diverged, 1 failed of 3" in finished.stdout
     assert re.search(r"failed .*optim.lr=-1: .*Invalid learning rate: -1", finished.stdout)
-    assert "error: optim: Adam cannot be used so (Invalid learning rate: -1)" in finished.stderr
+    assert "error: optim: Adam does not work with these arguments (Invalid learning rate: -1)" in finished.stderr
     assert "Traceback" not in finished.stderr
     left = sweep(tmp_path, *some, "retry=false")
     assert left.returncode == 1 and "failed before" in left.stdout and "Invalid" not in left.stderr
@@ -121,7 +121,7 @@ def test_a_run_of_changed_code_is_an_error(tmp_path):
     file.write_text(json.dumps(result))
     refused = sweep(tmp_path, *one)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "other code has made (changed: cifarbn.models.resnet). on_code_change=accept" in refused.stderr
+    assert "created by different code (changed: cifarbn.models.resnet). Use on_code_change=accept" in refused.stderr
     assert json.loads(file.read_text()) == result
     assert "nothing to do" in sweep(tmp_path, *one, "on_code_change=accept").stdout
 

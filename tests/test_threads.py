@@ -323,7 +323,7 @@ def test_a_change_is_applied_printed_and_recorded(watch, two_cores):
     watch.steps(9, 0.125)
     two_cores.used = 1.0
     watch.steps(6, 0.5)
-    assert watch.set == [1] and watch.said == [f"from step 15 on 1 of 2 threads: {IN_USE}"]
+    assert watch.set == [1] and watch.said == [f"from step 15: 1 of 2 threads ({IN_USE})"]
     assert watch.watch.changes == [{"step": 15, "threads": 1, "reason": IN_USE}]
 
 

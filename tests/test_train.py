@@ -78,7 +78,7 @@ def test_every_step_and_epoch_is_in_metrics_csv(undisturbed):
     assert all(float(row["step/grad_norm"]) > 0 for row in table)
     epochs = [row for row in table if row["val/acc"]]
     assert [int(row["step"]) for row in epochs] == [4, 9]
-    # 320 pictures in batches of 64, so the epoch's mean is that of its steps.
+    # 320 images in batches of 64, so the epoch's mean is that of its steps.
     losses = [float(row["step/loss"]) for row in table[5:]]
     assert float(epochs[1]["train/loss"]) == pytest.approx(sum(losses) / 5, rel=1e-6)
 
@@ -111,7 +111,7 @@ def assert_equal_state(a, b):
 
 
 def start_and_signal(cwd, number, after_steps):
-    """Start a run that saves after every step and signal it after so many; again where the run is over before that."""
+    """Start a run that saves every step, and signal it after some; try again if the run ends before that."""
     for _ in range(5):
         process = Command("cifarbn.train", *TINY, "checkpoint_minutes=0", cwd=cwd)
         while process.returncode is None:
@@ -127,7 +127,7 @@ def start_and_signal(cwd, number, after_steps):
     pytest.fail("the run was always over before the signal came")
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(undisturbed, tmp_path):
+def test_a_run_killed_in_the_middle_of_an_epoch_continues_bit_for_bit(undisturbed, tmp_path):
     code, _ = start_and_signal(tmp_path, signal.SIGKILL, after_steps=7)
     folder = only_folder(tmp_path)
     assert code == -signal.SIGKILL
@@ -142,7 +142,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(undisturbed,
     assert new == old
 
 
-def test_ctrl_c_saves_says_so_and_can_be_resumed(undisturbed, tmp_path):
+def test_ctrl_c_saves_reports_it_and_can_be_resumed(undisturbed, tmp_path):
     code, err = start_and_signal(tmp_path, signal.SIGINT, after_steps=2)
     folder = only_folder(tmp_path)
     assert code == 130 and "interrupted" in err and "Traceback" not in err
@@ -159,9 +159,9 @@ def test_sigterm_during_validation_saves_the_epoch_first(undisturbed, tmp_path):
     slow = [*TINY[:-1], "trainer.enable_progress_bar=true", "data.eval_batch_size=1"]
     slow += ["data.train_size=720", "data.val_size=400"]  # 5 steps an epoch, and time to signal in a validation
     process = Command("cifarbn.train", *slow, cwd=tmp_path)
-    said = ""
-    while "Validation DataLoader" not in said and (character := process.stdout.read(1)):
-        said += character
+    output = ""
+    while "Validation DataLoader" not in output and (character := process.stdout.read(1)):
+        output += character
     process.send_signal(signal.SIGTERM)
     process.communicate()
     folder = only_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""Run folders that are damaged, hostile or only odd: each is named, and the other runs are reported as ever."""
+"""Run folders that are damaged, hostile or unusual: each is named, and the other runs are reported as usual."""
 
 import csv
 import json
@@ -92,7 +92,7 @@ def test_no_cell_is_a_formula_and_numbers_stay_numbers():
 
 
 def test_a_dollar_in_a_figure_is_a_dollar():
-    """Between two of them, matplotlib would read a formula, and end where it is none."""
+    """matplotlib would read the text between two dollars as a formula, and raise an error for an invalid one."""
     for title in (r"$\frac{$", "a $x$ b", "$" * 60, r"\$x$ $"):
         figure = figures.confusion_matrix(np.eye(10, dtype=int), [title, *"bcdefghij"], title)
         figure.draw_without_rendering()
@@ -145,7 +145,7 @@ def test_a_template_in_a_run_s_text_is_text(tmp_path):
 
 
 def compiled(folder):
-    """What pdflatex says of table.tex in an article."""
+    """Compile table.tex in an article, and return the output of pdflatex."""
     if not shutil.which("pdflatex"):
         pytest.skip("no pdflatex")
     head = r"\documentclass{article}\usepackage{array,booktabs}\begin{document}\input{table.tex}\end{document}"
@@ -162,11 +162,11 @@ def test_a_hostile_table_tex_compiles(evil):
 
 @pytest.mark.parametrize("data", [{}, {"data": DATA | {"name": "cifar10"}}])
 def test_table_tex_fits_on_a_page(tmp_path, data):
-    """With every column that it may have, and the longest labels that the project's experiments make."""
+    """With all optional columns, and the longest labels of the project's experiments."""
     for name, facts in (("course_report/augmentation", {}), ("report/vgg_a_bn_with_a_longer_name", data)):
         for seed, accuracy in enumerate((0.9, 0.92)):
-            said = (f"experiment={name}", "trainer=gpu", f"seed={seed}")
-            make_run(tmp_path, *said, accuracy=accuracy, config={"target": 0.9}, **facts)
+            overrides = (f"experiment={name}", "trainer=gpu", f"seed={seed}")
+            make_run(tmp_path, *overrides, accuracy=accuracy, config={"target": 0.9}, **facts)
     text = table.as_latex(gather(tmp_path))
     for heading in ("test accuracy", "interval", "target", "gap"):
         assert heading in text
@@ -286,8 +286,8 @@ def test_a_folder_without_runs_is_named_beside_one_with(tmp_path):
 
 
 def test_the_same_experiment_and_seed_counts_once(tmp_path):
-    said = [[], ["seed=0"], ["optim.lr=0.1"], ["optim.lr=1e-1"]]
-    for i, overrides in enumerate(said):
+    overrides_of_runs = [[], ["seed=0"], ["optim.lr=0.1"], ["optim.lr=1e-1"]]
+    for i, overrides in enumerate(overrides_of_runs):
         folder = make_run(tmp_path, f"x={i}", accuracy=0.09 if i else 0.08)
         result = json.loads((folder / "result.json").read_text())
         del result["config"]["x"]
@@ -330,7 +330,7 @@ def test_a_number_where_lightning_takes_one_is_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "message"),
     [
         ({"status": [5]}, "status"),
         ({"status": None}, "status"),
@@ -361,7 +361,7 @@ def test_a_number_where_lightning_takes_one_is_text(tmp_path):
         ({"confusion": [[1]]}, "confusion"),
     ],
 )
-def test_a_result_of_another_shape_is_one_line(tmp_path, facts, said):
+def test_a_result_of_another_shape_is_one_line(tmp_path, facts, message):
     make_run(tmp_path, "seed=0", accuracy=0.5)
     file = make_run(tmp_path, "seed=1") / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | facts))
@@ -369,7 +369,7 @@ def test_a_result_of_another_shape_is_one_line(tmp_path, facts, said):
     (excluded,) = sweep.excluded
     assert excluded[0] == "seed=1" and "\n" not in excluded[2]
     assert sweep.groups[0].metric("test/acc") == [0.5]
-    assert said in excluded[2] and excluded[2].startswith("unreadable: result.json")
+    assert message in excluded[2] and excluded[2].startswith("unreadable: result.json")
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ HEAD = ",".join(COLUMNS)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"\xff\xfe\x00", "is not text"),
         (b"", "has not one column step"),
@@ -441,14 +441,14 @@ HEAD = ",".join(COLUMNS)
         (f"{HEAD},lr\n0,0,1,1,1,1,,,,,,,1\n".encode(), "the column lr twice"),
     ],
 )
-def test_a_damaged_metrics_csv_costs_a_run_its_curves_alone(tmp_path, content, said):
+def test_a_damaged_metrics_csv_costs_a_run_its_curves_alone(tmp_path, content, message):
     make_run(tmp_path, "seed=0", accuracy=0.5)
     folder = make_run(tmp_path, "seed=1", accuracy=0.7)
     (folder / "metrics.csv").write_bytes(content)
     sweep = gather(tmp_path)
     assert sweep.groups[0].metric("test/acc") == [0.5, 0.7] and not sweep.excluded
     ((run, _, reason),) = sweep.read_in_part
-    assert run == "seed=1" and reason.startswith("metrics.csv ") and said in reason and "\n" not in reason
+    assert run == "seed=1" and reason.startswith("metrics.csv ") and message in reason and "\n" not in reason
     assert sweep.groups[0].curves("val/acc").shape == (2, 2)
     assert "no curves" in html_page(sweep, [], {}) and "no curves" in markdown_page(sweep, [])
 
@@ -512,7 +512,7 @@ def test_recordings_as_recorders_write_them_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"last_layer.first_difference": np.ones(4)}, "last_layer.first_difference is float64 (4,), not numbers (3,)"),
         ({"last_layer.first_difference": np.ones((3, 1))}, "not numbers (3,)"),
@@ -527,12 +527,12 @@ def test_recordings_as_recorders_write_them_are_read(tmp_path):
         ({"held_out.step": np.arange(1), "held_out.acc": np.ones(1)}, "measured on"),
     ],
 )
-def test_recordings_of_another_shape_are_named(tmp_path, change, said):
+def test_recordings_of_another_shape_are_named(tmp_path, change, message):
     arrays = {name: array for name, array in (RECORDED | PROBED | change).items() if array is not None}
     np.savez(tmp_path / "recordings.npz", **arrays)
     with pytest.raises(UserError, match="^recordings.npz") as refused:
         read_recordings(tmp_path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_damaged_recordings_are_named_and_run_nothing(tmp_path):
@@ -624,7 +624,7 @@ def two_runs(tmp_path_factory):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(["result.json", "key", "metrics.csv", "recordings.npz", "last.ckpt"]), data=st.data())
-def test_whatever_a_file_holds_there_is_a_report_that_names_the_run(two_runs, monkeypatch, name, data):
+def test_for_any_a_file_holds_there_is_a_report_that_names_the_run(two_runs, monkeypatch, name, data):
     monkeypatch.setattr(write, "_save", lambda drawing, folder: Image(b"", 5.0))
     root, victim = two_runs
     file = victim / ("result.json" if name == "key" else name)

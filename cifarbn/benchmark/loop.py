@@ -150,4 +150,4 @@ class _Lightning:
             whole = time.perf_counter() - start
         known = sum(timing.seconds.values())
         self.outside = {k: v for k, v in timing.seconds.items() if k != "train"} | {"start and end": whole - known}
-        return timing.seconds["train"] * steps * self.loader.batch_sizes[0] / timing.pictures
+        return timing.seconds["train"] * steps * self.loader.batch_sizes[0] / timing.images

@@ -20,7 +20,8 @@ from cifarbn.cli.composition import resolved
 from cifarbn.cli.errors import first_lines
 from cifarbn.cli.resolvers import data_root as data_root
 from cifarbn.errors import Interrupted, UserError, machine_fault
-from cifarbn.runs.identity import EXECUTION_KEYS, completed, differences, key_of
+from cifarbn.runs.identity import EXECUTION_KEYS, differences, key_of
+from cifarbn.runs.old_names import modern_config
 
 # Set in the environment while this module, not the user, has set HYDRA_FULL_ERROR=1; DDP's processes inherit it.
 PLAIN = "CIFARBN_PLAIN_ERRORS"
@@ -113,7 +114,7 @@ def repeat_saved_run() -> None:
         then, now = resolved(saved), resolved(compose("train", overrides=saved_overrides))
     overridden = map(key_of, args.overrides)
     ignored = tuple(f"{key}{end}" for key in (*overridden, *EXECUTION_KEYS) for end in (":", "."))
-    if changes := [change for change in differences(completed(then), now) if not change.startswith(ignored)]:
+    if changes := [change for change in differences(modern_config(then), now) if not change.startswith(ignored)]:
         raise UserError(
             f"the overrides of {folder.parent} give a different config now ({'; '.join(changes)}): conf/ or the saved "
             "config has changed. Add KEY=VALUE for each of these keys"

@@ -55,7 +55,7 @@ class Journal:
             journal = cls(Path(name))
             with suppress(Held):  # another sweep may take the new file for that of a killed sweep
                 journal._lock = Lock(journal.file)
-                if journal._lock.stands:
+                if journal._lock.in_place:
                     return journal
 
     def started(self, job: int | str) -> None:

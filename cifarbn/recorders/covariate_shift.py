@@ -12,8 +12,8 @@ from cifarbn.data.interface import Batch
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder, due, measuring, net_of
 from cifarbn.runs.measures import CovariateShiftKeys, Key
-from cifarbn.smoothness.internal_covariate_shift import internal_covariate_shift
 from cifarbn.smoothness.evaluation import parameters_at
+from cifarbn.smoothness.internal_covariate_shift import internal_covariate_shift
 
 
 class CovariateShift(Recorder):

@@ -44,7 +44,7 @@ def first_layer_filters(sweep: RunSet, options: Options) -> Section | None:
     """The filters of the first convolution, where it looks at colours."""
     drawings = []
     for inside in look_inside(sweep, options):
-        modules = inside.trained.net.modules() if inside.trained else ()
+        modules = inside.trained.model.modules() if inside.trained else ()
         first = next((m for m in modules if isinstance(m, nn.Conv2d) and m.weight.shape[1] == 3), None)
         if first is None:
             continue
@@ -122,7 +122,7 @@ def _feature_maps(inside: Inside, wanted: str | None) -> Drawing | None:
         return None
     index, truth = choose_image(wanted, inside.test, inside.trained.classes)
     pixels = inside.test.pixels[index]
-    stages = stage_outputs(inside.trained.net, inside.trained.normalised(pixels[None]))
+    stages = stage_outputs(inside.trained.model, inside.trained.normalise(pixels[None]))
     if not stages:
         return None
     sure, label = inside.trained.probabilities(pixels[None])[0].max(0)

@@ -15,8 +15,9 @@ import numpy as np
 from cifarbn.errors import UserError, without_folders
 from cifarbn.report.labels import leaves, name_groups
 from cifarbn.report.read import read_metrics, read_recordings
-from cifarbn.runs.identity import EXECUTION_KEYS, SEED, completed, role_of
+from cifarbn.runs.identity import EXECUTION_KEYS, SEED, role_of
 from cifarbn.runs.measures import Key
+from cifarbn.runs.old_names import modern_config
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
@@ -211,7 +212,7 @@ def gather(*roots: Path) -> RunSet:
         except UserError as error:
             unreadable[name] = f"unreadable: {without_folders(str(error))}"
             continue
-        result["config"] = completed(result["config"])
+        result["config"] = modern_config(result["config"])
         result["overrides"] = [without_folders(override) for override in result.get("overrides", [])]
         experiment = json.dumps(_identity(result["config"]), sort_keys=True)
         by_config.setdefault(experiment, []).append(RunRecord(folder, name, result))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cifarbn.errors import UserError
 from cifarbn.report.probe_curves import probe_bands
-from cifarbn.runs.durable import check_ordinary
+from cifarbn.runs.durable import check_regular_file
 from cifarbn.runs.measures import (
     AXES,
     TABLES,
@@ -45,7 +45,7 @@ def read_metrics(folder: Path) -> dict[str, NDArray]:
         UserError: in one line that names the file, if it is not what a run writes.
     """
     try:
-        check_ordinary(folder / METRICS)
+        check_regular_file(folder / METRICS)
         text = (folder / METRICS).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return {name: np.empty(0) for name in COLUMNS}
@@ -72,7 +72,7 @@ def read_recordings(folder: Path) -> dict[Key, NDArray]:
         UserError: in one line that names the file, if it is damaged, or an array is not of the shape that is drawn.
     """
     try:
-        check_ordinary(folder / RECORDINGS)
+        check_regular_file(folder / RECORDINGS)
         with (folder / RECORDINGS).open("rb") as file, np.load(file) as archive:
             found = {KEYS.get(name, Key(name)): array for name, array in archive.items()}
     except FileNotFoundError:

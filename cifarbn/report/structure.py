@@ -14,7 +14,7 @@ from cifarbn.figures import Layer
 from cifarbn.report.captions import count, slugs
 from cifarbn.report.gather import Group, RunSet
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.runs.load import build_net
+from cifarbn.runs.load import build_model
 from cifarbn.runs.untrusted import clean
 
 LONG = 24  # boxes; in a longer net equal neighbours share one
@@ -38,7 +38,7 @@ def structures(sweep: RunSet, options: Options) -> Section | None:
             continue
         seen.append(model)
         try:
-            net = build_net(group.config, options.trust)
+            net = build_model(group.config, options.trust)
             shape, layers = _traced(net)
         except UserError as error:  # such as a run of an older version: its numbers are still good
             missing.append(f"Not drawn: {group.label}: {error}.")

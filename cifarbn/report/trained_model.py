@@ -15,7 +15,7 @@ from cifarbn.report.captions import how_many, slugs
 from cifarbn.report.gather import Group, RunRecord, RunSet
 from cifarbn.report.section import Options
 from cifarbn.runs.identity import Tag, keys_with
-from cifarbn.runs.load import TrainedNet, build, load_run, target_class
+from cifarbn.runs.load import TrainedModel, build, load_run, target_class
 from cifarbn.runs.schema import CHECKPOINT
 from cifarbn.runs.untrusted import clean
 
@@ -37,7 +37,7 @@ class Inside:
 
     group: Group
     slug: str
-    trained: TrainedNet | None = None
+    trained: TrainedModel | None = None
     test: Images | None = None
     exclusion_reason: str = ""
 
@@ -80,7 +80,7 @@ def _open(group: Group, slug: str, options: Options) -> Inside:
     return Inside(group, slug, trained, test)
 
 
-def _load(run: RunRecord, options: Options) -> TrainedNet:
+def _load(run: RunRecord, options: Options) -> TrainedModel:
     """The run's net; the page says if there is a checkpoint and it cannot be opened."""
     try:
         return load_run(run.folder, options.trust)

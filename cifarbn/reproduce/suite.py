@@ -24,7 +24,7 @@ from cifarbn.report.write import default_folder, write_report
 from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, print_line
 from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
 from cifarbn.runs.code_hash import sources
-from cifarbn.runs.folder import Run, is_being_made
+from cifarbn.runs.folder import Run, is_running
 from cifarbn.runs.identity import Role, Tag, folder_name, key_of, keys_of_role, keys_with, role_of
 from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
@@ -200,7 +200,7 @@ def _carried_out(plan: Planned, how: Sequence[str]) -> list[str]:
 
 
 def _outcome(folder: Path, overrides: list[str], ended_before: bool, stopped: bool) -> Outcome:
-    if not ended_before and is_being_made(folder):
+    if not ended_before and is_running(folder):
         return Outcome(folder.name, overrides, End.LOCKED, reason="another process is executing it")
     missing = "it ended before it began; see above"
     return read_outcome(folder, overrides, missing=missing, ended_before=ended_before, stopped=stopped)

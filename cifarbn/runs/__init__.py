@@ -1,4 +1,4 @@
-"""Run folders: what they hold, what makes two runs the same, and how they are read and kept.
+"""Run folders: their contents, what identifies a run, and how they are read and written.
 
-The only interface between training, which writes run folders, and analysis, which reads them.
+They are the only interface between training, which writes run folders, and analysis, which reads them.
 """

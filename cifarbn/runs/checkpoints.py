@@ -1,7 +1,7 @@
-"""A run's checkpoints: `last.ckpt`, the one before it, and the checksums by which either can be judged.
+"""A run's checkpoints: `last.ckpt`, the previous one, and the checksums that tell whether a file is intact.
 
-`checkpoints.sha256`, in the format of sha256sum, lists a new checkpoint before the file gets its name. So whenever the
-power fails, a checkpoint is either listed, and then known to be whole or damaged, or not to be used.
+`checkpoints.sha256`, in the format of sha256sum, lists a new checkpoint before the file is renamed into place. So after
+a power failure, a listed checkpoint can be verified, and a checkpoint that is not listed must not be used.
 """
 
 import hashlib
@@ -16,24 +16,22 @@ from typing import Any, BinaryIO
 import torch
 
 from cifarbn.errors import UserError
-from cifarbn.runs.durable import check_ordinary, naming, replace_file, sync_folder, temporary_path
+from cifarbn.runs.durable import check_regular_file, naming, replace_file, sync_folder, temporary_path
+from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.runs.schema import CHECKPOINT, METRICS
 
 PREVIOUS = "previous.ckpt"
 CHECKSUMS = "checkpoints.sha256"
-# Keys of callback states inside a checkpoint, as version 0.1 wrote them.
-METRICS_STATE = "StepHistory"
-RESUME_STATE = "LastCheckpoint"
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumePoint:
     """The checkpoint to continue from.
 
     Attributes:
-        path: None if the run must start from its beginning.
+        path: the file; None if the run must start from the beginning.
         steps: optimizer steps completed at the checkpoint.
-        notes: what was wrong and what is done about it; empty if nothing was wrong.
+        notes: what is wrong with the newest checkpoint and how the run proceeds; empty if nothing is wrong.
     """
 
     path: Path | None
@@ -42,14 +40,14 @@ class Found:
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `last.ckpt`, and keep the one it replaces as `previous.ckpt`.
+    """Write `last.ckpt`, and keep the file it replaces as `previous.ckpt`.
 
     Args:
-        path: of `last.ckpt`; the other files lie beside it.
-        state: what `torch.save` shall write.
+        path: path of `last.ckpt`; the other files are in the same folder.
+        state: the object that `torch.save` writes.
 
     Raises:
-        OSError: if the disk is full or the folder is gone; the checkpoints are then what they were.
+        OSError: if the disk is full or the folder is gone. The existing checkpoints are then unchanged.
     """
     previous, temporary = path.with_name(PREVIOUS), temporary_path(path)
     digests = {}
@@ -62,7 +60,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
                 digests[path.name] = _save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-            # Until it is replaced, the checkpoint before the last counts, too.
+            # The old `previous.ckpt` stays valid, and so listed, until it is replaced.
             older = {f"{PREVIOUS}.old": _sha256(previous)} if path.exists() and previous.exists() else {}
             _list(path.parent, digests | older)
             if path.exists():
@@ -74,74 +72,75 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         sync_folder(path.parent)
         if older:
             _list(path.parent, digests)
-    if len(digests) == 1:  # the first one: the folder itself is as new
+    if len(digests) == 1:  # the first checkpoint: the folder itself is new, too
         for folder in path.absolute().parents[1:4]:
             with suppress(OSError):
                 sync_folder(folder)
 
 
-def newest_whole(folder: Path, repair: bool = True) -> Found | None:
-    """Find the newest checkpoint that is whole and whose rows of `metrics.csv` are all there; None without any.
+def newest_intact(folder: Path, repair: bool = True) -> ResumePoint | None:
+    """Find the newest intact checkpoint whose rows of `metrics.csv` all exist; None without any checkpoint.
 
-    A folder from before there were checksums is taken without them. The checkpoint is read as plain data, so that it
-    cannot run code.
+    Folders of versions that wrote no checksums are accepted without them. Checkpoints are read as plain data
+    (`weights_only`), so that they cannot run code.
 
     Args:
         folder: the run folder.
-        repair: rename what cannot be used to `NAME.unusable`, and bring the list of checksums up to date.
+        repair: rename unusable checkpoints to `NAME.unusable`, and update the list of checksums.
 
     Raises:
-        UserError: if a whole checkpoint cannot be read.
+        UserError: if an intact checkpoint cannot be read.
     """
     paths = [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()]
     if not paths:
         return None
-    listed, wrong = _listed(folder), []
+    listed, problems = _listed(folder), []
     if not (folder / CHECKPOINT).exists():
-        wrong.append(f"{CHECKPOINT} is missing")
+        problems.append(f"{CHECKPOINT} is missing")
     for path in paths:
         digest = _sha256(path)
         state = _read(path, listed, digest)
         if isinstance(state, str):
-            trouble = state
+            reason = state
         elif not _has_rows(folder / METRICS, state):
-            trouble = f"{METRICS} has lost rows that {path.name} counts on"
+            reason = f"{METRICS} lacks rows that {path.name} refers to"
         else:
             if repair and (listed or {}).get(path.name) != digest:
                 _list(folder, {path.name: digest})
             steps = int(state["global_step"])
-            return Found(path, steps, _sentence(wrong, f"continuing from {path.name}, step {steps}") if wrong else "")
-        wrong.append(f"{trouble}; it is kept as {path.name}.unusable")
+            notes = _sentence(problems, f"continuing from {path.name}, step {steps}") if problems else ""
+            return ResumePoint(path, steps, notes)
+        problems.append(f"{reason}; it is kept as {path.name}.unusable")
         if repair:
             os.replace(path, path.with_name(path.name + ".unusable"))
             sync_folder(folder)
-    return Found(None, 0, _sentence(wrong, "no other checkpoint can be used: starting from the beginning"))
+    return ResumePoint(None, 0, _sentence(problems, "no usable checkpoint is left: starting from the beginning"))
 
 
 def verify(checkpoint: Path) -> None:
-    """Check a checkpoint against its checksum; one from before there were checksums is not checked.
+    """Verify a checkpoint's checksum, if the folder has a list of checksums.
 
     Raises:
-        UserError: if it is damaged.
+        UserError: if the checkpoint is damaged.
     """
-    check_ordinary(checkpoint)
+    check_regular_file(checkpoint)
     listed = _listed(checkpoint.parent)
     if listed is not None and _sha256(checkpoint) not in listed.values():
         raise UserError(
-            f"{checkpoint} is damaged: it does not have the checksum in {CHECKSUMS}. Train again with resume=false, or "
-            "name another run"
+            f"{checkpoint} is damaged: its checksum differs from {CHECKSUMS}. Train again with resume=false, or use "
+            "another run"
         )
 
 
 def forget_previous(folder: Path) -> None:
-    """Remove the checkpoint before the last: a finished run needs no way back."""
+    """Remove `previous.ckpt`, which a finished run no longer needs."""
     if (folder / PREVIOUS).exists():
         (folder / PREVIOUS).unlink()
         _list(folder, {name: digest for name, digest in (_listed(folder) or {}).items() if name == CHECKPOINT})
 
 
 class _Hashing:
-    """A file that is hashed while `torch.save` writes it, and that remembers why a write failed: torch does not say."""
+    """A file that is hashed while `torch.save` writes it, and that keeps the OSError of a write: torch hides it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
@@ -161,7 +160,7 @@ class _Hashing:
 
 
 def _save(state: Mapping[str, Any], file: BinaryIO) -> str:
-    """Write, and return the SHA-256 of what was written."""
+    """Write the state, and return the SHA-256 of the written bytes."""
     hashing = _Hashing(file)
     try:
         torch.save(state, hashing)  # type: ignore[arg-type]
@@ -173,7 +172,7 @@ def _save(state: Mapping[str, Any], file: BinaryIO) -> str:
 
 
 def _sha256(file: Path) -> str:
-    check_ordinary(file)
+    check_regular_file(file)
     sha256 = hashlib.sha256()
     with file.open("rb") as content:
         while block := content.read(2**20):
@@ -182,9 +181,9 @@ def _sha256(file: Path) -> str:
 
 
 def _listed(folder: Path) -> dict[str, str] | None:
-    """The digests in the folder's list, by file name; None without a list."""
+    """Return the digests in the folder's list, by file name; None without a list."""
     try:
-        check_ordinary(folder / CHECKSUMS)
+        check_regular_file(folder / CHECKSUMS)
         text = (folder / CHECKSUMS).read_text(errors="replace")
     except FileNotFoundError:
         return None
@@ -197,9 +196,9 @@ def _list(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _read(path: Path, listed: Mapping[str, str] | None, digest: str) -> dict[str, Any] | str:
-    """The checkpoint's content, or why it cannot be used."""
+    """Return the checkpoint's content, or the reason why it cannot be used."""
     if listed is not None and digest not in listed.values():
-        return f"{path.name} is damaged (it does not have the checksum in {CHECKSUMS})"
+        return f"{path.name} is damaged (its checksum differs from {CHECKSUMS})"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         int(state["global_step"])
@@ -209,25 +208,25 @@ def _read(path: Path, listed: Mapping[str, str] | None, digest: str) -> dict[str
     except Exception as error:
         reason = type(error).__name__
         if listed is None:
-            return f"{path.name} is not a checkpoint of this program, or is damaged ({reason})"
+            return f"{path.name} is damaged, or not a checkpoint of cifarbn ({reason})"
         raise UserError(
-            f"{path} is whole, but this version of torch cannot read it ({reason}). Use the version that wrote it (see "
-            "result.json), or resume=false, which starts the run again"
+            f"{path} is intact, but this version of torch cannot read it ({reason}). Use the version that wrote it "
+            "(see result.json), or restart the run with resume=false"
         ) from error
 
 
 def _has_rows(metrics: Path, state: Mapping[str, Any]) -> bool:
-    """Whether `metrics.csv` begins with exactly the bytes that the checkpoint counts on."""
-    counted = state.get("callbacks", {}).get(METRICS_STATE, {}).get("file")
-    if not counted or not counted["bytes"]:
+    """Return whether `metrics.csv` begins with exactly the bytes that the checkpoint refers to."""
+    expected = state.get("callbacks", {}).get(METRICS_STATE, {}).get("file")
+    if not expected or not expected["bytes"]:
         return True
     try:
-        check_ordinary(metrics)
+        check_regular_file(metrics)
         with metrics.open("rb") as file:
-            return hashlib.sha256(file.read(counted["bytes"])).hexdigest() == counted["sha256"]
+            return hashlib.sha256(file.read(expected["bytes"])).hexdigest() == expected["sha256"]
     except FileNotFoundError:
         return False
 
 
-def _sentence(wrong: list[str], done: str) -> str:
-    return "; ".join([*wrong, done])
+def _sentence(problems: list[str], remedy: str) -> str:
+    return "; ".join([*problems, remedy])

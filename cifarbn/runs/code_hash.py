@@ -1,4 +1,4 @@
-"""Which code a run computes with: a hash of every module that has a say in its numbers."""
+"""The code that a run computes with: a hash of every module that affects its numbers."""
 
 import ast
 import hashlib
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
-# Every run computes with these, whatever its config says.
+# Every run computes with these modules.
 ROOTS = tuple(
     f"{PACKAGE}.{name}"
     for name in ("train", "training.classifier", "training.trainer", "training.callbacks.metrics_logger")
 )
-# They say, show or keep what a run computes; they do not compute. A package stands for all that is in it.
-BYSTANDERS = frozenset(
+# Modules that print, draw or store results, but compute nothing of them. A package includes all of its modules.
+NOT_COMPUTING = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
         *("cli", "errors", "figures", "runs", "fast.cores", "fast.threads", "training.preflight"),
@@ -30,7 +30,7 @@ BYSTANDERS = frozenset(
         ),
     )
 )
-# A result has their versions, also where they are installed from a checkout.
+# result.json holds the versions of these packages, so they never count as the user's code, even as a checkout.
 VERSIONED = frozenset(
     ("hydra", "lightning", "numpy", "omegaconf", "pytorch_lightning", "torch", "torchmetrics", "torchvision")
 )
@@ -38,22 +38,22 @@ NATIVE = frozenset((".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp"))
 
 
 def sources(config: Mapping[str, Any]) -> dict[str, str]:
-    """Module -> a hash of its code, for each module that a run of this config computes with.
+    """Return module -> hash of its code, for each module that a run of this config computes with.
 
-    These are the modules that every run needs, those that the config's `_target_`s are taken from and defined in, and
-    all that they import, directly or through others, of this package or of the user's own code: whatever is neither
-    installed nor part of Python, wherever it lies. A result has the versions of the packages. Comments, docstrings and
-    the layout of the text do not count, nor does the version of Python. An import that is made by a call, such as
-    `importlib.import_module(name)`, is not seen.
+    These are the modules that every run needs, the modules in which the config's `_target_`s are found and defined, and
+    everything they import, directly or indirectly, from this package or from the user's own code. The user's own code
+    is any module that is neither installed nor part of Python; for installed packages, result.json holds the versions.
+    Comments, docstrings, formatting and the version of Python do not affect the hash. Imports by a call, such as
+    `importlib.import_module(name)`, are not detected.
 
     Args:
-        config: a run's, with values resolved.
+        config: a run's config, with values resolved.
     """
     hashes: dict[str, str] = {}
     waiting = {*ROOTS, *(module for target in _targets(config) for module in _modules_of_target(target))}
     while waiting:
         module = waiting.pop()
-        if module in hashes or _is_bystander(module) or (file := _file(module)) is None:
+        if module in hashes or _computes_nothing(module) or (file := _file(module)) is None:
             continue
         hashes[module], imports = _read(file)
         for level, base, name in imports:
@@ -66,7 +66,7 @@ def _targets(node: Any) -> Iterator[str]:
         target = node.get("_target_")
         if isinstance(target, str):
             yield target
-            # hydra.utils.get_class and its like take what their path names.
+            # hydra.utils.get_class and similar functions import the object that their path names.
             if target.startswith("hydra.utils.get_") and isinstance(node.get("path"), str):
                 yield node["path"]
         node = list(node.values())
@@ -76,28 +76,28 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def _modules_of_target(target: str) -> set[str]:
-    """The modules in which a `_target_` is found and defined, which may be two; empty if it cannot be found."""
+    """Return the modules in which a `_target_` is found and defined (up to two); empty if it cannot be found."""
     parts = target.split(".")
     for length in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:length])
         if _spec(module) is None:
             continue
         try:
-            thing = importlib.import_module(module)
+            target_object = importlib.import_module(module)
             for attribute in parts[length:]:
-                thing = getattr(thing, attribute)
+                target_object = getattr(target_object, attribute)
         except Exception:
-            break  # instantiating it will say what is wrong
-        defined = getattr(thing, "__module__", None)
+            break  # instantiating it will raise the error
+        defined = getattr(target_object, "__module__", None)
         return _modules_of_import(module, parts[length]) | ({defined} if isinstance(defined, str) else set())
     return set()
 
 
 def _modules_of_import(base: str, name: str | None) -> set[str]:
-    """All that `from base import name` runs, or `import base` where there is no name.
+    """Return the modules that `from base import name` runs, or `import base` if `name` is None.
 
-    A package of this project's own only hands on what its modules define: whoever imports one name of it does not
-    depend on the others.
+    The packages of this project only re-export names of their modules, so importing one name depends on its module
+    alone.
     """
     spec = _spec(base)
     if base.partition(".")[0] == PACKAGE and spec and spec.origin and spec.submodule_search_locations is not None:
@@ -105,13 +105,13 @@ def _modules_of_import(base: str, name: str | None) -> set[str]:
             return _modules_of_import(f"{base}.{name}", None)
         exports = {alias: module for _, module, alias in _read(Path(spec.origin))[1]}
         return {module for alias, module in exports.items() if name in (None, alias)}
-    whole = base if name is None or _spec(f"{base}.{name}") is None else f"{base}.{name}"
-    parts = whole.split(".")
+    module = base if name is None or _spec(f"{base}.{name}") is None else f"{base}.{name}"
+    parts = module.split(".")
     return {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
 
 
 def _absolute(module: str, level: int, base: str) -> str:
-    """The name of the module that `from <level dots>base import ...` in `module` means."""
+    """Return the absolute name of the module in `from <level dots>base import ...`, as written in `module`."""
     if level == 0:
         return base
     spec = _spec(module)
@@ -120,13 +120,13 @@ def _absolute(module: str, level: int, base: str) -> str:
     return ".".join([*package, base] if base else package)
 
 
-def _is_bystander(module: str) -> bool:
+def _computes_nothing(module: str) -> bool:
     parts = module.split(".")
-    return any(".".join(parts[:length]) in BYSTANDERS for length in range(1, len(parts) + 1))
+    return any(".".join(parts[:length]) in NOT_COMPUTING for length in range(1, len(parts) + 1))
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of this package or of the user's; None for installed ones and for what has no file."""
+    """Return the file of a module of this package or of the user; None for installed modules or without a file."""
     spec = _spec(module)
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         return None
@@ -137,7 +137,7 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _spec(module: str) -> ModuleSpec | None:
-    """Where a module of this package or of the user's is, found without importing anything; None for any other."""
+    """Find a module of this package or of the user without importing anything; None for any other module."""
     parent, _, _ = module.rpartition(".")
     try:
         if parent:
@@ -165,7 +165,7 @@ def _is_installed(module: str, spec: ModuleSpec) -> bool:
 
 @cache
 def _installed() -> tuple[Path, ...]:
-    """The folders of installed packages: those that Python knows, and those on the path that pip has written to."""
+    """Return the folders of installed packages: Python's own, and those on `sys.path` that hold a `*.dist-info`."""
     known = {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), site.getusersitepackages()}
     written = {folder for folder in sys.path if folder and any(Path(folder).glob("*.dist-info"))}
     return tuple(map(Path, known | written))
@@ -173,9 +173,9 @@ def _installed() -> tuple[Path, ...]:
 
 @cache
 def _read(file: Path) -> tuple[str, frozenset[tuple[int, str, str | None]]]:
-    """A file's hash, with that of any C beside it, and what it imports: (dots, module, name or None).
+    """Return a file's hash, including any C files in its folder, and its imports as (dots, module, name or None).
 
-    What is not Python counts byte for byte and imports nothing.
+    Files that are not Python are hashed byte for byte and import nothing.
     """
     content = file.read_bytes()
     native = b"".join(other.read_bytes() for other in sorted(file.parent.iterdir()) if other.suffix in NATIVE)
@@ -199,12 +199,12 @@ def _read(file: Path) -> tuple[str, frozenset[tuple[int, str, str | None]]]:
 
 
 def _canonical(tree: ast.AST) -> Iterator[str]:
-    """A text of the tree that is the same in every version of Python; `ast.dump`'s is not.
+    """Yield a text of the syntax tree that is the same in every version of Python, unlike `ast.dump`.
 
-    Versions differ in fields that are empty (3.12 has new ones, 3.13 does not print them), in how many pieces they cut
-    the text of an f-string, and in which characters `repr` shows as they are.
+    Versions differ in empty fields (3.12 has new ones, 3.13 does not print them), in how they split the text of an
+    f-string, and in the characters that `repr` escapes.
     """
-    waiting: list[Any] = [tree]  # a stack of its own: expressions may be nested deeper than Python's
+    waiting: list[Any] = [tree]  # an explicit stack: expressions may be nested deeper than Python's recursion limit
     while waiting:
         item = waiting.pop()
         if isinstance(item, _Token):
@@ -220,7 +220,7 @@ def _canonical(tree: ast.AST) -> Iterator[str]:
                 if name not in ("kind", "type_comment") and not empty:
                     fields += [_Token(f"{name}="), value, _Token(",")]
             waiting += [_Token(")"), *reversed(fields), _Token(f"{type(item).__name__}(")]
-        else:  # `repr` refuses an integer of more than 4,300 digits
+        else:  # `repr` raises an error for integers of more than 4,300 digits
             yield hex(item) if type(item) is int else ascii(item)
 
 
@@ -233,7 +233,7 @@ def _content(value: Any) -> list[Any]:
 
 
 def _joined(pieces: list[Any]) -> list[Any]:
-    """The pieces of an f-string, with neighbouring texts joined and empty ones left out."""
+    """Return the pieces of an f-string, with adjacent texts joined and empty ones removed."""
     joined: list[Any] = []
     for piece in pieces:
         text = str(piece.value) if isinstance(piece, ast.Constant) else None

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written beside their name, forced to the disk, then renamed into place."""
+"""Files that survive a power failure: written under a temporary name, synced to disk, then renamed into place."""
 
 import os
 import stat
@@ -11,10 +11,10 @@ from cifarbn.errors import UserError
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace `path` by what `write` writes: after any crash the old or the new content is there, never a part.
+    """Replace the content of a file atomically: after a crash, it has either the old or the new content.
 
     Args:
-        path: the file. The temporary file `.NAME.tmp` beside it is removed if `write` fails.
+        path: the file. The temporary file `.NAME.tmp` in the same folder is removed if `write` fails.
         write: called once with the temporary file, open for writing bytes.
 
     Raises:
@@ -35,12 +35,12 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return where `replace_file` writes before it renames."""
+    """Return the temporary file that `replace_file` writes before it renames it."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def sync_file(path: Path) -> None:
-    """Force what was appended to a file to the disk, and the file's entry in its folder."""
+    """Sync a file's content and its folder's entry to disk."""
     with naming(path):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -48,7 +48,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk: without it a rename or a new file may be lost in a power cut."""
+    """Sync a folder's entries to disk; otherwise a power failure may undo a rename or lose a new file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,7 +58,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError that names no file, as those of `write` and `fsync` do not."""
+    """Add `path` to an OSError that names no file, such as one from `write` or `fsync`."""
     try:
         yield
     except OSError as error:
@@ -67,12 +67,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def check_ordinary(file: Path) -> None:
-    """Let an ordinary file pass: to read a FIFO waits for ever, to read a device may never end.
+def check_regular_file(file: Path) -> None:
+    """Raise an error unless a path is a regular file: reading a FIFO or a device may never end.
 
     Raises:
-        OSError: if there is none, or it may not be looked at.
-        UserError: if it is of another kind.
+        OSError: if the file is missing or not accessible.
+        UserError: if it is not a regular file.
     """
     if not stat.S_ISREG(file.stat().st_mode):
-        raise UserError(f"{file.name} is not an ordinary file")
+        raise UserError(f"{file.name} is not a regular file")

@@ -1,8 +1,8 @@
-"""Run folders: what a run leaves behind, and the only thing that analysis ever reads.
+"""Run folders: everything that a run writes, and the only thing that analysis reads.
 
 A folder holds `.hydra/` (the config as Hydra composed it), `result.json` (see `Result`), `metrics.csv` (every step and
-epoch), `recordings.npz` (arrays per step, where a recorder was asked for), TensorBoard events and `last.ckpt`;
-`.run.json` marks it as made here.
+epoch), `recordings.npz` (arrays per step, if the run has recorders), TensorBoard events and `last.ckpt`. `.run.json`
+marks a folder that this program has created.
 """
 
 import os
@@ -18,11 +18,12 @@ from typing import Any
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.errors import Diverged, Interrupted, RunConflict, RunLocked, UserError, machine_fault, without_folders
-from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_whole
+from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_intact
 from cifarbn.runs.durable import replace_file, temporary_path
-from cifarbn.runs.identity import Role, completed, differences, experiment, role_of
+from cifarbn.runs.identity import Role, differences, experiment, role_of
 from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
 from cifarbn.runs.longer import check_longer
+from cifarbn.runs.old_names import modern_config
 from cifarbn.runs.provenance import environment
 from cifarbn.runs.result_file import Damaged, overwrite_result, read_result, read_result_file, write_result
 from cifarbn.runs.schema import (
@@ -38,31 +39,31 @@ from cifarbn.runs.schema import (
 )
 
 EVENTS = "events.out.tfevents.*"
-# What result.json held when the latest start began: it marks the folder as this program's, and stands in for a
-# result.json that is damaged.
+# A copy of result.json from the beginning of the latest start: it marks the folder as one of this program's, and
+# replaces a damaged result.json.
 MARKER = ".run.json"
-# Every file that a run writes into its folder. Nothing else is ever removed or moved.
+# Every file that a run writes into its folder. No other file is ever removed or moved.
 _WRITTEN = (METRICS, RECORDINGS, RAW_GRADIENTS, CHECKPOINT, PREVIOUS, CHECKSUMS, RESULT, MARKER)
 _TEMPORARY = tuple(temporary_path(Path(name)).name for name in _WRITTEN)
 OWN_FILES = (
     *(*_WRITTEN, *_TEMPORARY, EVENTS, "hparams.yaml", "last.ckpt.unusable", "previous.ckpt.unusable"),
-    *("metrics.tmp", "recordings.tmp", "last.tmp", "result.json.tmp"),  # of older versions
+    *("metrics.tmp", "recordings.tmp", "last.tmp", "result.json.tmp"),  # written by older versions
 )
-# What Hydra has written into the folder before a run begins.
+# Hydra writes these before a run begins.
 HYDRA = ".hydra"
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
 class Run:
-    """One run folder, while its run is being made.
+    """A run folder that this process has opened for its run.
 
     Attributes:
-        folder: where it is.
-        result: what `result.json` holds.
-        checkpoint: the checkpoint to go on from, if there is one.
-        steps: that the checkpoint has behind it.
-        source: another run folder, if the checkpoint is that one's.
-        retry: whether a failed run is still to be made.
+        folder: path of the run folder.
+        result: content of `result.json`.
+        checkpoint: the checkpoint to continue from, if any.
+        steps: optimizer steps completed at the checkpoint.
+        source: the run folder that the checkpoint belongs to, if it is another one.
+        retry: whether to run a failed run again.
     """
 
     def __init__(self, folder: Path, result: Result, *, retry: bool = True, lock: Lock | None = None) -> None:
@@ -70,8 +71,8 @@ class Run:
         self.checkpoint: Path | None = None
         self.steps = 0
         self.source: Path | None = None
-        self._lock = lock  # held for as long as this object lives, at most to the end of `recorded`
-        self._opened: OpenFolder | None = None  # while recorded
+        self._lock = lock  # held while this object exists, and released at the end of `track_status`
+        self._opened: OpenFolder | None = None  # only inside `track_status`
 
     @classmethod
     def open(
@@ -86,26 +87,26 @@ class Run:
         on_code_change: str = "error",
         resume_from: Path | None = None,
     ) -> "Run":
-        """The run that belongs in `folder`: finished, cut off, failed, or new. Nobody else can open it meanwhile.
+        """Open the run in `folder`, whether finished, interrupted, failed or new, and lock it for this process.
 
         Args:
-            folder: where it is; it need not be there yet.
-            config: what it is; what only says how it is carried out does not count.
-            overrides: of the command line, for the record.
-            code: that it will be made with, as `cifarbn.runs.code_hash` gives it.
-            resume: leave a finished run alone, and let one that was cut off go on from its checkpoint. Otherwise this
-                program's files are moved to `.replaced/` beside the folder, and the run starts anew.
-            retry: try a failed run again, from its checkpoint if it has one; otherwise leave it as it is.
-            on_code_change: "error" a folder that other code has made, or "accept" it.
-            resume_from: another run's folder, of the same config but for fewer epochs. A run that has no checkpoint of
-                its own begins where that one ended. The other folder is only read.
+            folder: path of the run folder, which need not exist.
+            config: the run's config. Keys that only say how a run is executed are ignored.
+            overrides: overrides of the command line, to be stored in `result.json`.
+            code: hashes of the modules that the run computes with, see `cifarbn.runs.code_hash`.
+            resume: keep a finished run, and continue an interrupted one from its checkpoint. False moves this program's
+                files to `.replaced/` in the parent folder, and the run starts from scratch.
+            retry: run a failed run again, from its checkpoint if it has one. False leaves it as it is.
+            on_code_change: "error" raises an error if the folder was created by different code; "accept" uses it.
+            resume_from: folder of another run, of the same config but for fewer epochs. A run without a checkpoint of
+                its own continues from that run's checkpoint. The other folder is only read.
 
         Raises:
-            RunLocked: if another process has the folder open.
-            RunConflict: if the folder holds a run of another config or, finished or with a checkpoint, of other code;
-                if it holds files that this program did not write and no run, or links in place of its own files; if the
-                run cannot begin where that in `resume_from` ended.
-            UserError: if its checkpoint is whole but cannot be loaded, or `on_code_change` is neither word.
+            RunLocked: if another process has opened the folder.
+            RunConflict: if the folder holds a run of a different config; a run of different code that is finished or
+                has a checkpoint; files of other programs but no run; or links instead of its own files. Also if the run
+                cannot continue the one in `resume_from`.
+            UserError: if the checkpoint is intact but cannot be loaded, or `on_code_change` has another value.
         """
         if on_code_change not in ("error", "accept"):
             raise UserError(f"on_code_change must be error or accept, not {on_code_change!r}")
@@ -115,15 +116,15 @@ class Run:
             check_config(config)
         except ValueError as error:
             raise UserError(str(error)) from error
-        # The processes that DDP starts beside the first find the folder as the first one left it.
+        # With DDP, only the first process locks and changes the folder; the others read what it has left.
         lock = _lock(folder) if _first_process() else None
         old, damage = _left_by_an_earlier_start(folder)
         if old is not None and not resume and _first_process():
             _set_aside(folder)
             old = None
         if old is None:
-            said = [override for override in overrides if role_of(override) is not Role.PLACE]
-            new: Result = {"status": Status.NEW, "overrides": said, "config": config, "code": code}
+            kept = [override for override in overrides if role_of(override) is not Role.PLACE]
+            new: Result = {"status": Status.NEW, "overrides": kept, "config": config, "code": code}
             run = cls(folder, new, retry=retry, lock=lock)
         else:
             run = cls(folder, old, retry=retry, lock=lock)
@@ -136,24 +137,24 @@ class Run:
         if run.checkpoint is None and resume_from is not None:
             run._begin_with(Path(resume_from), on_code_change)
         if damage and old is not None and _first_process():
-            then = f"continuing from {run.checkpoint}, step {run.steps}" if run.checkpoint else "starting anew"
-            print(f"warning: {damage}; the run is known by its {MARKER}, {then}", file=sys.stderr, flush=True)
+            start = f"continuing from {run.checkpoint}, step {run.steps}" if run.checkpoint else "starting from scratch"
+            print(f"warning: {damage}; using its copy {MARKER} and {start}", file=sys.stderr, flush=True)
         return run
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do; a diverged run is a result too."""
+        """Whether nothing is left to do; a diverged run counts as finished."""
         status = self.result["status"]
         return status in (Status.DONE, Status.DIVERGED) or (status == Status.FAILED and not self.retry)
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Keep `status` true, however the block ends; a divergence ends the block and is no error.
+    def track_status(self) -> Iterator[None]:
+        """Keep `status` in `result.json` up to date, however the block ends; a divergence ends it without an error.
 
         Raises:
-            Interrupted: after Ctrl-C; any other exit passes as it is, for whoever asked for it.
-            UserError: in place of an error that the machine is to blame for, such as a full disk; and where the folder
-                was removed or replaced before the end.
+            Interrupted: after Ctrl-C. Any other exit is passed on unchanged.
+            UserError: instead of an error of the machine, such as a full disk; also if the folder was removed or
+                replaced during the run.
         """
         began, earlier = time.monotonic(), 0.0
         end: Result = {"status": Status.DONE}
@@ -168,15 +169,15 @@ class Run:
             raise Interrupted from stop
         except SystemExit as stop:
             end = {"status": Status.INTERRUPTED}
-            if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into an exit
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
                 raise Interrupted from stop
             raise
         except BaseException as error:
-            said = machine_fault(error, self.folder)
-            kind = "" if said or isinstance(error, UserError) else f"{type(error).__name__}: "
-            end = {"status": Status.FAILED, "error": without_folders(f"{kind}{said or error}", self.folder)}
-            if said:
-                raise UserError(said) from error
+            fault = machine_fault(error, self.folder)
+            kind = "" if fault or isinstance(error, UserError) else f"{type(error).__name__}: "
+            end = {"status": Status.FAILED, "error": without_folders(f"{kind}{fault or error}", self.folder)}
+            if fault:
+                raise UserError(fault) from error
             raise
         finally:
             total = earlier + time.monotonic() - began
@@ -191,7 +192,7 @@ class Run:
                     self._lock.release()
 
     def started(self, **facts: Any) -> None:
-        """Put what this start computes with into `result.json`, for all of the run's steps that follow."""
+        """Write into `result.json` what this start computes with; it applies to all of the run's steps from here on."""
         start: Any = {"step": self.steps, **facts} | {key: self.result.get(key) for key in ("versions", "git_commit")}
         kept = [key for key in start if key in Start.__annotations__]
         self.update(**facts, starts=[*self.result.get("starts", []), {key: start[key] for key in kept}])
@@ -199,75 +200,78 @@ class Run:
             write_result(self.folder / MARKER, self.result)
 
     def computed(self, **facts: Any) -> None:
-        """Correct what `started` has said of this start, by what only its first step could show."""
+        """Correct the facts that `started` wrote for this start by those that only its first step could show."""
         *earlier, latest = self.result["starts"]
         self.update(**facts, starts=[*earlier, latest | {k: v for k, v in facts.items() if k in Start.__annotations__}])
 
     def update(self, **facts: Any) -> None:
-        """Put facts into `result.json`, at once or not at all; from the first process only.
+        """Write facts into `result.json`, atomically and from the first process only.
 
         Raises:
-            UserError: if the folder was removed or replaced since `recorded` began.
+            UserError: if the folder was removed or replaced since `track_status` began.
         """
         self.result.update(facts)  # type: ignore[typeddict-item]
         if not _first_process():
             return
-        if self._opened and not self._opened.stands:
+        if self._opened and not self._opened.in_place:
             raise UserError(
-                f"the folder {self.folder} was removed or replaced while its run was being made, so the run is lost; "
+                f"the folder {self.folder} was removed or replaced during its run, so the run is lost; "
                 "run the same command again"
             )
         write_result(self.folder / RESULT, self.result)
 
     def __str__(self) -> str:
-        """One line for the terminal."""
+        """Return one line for the terminal."""
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in self.result.get("metrics", {}).items())
         error = self.result.get("error")
         return f"{self.result['status']}: {self.folder}  {metrics}" + (f"  {error}" if error else "")
 
     def _choose_checkpoint(self) -> None:
-        """Continue from the newest whole checkpoint; say so where it is not simply the last one."""
+        """Continue from the newest intact checkpoint, and print why if it is not the last one."""
         if _first_process():
             remove_temporaries(self.folder)
-        found = newest_whole(self.folder, repair=_first_process())
-        if found is None:  # or renamed by DDP's first process, as unusable
+        resume_point = newest_intact(self.folder, repair=_first_process())
+        if resume_point is None:  # no checkpoint, or DDP's first process has renamed unusable ones
             return
-        self.checkpoint, self.steps = found.path, found.steps
-        if found.notes:
-            rank_zero_only(print)(f"{self.folder}: {found.notes}", flush=True)
-            self.result["recovery"] = [*self.result.get("recovery", []), found.notes]
+        self.checkpoint, self.steps = resume_point.path, resume_point.steps
+        if resume_point.notes:
+            rank_zero_only(print)(f"{self.folder}: {resume_point.notes}", flush=True)
+            self.result["recovery"] = [*self.result.get("recovery", []), resume_point.notes]
 
     def _check(self, config: Mapping[str, Any], code: Mapping[str, str], on_code_change: str) -> None:
-        """Refuse what is in the folder where it is another run, or other code's."""
-        elsewhere = "name=OTHER puts this run elsewhere; resume=false replaces the old one and keeps it in .replaced/"
-        if changed := differences(completed(self.result["config"]), config):
-            raise RunConflict(f"{self.folder} holds a run of another config ({'; '.join(changed)}). {elsewhere}")
-        made = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
-        if made and (changed := _changed_modules(self.result, code, on_code_change)):
+        """Raise an error if the folder holds a run of a different config or of different code."""
+        elsewhere = "Use name=OTHER, or resume=false to start from scratch (the old run is moved to .replaced/)"
+        if changed := differences(modern_config(self.result["config"]), config):
+            raise RunConflict(f"{self.folder} holds a run of a different config ({'; '.join(changed)}). {elsewhere}")
+        has_results = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
+        if has_results and (changed := _changed_modules(self.result, code, on_code_change)):
             raise RunConflict(
-                f"{self.folder} holds a run that other code has made (changed: {', '.join(changed)}). "
-                f"on_code_change=accept takes it as it is; {elsewhere}"
+                f"{self.folder} was created by different code (changed: {', '.join(changed)}). "
+                f"Use on_code_change=accept to continue with today's code. {elsewhere}"
             )
 
     def _begin_with(self, source: Path, on_code_change: str) -> None:
-        """Let the run begin where that in `source` ended."""
+        """Continue from the checkpoint of the run in `source`."""
         theirs = read_result(source)
         if theirs is None:
             raise RunConflict(f"resume_from={source} is not a run folder: it has no {RESULT}")
-        if _first_process() and is_being_made(source):
-            raise RunConflict(f"another process is making the run in resume_from={source}; wait for it to end")
+        if _first_process() and is_running(source):
+            raise RunConflict(
+                f"the run in resume_from={source} is still running in another process; wait for it to end"
+            )
         check_longer(source, theirs, self.result["config"])
         if changed := _changed_modules(theirs, self.result["code"], on_code_change):
             raise RunConflict(
-                f"the run in resume_from={source} was made by other code (changed: {', '.join(changed)}). "
-                "on_code_change=accept takes it as it is"
+                f"the run in resume_from={source} was created by different code (changed: {', '.join(changed)}). "
+                "Use on_code_change=accept to continue it with today's code"
             )
-        found = newest_whole(source, repair=False)
-        if found is None or found.path is None:
+        resume_point = newest_intact(source, repair=False)
+        if resume_point is None or resume_point.path is None:
             raise RunConflict(
-                f"resume_from={source} has no whole checkpoint ({CHECKPOINT}), so nothing can begin where it ended"
+                f"resume_from={source} has no intact checkpoint ({CHECKPOINT}) to continue from; leave out resume_from "
+                "to train from scratch"
             )
-        self.source, self.checkpoint, self.steps = source, found.path, found.steps
+        self.source, self.checkpoint, self.steps = source, resume_point.path, resume_point.steps
         self.result["resumed_from"] = source.absolute().name
         self.result["starts"], self.result["seconds"] = _starts(theirs), theirs.get("seconds", {})
 
@@ -276,7 +280,7 @@ class Run:
         if self.checkpoint is None:
             self.result.pop("seconds", None)
             self.result.pop("resumed_from", None)
-        # A start of which no step is left has made nothing.
+        # Drop the starts of which no step is left.
         self.result["starts"] = [start for start in _starts(self.result) if start.get("step", 0) < self.steps]
         self.result |= {"status": Status.RUNNING, "error": None}
         self.result |= environment()
@@ -293,10 +297,10 @@ class Run:
         self.update()
 
     def _end(self, end: Result) -> None:
-        """Write how it ended; where the disk is full, whatever way there is left.
+        """Write how the run ended; on a full disk, free the temporary files or overwrite the old `result.json`.
 
         Raises:
-            UserError: if it cannot be written, or the folder was removed or replaced.
+            UserError: if the end cannot be written, or the folder was removed or replaced.
         """
         try:
             self.update(**end)
@@ -310,76 +314,78 @@ class Run:
             with suppress(OSError):
                 if overwrite_result(self.folder / RESULT, self.result):
                     return None
-            said = machine_fault(full, self.folder) or str(full)
+            fault = machine_fault(full, self.folder) or str(full)
             if end["status"] == Status.DONE:
-                self.result |= {"status": Status.FAILED, "error": without_folders(said, self.folder)}
+                self.result |= {"status": Status.FAILED, "error": without_folders(fault, self.folder)}
             short = ("status", "error", "overrides", "config", "code")
             with suppress(OSError):
                 least: Any = {key: self.result.get(key) for key in short}
                 _ = overwrite_result(self.folder / RESULT, least) or overwrite_result(
                     self.folder / RESULT, least | {"error": None}
                 )
-            raise UserError(said) from full
+            raise UserError(fault) from full
 
     def _clear(self) -> None:
-        """A run without a checkpoint starts from nothing, whatever an earlier start left; what was damaged is kept."""
+        """Remove the files of earlier starts, for a run without a checkpoint; damaged checkpoints are kept."""
         for file in _own_files(self.folder):
             if file.name not in (RESULT, MARKER) and file.suffix != ".unusable":
                 file.unlink()
 
 
 def _starts(result: Result) -> list[Start]:
-    """The starts that a result tells of; one of an older version knows of the latest alone."""
+    """Return the starts in a result; results of older versions have only the latest one."""
     latest: Any = {key: value for key, value in result.items() if key in Start.__annotations__}
     return result.get("starts", [{"step": 0, **latest}] if "device" in latest else [])
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Every run folder under `root`, sorted; hidden folders are passed over."""
+    """Yield every run folder under `root`, sorted; hidden folders are skipped."""
     for file in sorted(Path(root).rglob(RESULT)):
         if not any(part.startswith(".") for part in file.relative_to(root).parts):
             yield file.parent
 
 
-def is_being_made(folder: Path) -> bool:
-    """Return whether another process is making the run in a folder."""
+def is_running(folder: Path) -> bool:
+    """Return whether the run in a folder is running in another process."""
     return is_held(_lock_file(folder))
 
 
 def _first_process() -> bool:
-    """Whether this process is DDP's first, or the only one: Lightning keeps the rank on the decorator."""
+    """Return whether this process is DDP's first, or the only one; Lightning keeps the rank on the decorator."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _lock_file(folder: Path) -> Path:
-    """It lies beside the folder, which may be removed, in a hidden one."""
+    """Return the path of a run folder's lock: in the hidden folder `.locks`, since the run folder may be removed."""
     place = Path(os.path.realpath(folder))
     return place.parent / ".locks" / f"{place.name}.lock"
 
 
 def _lock(folder: Path) -> Lock:
-    """The run folder's lock, taken."""
+    """Take the run folder's lock."""
     file = _lock_file(folder)
     try:
         return Lock(file)
     except Held:
-        raise RunLocked(f"another process is making {folder}; it, or the same command later, will finish it") from None
+        raise RunLocked(
+            f"{folder} is in use: another process runs it. Wait for it, or run the same command later to finish the run"
+        ) from None
     except OSError as error:
         raise UserError(machine_fault(error) or f"cannot open the lock {file}: {error}") from error
 
 
 def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
-    """What an earlier start of the run left in its folder, None in a new one; and what is wrong with its result.json.
+    """Return the result of an earlier start (None in a new folder), and what is wrong with its result.json (or None).
 
     Raises:
-        RunConflict: if something is there that this program did not write.
+        RunConflict: if the folder holds files that this program did not write.
     """
     names = sorted(os.listdir(folder)) if folder.exists() else []
     of_hydra = [name for name in names if name == HYDRA or name.endswith(".log")]
     if links := [name for name in names if (name in of_hydra or _is_own(name)) and (folder / name).is_symlink()]:
         raise RunConflict(
-            f"{folder}: {', '.join(links)} is a link, and a run writes nothing outside of its own folder; remove the "
-            "link, or name=OTHER puts the run elsewhere"
+            f"{folder}: {', '.join(links)} is a link, and a run writes only into its own folder. Remove the link, or "
+            "use name=OTHER for another folder"
         )
     damage = f"{folder / RESULT} is missing"
     try:
@@ -388,14 +394,14 @@ def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
     except Damaged as error:
         damage = str(error).rpartition(";")[0]
         if MARKER not in names:
-            raise RunConflict(f"{error}, or name=OTHER puts the run elsewhere") from error
+            raise RunConflict(f"{error}, or use name=OTHER for another folder") from error
     if (marked := read_result_file(folder / MARKER)) is not None:
         return marked, damage
     if strange := [name for name in names if name not in of_hydra and name not in _TEMPORARY]:
         several = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
         raise RunConflict(
-            f"{folder} is not a run folder: it holds files that this program did not write ({several}). They are left "
-            "alone; name=OTHER, or hydra.run.dir=FOLDER with a new or empty folder, puts the run elsewhere"
+            f"{folder} is not a run folder: it holds files that cifarbn did not write ({several}), which are kept. "
+            "Use name=OTHER, or hydra.run.dir=FOLDER with a new or empty folder"
         )
     return None, None
 
@@ -405,39 +411,39 @@ def _is_own(name: str) -> bool:
 
 
 def _own_files(folder: Path) -> list[Path]:
-    """The files in a folder that a run writes, those by which the folder is known last."""
-    found = [file for file in folder.iterdir() if _is_own(file.name) and not file.is_dir()]
-    return sorted(found, key=lambda file: (file.name in (RESULT, MARKER), file.name))
+    """Return the files in a folder that a run has written; those that identify the run come last."""
+    files = [file for file in folder.iterdir() if _is_own(file.name) and not file.is_dir()]
+    return sorted(files, key=lambda file: (file.name in (RESULT, MARKER), file.name))
 
 
 def _changed_modules(old: Result, code: Mapping[str, str], on_code_change: str) -> list[str]:
-    """The modules in which the code of an old result differs, unless that is accepted; none where it does not say."""
+    """Return the modules whose code has changed since an old result; empty if that is accepted, or not known."""
     if on_code_change == "accept":
         return []
-    made_with = old.get("code", code)
-    return sorted(name for name in made_with.keys() | code.keys() if made_with.get(name) != code.get(name))
+    old_code = old.get("code", code)
+    return sorted(name for name in old_code.keys() | code.keys() if old_code.get(name) != code.get(name))
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a start that was killed, or met a full disk, was writing."""
+    """Remove the temporary files of a start that was killed or met a full disk."""
     for name in _TEMPORARY:
         with suppress(OSError):
             (folder / name).unlink(missing_ok=True)
 
 
 def _set_aside(folder: Path) -> None:
-    """Move this program's files into `.replaced/` beside the folder, with a copy of the config; leave all others."""
+    """Move this program's files into `.replaced/` in the parent folder, with a copy of the config; keep all others."""
     place = Path(os.path.realpath(folder))
     number = 1
-    while (shelf := place.parent / ".replaced" / f"{place.name}.{number}").exists():
+    while (target := place.parent / ".replaced" / f"{place.name}.{number}").exists():
         number += 1
-    shelf.mkdir(parents=True)
+    target.mkdir(parents=True)
     for name in HYDRA_FILES:
         if (composed := folder / HYDRA / name).exists():
-            (shelf / HYDRA).mkdir(exist_ok=True)
-            shutil.copy2(composed, shelf / HYDRA / name)
+            (target / HYDRA).mkdir(exist_ok=True)
+            shutil.copy2(composed, target / HYDRA / name)
     for file in _own_files(folder):
-        shutil.move(file, shelf / file.name)
+        shutil.move(file, target / file.name)
 
 
 def _copy(file: Path, to: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each key of the config counts for: what makes two runs the same, and how their folder and labels are named."""
+"""The role of each config key: which keys identify a run, and how its folder and its labels are named."""
 
 import hashlib
 import json
@@ -7,21 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, Flag, auto
 from typing import Any, NamedTuple
 
-from cifarbn.runs.old_names import modern_config
-
 LONGEST_NAME = 120
-SEED = "seed"  # also further down, as data.seed
+SEED = "seed"  # also nested, as data.seed
 
 
 class Role(Enum):
-    """What a key of the config has to do with the experiment, for those keys that do not define it.
+    """The role of a config key that does not define the experiment.
 
     Attributes:
-        EXECUTION: says how a run is carried out. Neither the run's folder name nor its config holds it.
-        PLACE: says where a run's files are: like EXECUTION, and a path of the machine, so no result holds it.
-        DEVICE: says what computes the run. Another value is another run, of the same experiment.
-        WATCHING: says what is measured beside. Another value is another run, of the same experiment.
-        MEMBER: tells the runs of one experiment apart.
+        EXECUTION: how a run is executed. Neither the run's folder name nor its stored config includes the key.
+        PLACE: where files are. Like EXECUTION; as a path of this machine it is not in result.json at all.
+        DEVICE: the hardware and its settings. Another value is another run of the same experiment.
+        WATCHING: what is measured during training. Another value is another run of the same experiment.
+        MEMBER: distinguishes the runs of one experiment, such as the seed.
     """
 
     EXECUTION = "execution"
@@ -32,16 +30,16 @@ class Role(Enum):
 
 
 class Tag(Flag):
-    """What else a key counts for, whatever its role.
+    """Further properties of a config key, independent of its role.
 
     Attributes:
-        SUITE: `cifarbn.reproduce` sets it, so its user cannot.
-        RATE: the learning rate, or what must follow it. Runs of one family differ in nothing else but the seed.
+        SUITE: set by `cifarbn.reproduce`, so its users cannot override it.
+        RATE: the learning rate, or a key that depends on it. Runs of one family differ only in these and the seed.
         NORM: the normalisation, the only difference between two families that are compared.
-        LENGTH: how long a run trains. Another value may continue a run that has ended.
-        NOTE: says where the experiment comes from and what it should reach; no label shows it.
-        CHOICE: its value says what it is: a label has "vgg_a", and not "model vgg_a".
-        TRAINING: of the data's keys, one that does not change which test images there are.
+        LENGTH: how long a run trains. A finished run may be continued with a larger value.
+        NOTE: the source of the experiment and its target accuracy; not shown in labels.
+        CHOICE: a key whose value speaks for itself: a label has "vgg_a", not "model vgg_a".
+        TRAINING: a key of the data that does not change the test images.
     """
 
     NONE = 0
@@ -55,15 +53,14 @@ class Tag(Flag):
 
 
 class Use(NamedTuple):
-    """What one key counts for; `role` is None where it defines the experiment."""
+    """The role and the tags of one key; `role` is None for a key that defines the experiment."""
 
     role: Role | None
     tags: Tag = Tag.NONE
 
 
-# Every key that does not define the experiment, or that has a tag; any other key defines it and has none. A group or a
-# key stands for all that is below it, but `trainer`, which holds much that defines the experiment, only for the choice
-# `trainer=...`.
+# All keys that have a role or a tag; every other key defines the experiment. A group includes its keys, except
+# `trainer`, many of whose keys define the experiment: it means only the choice `trainer=...`.
 KEYS: dict[str, Use] = {
     "resume": Use(Role.EXECUTION),
     "retry": Use(Role.EXECUTION),
@@ -120,23 +117,14 @@ def keys_with(tags: Tag) -> tuple[str, ...]:
     return tuple(key for key, use in KEYS.items() if use.tags & tags)
 
 
-# Stored name -> today's. These layers had the fast code in them, which `accelerate` now adds to torch's.
-RENAMED = {
-    "cifarbn.models.BatchNorm2d": "torch.nn.BatchNorm2d",
-    "cifarbn.models.batch_norm.BatchNorm2d": "torch.nn.BatchNorm2d",
-    "cifarbn.models.convolution.Conv2d": "torch.nn.Conv2d",
-    "cifarbn.models.max_pool.MaxPool2d": "torch.nn.MaxPool2d",
-}
-# Keys that older versions did not have, and the value that stands for what they did.
-ADDED = {"trainer.cuda_graphs": "auto"}
-# Overrides that say how a run is carried out, not what it is: the folder's name leaves them out.
+# Overrides that do not identify a run; its folder's name omits them.
 EXECUTION_KEYS = keys_of_role(Role.EXECUTION, Role.PLACE)
 
 
 def role_of(override: str) -> Role | None:
-    """Return what the key of an override such as `seed=3` has to do with the experiment; None: it defines it."""
+    """Return the role of the key of an override such as `seed=3`; None if it defines the experiment."""
     key = key_of(override)
-    if override.partition("=")[::2] == ("trainer", "smoke"):  # which trains on four batches
+    if override.partition("=")[::2] == ("trainer", "smoke"):  # trains on four batches only
         return None
     return KEYS["record"].role if key.startswith("record.") else KEYS.get(key, Use(None)).role
 
@@ -147,52 +135,26 @@ def key_of(override: str) -> str:
 
 
 def folder_name(overrides: Sequence[str]) -> str:
-    """The name of a run's folder: its overrides, sorted, in characters that are safe everywhere.
+    """Return the name of a run's folder: its overrides, sorted, in characters that every file system allows.
 
-    A short hash is added where a character had to be replaced or the name cut, so that two runs never share a folder.
+    A short hash is appended if a character had to be replaced or the name was truncated, so names are unique.
 
     >>> folder_name(["optim.lr=1e-3", "model=vgg_a", "resume=false"])
     'model=vgg_a,optim.lr=1e-3'
     """
-    what = sorted(o for o in overrides if key_of(o) not in EXECUTION_KEYS)
-    exact = ",".join(what) or "defaults"
+    identifying = sorted(o for o in overrides if key_of(o) not in EXECUTION_KEYS)
+    exact = ",".join(identifying) or "defaults"
     name = re.sub(r"[^\w=,.+~-]", "_", exact, flags=re.ASCII)[:LONGEST_NAME]
     return name if name == exact else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
 def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config as JSON would give it back, without what says only how the run is carried out, or where."""
+    """Return a JSON copy of the config without the keys of execution and place."""
     return without(config, EXECUTION_KEYS)
 
 
-def todays_target(target: Any) -> Any:
-    """Return today's name of a stored `_target_`."""
-    return RENAMED.get(target, target) if isinstance(target, str) else target
-
-
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a run's config as today's version would have written it: with new keys and today's names.
-
-    >>> completed({"trainer": {"compile": "auto"}, "norm": {"_target_": "cifarbn.models.BatchNorm2d"}})
-    {'trainer': {'compile': 'auto', 'cuda_graphs': 'auto'}, 'norm': {'_target_': 'torch.nn.BatchNorm2d'}}
-    """
-    kept: dict[str, Any] = _with_todays_targets(modern_config(config))
-    for key, value in ADDED.items():
-        group, _, name = key.partition(".")
-        if isinstance(kept.get(group), dict):
-            kept[group].setdefault(name, value)
-    return kept
-
-
-def _with_todays_targets(node: Any) -> Any:
-    """Return a copy of a config, or of a part of it, with today's names."""
-    if isinstance(node, Mapping):
-        return {k: todays_target(v) if k == "_target_" else _with_todays_targets(v) for k, v in node.items()}
-    return [_with_todays_targets(each) for each in node] if isinstance(node, list) else node
-
-
 def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return a copy of a nested config without some dotted keys, such as "optim.lr", where it has them."""
+    """Return a copy of a nested config without the given dotted keys, such as "optim.lr"."""
     kept: dict[str, Any] = json.loads(json.dumps(config))
     for key in keys:
         *groups, last = key.split(".")
@@ -205,18 +167,18 @@ def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config without `seed`, wherever in it that is repeated."""
+    """Return the config without any key `seed`, at any depth."""
     nested = {key: without_seed(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     return {key: value for key, value in nested.items() if key != SEED}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested configs differ, as `key: old -> new`, sorted by key."""
-    found = []
+    """Return the differences of two nested configs as `key: old -> new`, sorted by key."""
+    changes = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
+            changes += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return found
+            changes.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return changes

@@ -1,7 +1,7 @@
-"""Load a run's model and weights from its folder, by an allow-list: a folder from elsewhere is data, not a program.
+"""Load a run's model and weights from its folder, restricted to an allow-list of classes.
 
-`hydra.utils.instantiate` imports and calls whatever a `_target_` names. A config that a user composes is theirs; one
-that is read from a result.json may be anybody's.
+`hydra.utils.instantiate` imports and calls any object that a `_target_` names. A config that the user composes may do
+that; a config in a `result.json` may come from anyone, so it is treated as data and never executed.
 """
 
 import importlib
@@ -22,210 +22,212 @@ from cifarbn.data import Augmentation
 from cifarbn.data.images import IMAGE_SIZE
 from cifarbn.errors import UserError
 from cifarbn.runs.checkpoints import verify
-from cifarbn.runs.identity import completed, todays_target
+from cifarbn.runs.old_names import modern_config, modern_target
 from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
 from cifarbn.runs.untrusted import clean, stored_result
 
 PACKAGES = ("cifarbn.models", "cifarbn.data", "torch.nn", "torchvision.models")
 KINDS = (nn.Module, pl.LightningDataModule, Augmentation)
 DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
-PREFIX = "net."  # of the model's weights in the LightningModule's state_dict
+PREFIX = "net."  # of the model's weights in the state_dict of the LightningModule
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedNet:
-    """The net of a finished run, with what it must know of the pictures it was trained on.
+class TrainedModel:
+    """The model of a finished run, with the normalisation and the classes of its data.
 
     Attributes:
-        net: in eval mode, on the CPU, in float32.
-        mean, std: per channel, in units of 255.
+        model: in eval mode, on the CPU, in float32.
+        mean, std: per channel, of pixels scaled to [0, 1].
         classes: the name of each output.
     """
 
-    net: nn.Module
+    model: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
-        """The softmax (N, C) of the outputs for uint8 pictures (N, 3, 32, 32).
+        """Return the softmax (N, C) of the logits for uint8 images (N, 3, H, W).
 
-        These are probabilities as far as the loss made them so: cross entropy does. A net that was trained with MSE
-        gives each class about 0 or 1, whose softmax is flat although the net may be sure.
+        These are probabilities only if the loss makes them so, as cross entropy does. A model trained with MSE outputs
+        about 0 or 1 per class, whose softmax is nearly flat even for a confident prediction.
         """
-        return self.net(self.normalised(pixels)).softmax(1)
+        return self.model(self.normalise(pixels)).softmax(1)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """What the net takes in place of uint8 pictures (N, 3, 32, 32): float32, mean 0 and std 1 in each channel."""
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Convert uint8 images (N, 3, H, W) to the model's inputs: float32, normalised by mean and std per channel."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
 
-def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedNet:
-    """Rebuild the net of a finished run from its config and load its weights.
+def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedModel:
+    """Rebuild the model of a finished run from its config and load its weights.
 
-    Nothing in the folder is executed: the checkpoint is read as plain data, and of the classes that the config names
-    only those are built that this module allows.
+    Nothing in the folder is executed: the checkpoint is read as plain data, and only classes on this module's
+    allow-list are instantiated.
 
     Args:
-        folder: of the run.
-        trust: packages of the user's own, whose classes may be built too.
+        folder: the run folder.
+        trust: the user's own packages, whose classes may be instantiated too.
 
     Raises:
-        UserError: where there is no run, it is not finished, its checkpoint is missing, damaged or of another net, or
-            its config names something else than a trusted network.
+        UserError: if the folder is not a run folder, the run is not finished, its checkpoint is missing, damaged or of
+            another model, or its config names a class that is not allowed.
     """
     folder = Path(folder)
     if folder.is_file():
-        raise UserError(f"{folder} is a file: name the run folder, {folder.parent}")
+        raise UserError(f"{folder} is a file; use its run folder, {folder.parent}")
     try:
         result = stored_result(folder)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     if result is None:
-        raise UserError(f"{folder} is not a run folder: it has no {RESULT}. Name one under multirun_outputs/")
+        raise UserError(f"{folder} is not a run folder: it has no {RESULT}. Use one under multirun_outputs/")
     if result["status"] == Status.DIVERGED:
-        raise UserError(f"the run in {folder} diverged ({result.get('error')}): it has no net to ask; name another run")
+        raise UserError(
+            f"the run in {folder} diverged ({result.get('error')}): it has no usable model; use another run"
+        )
     if result["status"] != Status.DONE:
         raise UserError(
-            f"the run in {folder} is not finished ({result['status']}): finish it with the command that began it, "
-            "or name another run"
+            f"the run in {folder} is not finished ({result['status']}): run the command that started it again, or use "
+            "another run"
         )
-    facts = result.get("data", {})
-    if not facts.get("classes"):
-        raise UserError(f"the run in {folder} does not classify pictures (its data is {facts.get('name', 'unknown')})")
-    if "mean" not in facts or "std" not in facts:
-        raise UserError(f"{folder}: {RESULT} does not say the mean and std of the pictures; name another run")
-    net = build_net(result["config"], trust)
-    _load_weights(net, folder / CHECKPOINT)
-    trained = TrainedNet(net.eval(), tuple(facts["mean"]), tuple(facts["std"]), tuple(facts["classes"]))
+    data = result.get("data", {})
+    if not data.get("classes"):
+        raise UserError(f"the run in {folder} does not classify images (its data is {data.get('name', 'unknown')})")
+    if "mean" not in data or "std" not in data:
+        raise UserError(f"{folder}: {RESULT} lacks the images' mean and std (data.mean, data.std); use another run")
+    model = build_model(result["config"], trust)
+    _load_weights(model, folder / CHECKPOINT)
+    trained = TrainedModel(model.eval(), tuple(data["mean"]), tuple(data["std"]), tuple(data["classes"]))
     _try_out(trained, folder)
     return trained
 
 
-def build_net(config: Mapping[str, Any], trust: Sequence[str] = ()) -> nn.Module:
-    """The net that a run's config describes, with fresh weights, leaving torch's generator as it was.
+def build_model(config: Mapping[str, Any], trust: Sequence[str] = ()) -> nn.Module:
+    """Build the model that a run's config describes, with initial weights; torch's random generator is unchanged.
 
     Raises:
-        UserError: where it names something else than a trusted network, or this version of the code cannot build it.
+        UserError: if the config names a class that is not allowed, or this version of the code cannot build it.
     """
     if "model" not in config:
         raise UserError("cannot build the run's model: its config has none")
     try:
         with torch.random.fork_rng(devices=[]):
-            net = build(completed(config)["model"], trust)
+            model = build(modern_config(config)["model"], trust)
     except UserError as error:
         raise UserError(f"cannot build the run's model: {error}") from error
     except Exception as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UserError(
-            f"cannot build the run's model ({clean(reason)}): its config is of another version of this program; "
-            f"{RESULT} tells which under versions and git_commit"
+            f"cannot build the run's model ({clean(reason)}): its config belongs to another version of cifarbn; see "
+            f"versions and git_commit in {RESULT}"
         ) from error
-    if not isinstance(net, nn.Module):
-        raise UserError("cannot build the run's model: its config describes no network")
-    return net
+    if not isinstance(model, nn.Module):
+        raise UserError("cannot build the run's model: its config does not describe an nn.Module")
+    return model
 
 
 def build(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
-    """Instantiate a stored config, after all of it was checked.
+    """Instantiate a stored config, after checking all of it.
 
     Args:
-        config: of a model or a data module, as result.json holds it.
-        trust: packages or modules of the user's own, whose classes may be built as well.
-        **arguments: further arguments of the constructor, from the program itself.
+        config: config of a model or a data module, as in result.json.
+        trust: the user's own packages or modules, whose classes may be instantiated too.
+        **arguments: further arguments of the constructor, supplied by this program.
 
     Raises:
-        UserError: if anything in it is not allowed. Nothing is built then.
+        UserError: if any part of it is not allowed; nothing is instantiated then.
     """
     return instantiate(checked(config, trust), **arguments)
 
 
 def checked(config: Any, trust: Sequence[str] = ()) -> Any:
-    """Return the config, which holds only allowed targets; what would download weights is taken out.
+    """Return the config if it names only allowed targets, without arguments that would download weights.
 
-    Only allowed names are imported, and nothing is built. In strings, `${` is refused: it would make OmegaConf compute
-    a value after this check.
+    Only allowed modules are imported, and nothing is instantiated. `${` in a string is an error, since OmegaConf would
+    compute the value after this check.
 
     Raises:
         UserError: if a target or a key is not allowed.
     """
     if isinstance(config, str) and "${" in config:
-        raise UserError(f"its config holds the interpolation {_brief(config)}; a stored config has only values")
+        raise UserError(f"its config holds the interpolation {_brief(config)}, but stored configs hold only values")
     if isinstance(config, (list, tuple)):
         return [checked(item, trust) for item in config]
     if not isinstance(config, Mapping):
         return config
     for key in config:
         if "${" in str(key) or (str(key).startswith("_") and key not in DIRECTIVES):
-            raise UserError(f"its config holds the key {_brief(key)}, which is none of {', '.join(DIRECTIVES)}")
-    target = todays_target(config.get("_target_"))
-    found = target_class(target, trust) if "_target_" in config else None
+            raise UserError(f"its config holds the key {_brief(key)}, but only {', '.join(DIRECTIVES)} are allowed")
+    target = modern_target(config.get("_target_"))
+    target_object = target_class(target, trust) if "_target_" in config else None
     node = {key: checked(value, trust) for key, value in config.items() if key != "_target_"}
-    if found is None:
+    if target_object is None:
         return node
-    if not isinstance(found, type):
-        node = _without_weights(found, node)
+    if not isinstance(target_object, type):
+        node = _without_weights(target_object, node)
     return {"_target_": target, **node}
 
 
 def target_class(target: Any, trust: Sequence[str]) -> Any:
-    """Return the class, or torchvision's builder, that a target names; it is imported only if its name is allowed.
+    """Return the class, or torchvision's model builder, that a target names; only allowed modules are imported.
 
     Raises:
-        UserError: if it is not allowed, or there is no such class.
+        UserError: if the target is not allowed or does not exist.
     """
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
-        raise _refusal(target)
+        raise _not_allowed(target)
     module, _, name = target.rpartition(".")
     if not _within(module, (*PACKAGES, *trust)):
-        raise _refusal(target)
+        raise _not_allowed(target)
     try:
-        # Not attribute by attribute: `cifarbn.data.cifar10.pickle` is an attribute, and not a module of that name.
-        found = getattr(importlib.import_module(module), name)
-        same = get_object(target) is found
-    except Exception as error:  # whatever a module of the user's own does when it is imported
+        # Import the module by its name: `cifarbn.data.cifar10.pickle` is an attribute, but not a module.
+        target_object = getattr(importlib.import_module(module), name)
+        same = get_object(target) is target_object
+    except Exception as error:  # importing a module of the user's own may raise anything
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"there is no {_brief(target)} ({type(error).__name__}: {_brief(reason)}). If it is your own, run this "
-            f"where it can be imported; else the run is of another version, which {RESULT} tells under versions and "
-            "git_commit"
+            f"there is no {_brief(target)} ({type(error).__name__}: {_brief(reason)}). If it is your own class, run "
+            f"this command where it can be imported; otherwise the run belongs to another version of cifarbn, see "
+            f"versions and git_commit in {RESULT}"
         ) from error
-    if not same or not _allowed(found, (*PACKAGES, *trust)):
-        raise _refusal(target)
-    return found
+    if not same or not _allowed(target_object, (*PACKAGES, *trust)):
+        raise _not_allowed(target)
+    return target_object
 
 
 def check_prefixes(trust: Sequence[str]) -> tuple[str, ...]:
-    """Return the packages that a user named after `--trust`.
+    """Return the packages that the user passed with `--trust`.
 
     Raises:
         UserError: if one is not the dotted name of a package or module.
     """
     for prefix in trust:
         if not all(part.isidentifier() for part in prefix.split(".")):
-            raise UserError(f"--trust takes the name of a Python package such as my_nets, not {prefix!r}")
+            raise UserError(f"--trust takes the name of a Python package such as my_models, not {prefix!r}")
     return tuple(trust)
 
 
-def _allowed(found: Any, packages: Sequence[str]) -> bool:
-    """Whether it is a class of ours, torch's or the user's own, or a builder of torchvision's, where it is defined."""
-    home = getattr(found, "__module__", None)
-    if not isinstance(home, str) or not _within(home, packages):
+def _allowed(target: Any, packages: Sequence[str]) -> bool:
+    """Return whether an object is a model or data class, or a torchvision model builder, defined in these packages."""
+    module = getattr(target, "__module__", None)
+    if not isinstance(module, str) or not _within(module, packages):
         return False
-    if isinstance(found, type):
+    if isinstance(target, type):
         # A GraphModule compiles the text of its graph.
-        return issubclass(found, KINDS) and not issubclass(found, torch.fx.GraphModule)
-    name = getattr(found, "__name__", "")
-    return name in torchvision.models.list_models() and torchvision.models.get_model_builder(name) is found
+        return issubclass(target, KINDS) and not issubclass(target, torch.fx.GraphModule)
+    name = getattr(target, "__name__", "")
+    return name in torchvision.models.list_models() and torchvision.models.get_model_builder(name) is target
 
 
 def _without_weights(builder: Any, node: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of one of torchvision's builders, such that it downloads nothing.
+    """Return the arguments of a torchvision model builder without those that would download weights.
 
-    The weights are those of the run's checkpoint, whatever the training began with. Positional arguments, which a
-    builder of torchvision's may take for `pretrained`, are refused.
+    The weights come from the run's checkpoint in any case. Positional arguments are an error, since a builder may take
+    them for `pretrained`.
     """
     if "_args_" in node or node.get("_partial_"):
         raise UserError(f"its config calls {builder.__module__}.{builder.__name__} with _args_ or _partial_")
@@ -237,48 +239,48 @@ def _within(name: str, packages: Sequence[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def _refusal(target: Any) -> UserError:
+def _not_allowed(target: Any) -> UserError:
     return UserError(
-        f"its config names {_brief(target)}, and only the networks and data of {', '.join(PACKAGES)} are built. "
-        "If it is a class of your own, name its package with --trust PACKAGE"
+        f"its config names {_brief(target)}, but only the models and data of {', '.join(PACKAGES)} are loaded. "
+        "If it is a class of your own, add --trust PACKAGE with its package"
     )
 
 
 def _brief(value: Any) -> str:
-    """A value from a config, at most 100 characters of it, in printable ASCII."""
+    """Return at most 100 characters of a value from a config, in printable ASCII."""
     text = value if isinstance(value, str) else ascii(value)
     return re.sub(r"[^ -~]", "?", text[:100])
 
 
-def _load_weights(net: nn.Module, checkpoint: Path) -> None:
+def _load_weights(model: nn.Module, checkpoint: Path) -> None:
     if not checkpoint.exists():
-        raise UserError(
-            f"{checkpoint} is missing, so the weights are lost: train again with resume=false, or name another run"
-        )
+        raise UserError(f"{checkpoint} is missing: train again with resume=false, or use another run")
     verify(checkpoint)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-        net.load_state_dict(weights)
-    except Exception as error:  # whatever a damaged file may lead to
+        model.load_state_dict(weights)
+    except Exception as error:  # a damaged file may raise anything
         reason = clean(str(error).strip().split("\n")[0])
         raise UserError(
-            f"{checkpoint} is damaged, or of another net than {RESULT} describes ({type(error).__name__}: {reason}). "
-            "Train again with resume=false, or name another run"
+            f"{checkpoint} is damaged, or belongs to another model than {RESULT} describes ({type(error).__name__}: "
+            f"{reason}). Train again with resume=false, or use another run"
         ) from error
 
 
-def _try_out(trained: TrainedNet, folder: Path) -> None:
-    """Classify a black picture: a net need not fit the pictures and classes that the result names beside it."""
+def _try_out(trained: TrainedModel, folder: Path) -> None:
+    """Classify a black image, since the model in a result.json need not fit the images and classes in it."""
     try:
         probabilities = trained.probabilities(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8))
-    except Exception as error:  # whatever the layers make of an input that they are not for
+    except Exception as error:  # layers raise anything for an input of the wrong shape
         reason = clean(str(error).split("\n")[0])
         raise UserError(
-            f"the model of {folder} takes no picture of 3x{IMAGE_SIZE}x{IMAGE_SIZE} ({reason}); name another run"
+            f"the model of {folder} does not accept images of 3x{IMAGE_SIZE}x{IMAGE_SIZE} ({reason}); use another run"
         ) from error
     shape = tuple(probabilities.shape)
     if not probabilities.isfinite().all():
-        raise UserError(f"the model of {folder} gives no finite numbers for an image; name another run")
+        raise UserError(f"the model of {folder} returns numbers that are not finite; use another run")
     if shape != (1, len(trained.classes)):
-        raise UserError(f"the model of {folder} gives {shape[1:]} outputs for {len(trained.classes)} classes")
+        raise UserError(
+            f"the model of {folder} has {shape[1:]} outputs for {len(trained.classes)} classes; use another run"
+        )

@@ -1,4 +1,4 @@
-"""Locks on files, which the system gives back when the process that holds one ends, however it ends."""
+"""File locks, which the operating system releases when the process that holds them ends, however it ends."""
 
 import errno
 import fcntl
@@ -8,7 +8,7 @@ import weakref
 from functools import cache
 from pathlib import Path
 
-# What flock says where another process holds the lock; the first on NFS.
+# Error numbers of flock if another process holds the lock; the first one on NFS.
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 
@@ -17,16 +17,16 @@ class Held(Exception):
 
 
 class Lock:
-    """A file's lock, taken without waiting and held until `release`, or for as long as this object lives.
+    """A file's lock, taken without waiting and held until `release`, or as long as this object exists.
 
-    A file system may have no locks, as some network ones do: this then says so and goes on without one.
+    Some network file systems do not support locks: a warning is printed then, and no lock is held.
 
     Attributes:
-        file: that is locked, made where it is missing; it stays.
-        works: whether the file system has locks, so that nobody else holds this one.
+        file: the locked file; created if missing, never removed.
+        works: whether the file system supports locks, so that no other process holds this one.
 
     Raises:
-        Held: if another process holds it.
+        Held: if another process holds the lock.
         OSError: if the file cannot be opened for writing.
     """
 
@@ -45,20 +45,20 @@ class Lock:
             _warn(file.parent, error.strerror)
 
     @property
-    def stands(self) -> bool:
-        """Whether the locked file still has its name: who held the lock before may have removed it."""
+    def in_place(self) -> bool:
+        """Whether the path still refers to the locked file: its previous holder may have removed it."""
         return has_name(self._descriptor, self.file)
 
     def release(self) -> None:
-        """Give the lock back; a second time does nothing."""
+        """Release the lock; a second call does nothing."""
         self._close()
 
 
 class OpenFolder:
-    """A folder that is held open, so that another one in its place is told apart: its number is not given again.
+    """A folder that is kept open: its inode is not reused, so that a replacement under the same name is detected.
 
     Attributes:
-        folder: that was opened.
+        folder: the path that was opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,13 +67,13 @@ class OpenFolder:
         self.close = weakref.finalize(self, os.close, self._descriptor)
 
     @property
-    def stands(self) -> bool:
-        """Whether the folder is still there, by its name."""
+    def in_place(self) -> bool:
+        """Whether the path still refers to the opened folder."""
         return has_name(self._descriptor, self.folder)
 
 
 def has_name(descriptor: int, path: Path) -> bool:
-    """Return whether an open file or folder is what has this name now."""
+    """Return whether a path refers to an open file or folder."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:
@@ -81,19 +81,19 @@ def has_name(descriptor: int, path: Path) -> bool:
 
 
 def is_held(file: Path) -> bool:
-    """Return whether another process holds the lock on a file; False where there is no such file."""
+    """Return whether another process holds the lock on a file; False if there is no such file."""
     try:
         if file.exists():
             Lock(file).release()
     except Held:
         return True
-    except OSError:  # it cannot be opened, so nobody can tell
+    except OSError:  # it cannot be opened, so this is unknown
         return False
     return False
 
 
 @cache
 def _warn(folder: Path, reason: str) -> None:
-    """Say once that there are no locks."""
-    text = f"warning: the file system of {folder} has no locks ({reason}); going on without. "
-    print(f"{text}Do not start one run twice at the same time", file=sys.stderr, flush=True)
+    """Print once that the file system does not support locks."""
+    text = f"warning: the file system of {folder} does not support locks ({reason}). "
+    print(f"{text}Do not start the same run twice at the same time", file=sys.stderr, flush=True)

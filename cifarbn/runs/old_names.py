@@ -1,5 +1,6 @@
-"""Old spellings of overrides and config keys, accepted for one release: what a user typed, and what old runs stored."""
+"""Old spellings of overrides and config keys: accepted on the command line for one release, and in old run folders."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,12 +24,26 @@ TEXTS = {
         "deep linear net,": "deep linear network,",
     },
 }
+# Old `_target_` -> new one. These layers contained the fast code that `accelerate` now adds to torch's layers.
+TARGETS = {
+    "cifarbn.models.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "cifarbn.models.batch_norm.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "cifarbn.models.convolution.Conv2d": "torch.nn.Conv2d",
+    "cifarbn.models.max_pool.MaxPool2d": "torch.nn.MaxPool2d",
+}
+# Keys that older versions lack -> the value that describes their behaviour.
+ADDED = {"trainer.cuda_graphs": "auto"}
 SUITES = {"report": "course_report", "paper": "santurkar2018", "course": "course_handout"}
 _EXPERIMENT = re.compile(rf"(?<![\w/])({'|'.join(SUITES)})(?=/|_fig4\b|_dln\b)")
 
+# Names inside checkpoints; they stay, so that old checkpoints can be continued.
+METRICS_STATE = "StepHistory"  # state of `MetricsLogger`
+RESUME_STATE = "LastCheckpoint"  # state of `ResumeCheckpoint`
+TIMED_IMAGES = "pictures"  # number of images in the state of `Timing`
+
 
 def modern_override(override: str) -> str:
-    """Return an override such as "experiment=report/l2" in today's spelling; one that is up to date as it is.
+    """Return an override such as "experiment=report/l2" in its current spelling.
 
     >>> modern_override("test_views=plain,flip")
     'tta=none,flip'
@@ -43,23 +58,38 @@ def modern_override(override: str) -> str:
 
 
 def modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a run's stored config with today's keys and values.
+    """Return a copy of a run's stored config with current keys, values and `_target_`s, and with keys added since.
 
-    >>> modern_config({"test_views": "plain", "model": {"letter": "A"}})
-    {'tta': 'none', 'model': {'variant': 'A'}}
+    >>> modern_config({"test_views": "plain", "norm": {"_target_": "cifarbn.models.BatchNorm2d"}, "trainer": {}})
+    {'tta': 'none', 'norm': {'_target_': 'torch.nn.BatchNorm2d'}, 'trainer': {'cuda_graphs': 'auto'}}
     """
-    return _modern(config, "")
+    modern: dict[str, Any] = _modern(json.loads(json.dumps(config)), "")
+    for key, value in ADDED.items():
+        group, _, name = key.partition(".")
+        if isinstance(modern.get(group), dict):
+            modern[group].setdefault(name, value)
+    return modern
 
 
-def _modern(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    renamed = {}
-    for name, value in config.items():
+def modern_target(target: Any) -> Any:
+    """Return the current name of a stored `_target_`."""
+    return TARGETS.get(target, target) if isinstance(target, str) else target
+
+
+def _modern(node: Any, prefix: str) -> Any:
+    """Return a config, or the part of it whose keys begin with `prefix`, in its current spelling."""
+    if isinstance(node, list):
+        return [_modern(item, f"{prefix}[].") for item in node]
+    if not isinstance(node, dict):
+        return node
+    modern = {}
+    for name, value in node.items():
         key = KEYS.get(f"{prefix}{name}", f"{prefix}{name}")
-        if isinstance(value, Mapping):
-            value = _modern(value, f"{key}.")
+        if name == "_target_":
+            value = modern_target(value)
         elif isinstance(value, str):
             value = VALUES.get(key, {}).get(value, value)
             for old, new in TEXTS.get(key, {}).items():
                 value = value.replace(old, new)
-        renamed[key.removeprefix(prefix)] = value
-    return renamed
+        modern[key.removeprefix(prefix)] = _modern(value, f"{key}.")
+    return modern

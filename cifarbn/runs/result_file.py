@@ -1,4 +1,4 @@
-"""Reading `result.json` from a folder that may come from elsewhere, and writing it."""
+"""Reading `result.json`, also from untrusted folders, and writing it."""
 
 import json
 import os
@@ -11,52 +11,50 @@ from cifarbn.runs.schema import RESULT, Result, check_result
 
 
 class Damaged(UserError):
-    """A result.json is no result, as a power cut or a full disk may leave it."""
+    """A result.json is damaged, for example by a power failure or a full disk."""
 
 
 def read_result(folder: Path) -> Result | None:
-    """The folder's `result.json`, or None where there is none.
-
-    Whatever a file from elsewhere holds, every field that is there has the type that `Result` gives it.
+    """Return the folder's `result.json`, or None if there is none; every field has the type that `Result` declares.
 
     Raises:
         Damaged: if it is not JSON, or a field has another type; the message names the field.
-        UserError: if it cannot be read, or is no file.
+        UserError: if it cannot be read, or is not a regular file.
     """
     return read_result_file(Path(folder) / RESULT)
 
 
 def read_result_file(file: Path) -> Result | None:
-    """`read_result` of a file of another name."""
+    """Read a `result.json` that has another name; see `read_result`."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would be waited for
-            raise UserError(f"{file} is not a file; delete it, or name another folder")
+        if not stat.S_ISREG(file.stat().st_mode):  # reading a FIFO would wait for ever
+            raise UserError(f"{file} is not a regular file; delete it, or use another folder")
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; delete it, or name another folder") from error
+        raise UserError(f"cannot read {file}: {error.strerror}; delete it, or use another folder") from error
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0] if content.strip(b"\0 \n") else "it is empty"
-        raise Damaged(f"{file} is not a result this program wrote ({reason}); delete the folder") from error
+        raise Damaged(f"{file} is not a valid result ({reason}); delete the folder") from error
     try:
         return check_result(value)
     except ValueError as error:
-        raise Damaged(f"{file} is not a result this program wrote: {error}; delete the folder") from error
+        raise Damaged(f"{file} is not a valid result: {error}; delete the folder") from error
 
 
 def write_result(file: Path, result: Result) -> None:
-    """Write a `result.json` at once or not at all, so that it survives a power cut."""
+    """Write a `result.json` atomically, so that it survives a power failure."""
     replace_file(file, lambda opened: opened.write(_as_json(result)))
 
 
 def overwrite_result(file: Path, result: Result) -> bool:
-    """Write a `result.json` into the space that the old one has on the disk: the last resort where the disk is full.
+    """Overwrite a `result.json` in the disk space that it already occupies: the last resort on a full disk.
 
     Returns:
-        Whether it fitted; otherwise the file is unchanged.
+        Whether the new content fitted; otherwise the file is unchanged.
     """
     content = _as_json(result)
     with file.open("r+b") as opened:

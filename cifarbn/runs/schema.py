@@ -1,6 +1,6 @@
-"""What a run folder holds: its files, the fields of `result.json` and the columns of `metrics.csv`.
+"""The content of a run folder: its files, the fields of `result.json` and the columns of `metrics.csv`.
 
-The arrays of `recordings.npz` are in `cifarbn.runs.measures`, beside what is computed from them.
+The arrays of `recordings.npz` are described in `cifarbn.runs.measures`, with the measures computed from them.
 """
 
 import math
@@ -15,46 +15,46 @@ RECORDINGS = "recordings.npz"
 RAW_GRADIENTS = "last_layer_gradients.npy"
 CHECKPOINT = "last.ckpt"
 
-# Of metrics.csv: each row has a step's columns; the last row of an epoch has the epoch's as well.
+# Columns of metrics.csv: each row has the columns of a step; the last row of an epoch has those of the epoch, too.
 StepColumn = Literal["step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm"]
 STEP_COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
 EpochColumn = Literal["train/loss", "train/acc", "val/loss", "val/acc", "test_curve/loss", "test_curve/acc"]
 EPOCH_COLUMNS: tuple[EpochColumn, ...] = get_args(EpochColumn)
 COLUMNS: tuple[str, ...] = (*STEP_COLUMNS, *EPOCH_COLUMNS)
 
-# The keys of `Result.metrics` that tables show; a run may have more, such as "test/acc_flip".
+# The keys of `Result.metrics` shown in tables; a run may have more, such as "test/acc_flip".
 FinalMetric = Literal["test/acc", "val/acc", "test/loss", "val/loss", "train/acc", "train/loss"]
 FINAL_METRICS: tuple[FinalMetric, ...] = get_args(FinalMetric)
 
-DEEPEST = 64  # groups within groups, of what is read
-LARGEST = 3.4e38  # of what is measured in float32: a number beyond it is none
-# A number that a run measured, which may be NaN or infinite; every other number is finite.
+DEEPEST = 64  # the most levels of nesting in a file
+LARGEST = 3.4e38  # the largest float32: no measured number exceeds it
+# A number measured by a run, which may be NaN or infinite; every other number is finite.
 Measured = Annotated[float, "measured"]
 
 
 class Status(str, Enum):
-    """How far a run is, as `result.json` says it. JSON and f-strings show the value."""
+    """The status of a run in `result.json`. JSON and f-strings show the value."""
 
     NEW = "new"
     RUNNING = "running"  # or killed while running
     DONE = "done"
     INTERRUPTED = "interrupted"
-    DIVERGED = "diverged"  # a result: the loss left the finite numbers
-    FAILED = "failed"  # `error` says why
+    DIVERGED = "diverged"  # a finished run whose loss became infinite or NaN
+    FAILED = "failed"  # `error` holds the reason
 
     __str__ = str.__str__
     __format__ = str.__format__  # type: ignore[assignment]
 
 
 class Start(TypedDict, total=False):
-    """How one start of a run's process computed, from its first step to the next start's; see `Result`."""
+    """The device and settings of one start of a run, valid from its first step to the next start's; see `Result`."""
 
     step: int
     device: str
     devices: int
     precision: str | int  # a number in older results of trainer.precision=32
     channels_last: bool
-    compile: bool | str  # torch.compile's mode, "" for none; a truth in older results
+    compile: bool | str  # torch.compile's mode, "" if not compiled; a boolean in older results
     cuda_graphs: bool
     step_notes: list[str]  # why the training step was not compiled or captured
     kernels: bool
@@ -65,7 +65,7 @@ class Start(TypedDict, total=False):
 
 
 class ThreadChange(TypedDict, total=False):
-    """One change of the number of threads while a run trained; see `cifarbn.training.callbacks.thread_watch`."""
+    """One change of the number of threads during training; see `cifarbn.training.callbacks.thread_watch`."""
 
     step: int
     threads: int
@@ -73,7 +73,7 @@ class ThreadChange(TypedDict, total=False):
 
 
 class Divergence(TypedDict, total=False):
-    """See `cifarbn.errors.Diverged`."""
+    """The step at which a run diverged; see `cifarbn.errors.Diverged`."""
 
     step: int
     lr: Measured
@@ -81,7 +81,7 @@ class Divergence(TypedDict, total=False):
 
 
 class Data(TypedDict, total=False):
-    """What a run's data said of itself; data of the user's own may say more, or nothing."""
+    """The description of a run's data; the user's own data may have more fields, or none."""
 
     name: str
     classes: list[str]
@@ -95,26 +95,26 @@ class Data(TypedDict, total=False):
 
 
 class DataConfig(TypedDict, total=False):
-    """The part of `config.data` that this package reads again."""
+    """The keys of `config.data` that this package reads."""
 
     _target_: str
 
 
 class ModelConfig(TypedDict, total=False):
-    """The part of `config.model` that this package reads again."""
+    """The keys of `config.model` that this package reads."""
 
     _target_: str
     num_classes: int
 
 
 class OptimizerConfig(TypedDict, total=False):
-    """The part of `config.optim` that this package reads again."""
+    """The keys of `config.optim` that this package reads."""
 
     lr: float | None
 
 
 class Config(TypedDict, total=False):
-    """The part of `config` that this package reads again."""
+    """The keys of `config` that this package reads."""
 
     data: DataConfig
     model: ModelConfig
@@ -126,10 +126,10 @@ class Config(TypedDict, total=False):
 
 
 class Result(TypedDict, total=False):
-    """`result.json`; nothing in it depends on the host's name or paths.
+    """The content of `result.json`; nothing in it depends on the host's name or paths.
 
-    `device` to `git_commit` are the latest start's; `starts` has one entry for each start that made some of the run's
-    steps, since a continued run may compute on another device.
+    `device` to `git_commit` describe the latest start. `starts` has one entry for each start that computed some of the
+    run's steps, since a continued run may use another device.
     """
 
     status: Status
@@ -151,25 +151,25 @@ class Result(TypedDict, total=False):
     cuda_graphs: bool
     step_notes: list[str]
     kernels: bool
-    threads: int  # chosen at the start
+    threads: int  # at the start
     threads_reason: str
     thread_changes: list[ThreadChange]
     data: Data
     versions: dict[str, str]
     git_commit: str | None
     starts: list[Start]
-    resumed_from: str  # name of the run folder whose steps this run began with
+    resumed_from: str  # name of the run folder that this run continued
     confusion: list[list[int]]
     constant_prediction_loss: float | None  # see `cifarbn.smoothness.dead_runs`
     divergence: Divergence
-    recovery: list[str]  # damaged checkpoints that were found, and what was done
+    recovery: list[str]  # damaged checkpoints, and how the run proceeded
 
 
 def check_result(value: Any) -> Result:
-    """Return the value, which is a `Result`, with its `status` as a `Status`.
+    """Return the value as a `Result`, with its `status` as a `Status`.
 
     Raises:
-        ValueError: naming the first field that is of another type than `Result` or `Config` says.
+        ValueError: naming the first field whose type differs from `Result` or `Config`.
     """
     if not isinstance(value, dict):
         raise ValueError(f"it holds {_kind(value)}, not a group of fields")
@@ -192,10 +192,10 @@ def check_result(value: Any) -> Result:
 
 
 def check_config(config: Any, name: str = "") -> None:
-    """Check the part of a run's config that this package reads again.
+    """Check the keys of a run's config that this package reads.
 
     Raises:
-        ValueError: naming the first key whose value is of another type than `Config` says.
+        ValueError: naming the first key whose type differs from `Config`.
     """
     _check(config, Config, name)
     if config.get("model", {}).get("num_classes") == 0:
@@ -203,7 +203,7 @@ def check_config(config: Any, name: str = "") -> None:
 
 
 def _check(value: Any, hint: Any, name: str) -> None:
-    """Check one value, and all within it, against a type hint of this module."""
+    """Check one value, including nested ones, against a type hint of this module."""
     if hint is Any:
         return
     origin, arguments = get_origin(hint), get_args(hint)
@@ -222,13 +222,13 @@ def _check(value: Any, hint: Any, name: str) -> None:
             _check(inner, arguments[0], f"{name}{number}.")
     elif origin in (Union, UnionType):
         if not any(_fits(value, inner) for inner in arguments):
-            _refuse(value, " or ".join(_WORDS[_plain(inner)] for inner in arguments), name)
+            _mismatch(value, " or ".join(_WORDS[_plain(inner)] for inner in arguments), name)
     elif isinstance(hint, type) and issubclass(hint, Enum):
         values = [member.value for member in hint]
         if value not in values:
-            _refuse(value, f"one of {', '.join(values)}", name)
+            _mismatch(value, f"one of {', '.join(values)}", name)
     elif not _fits(value, hint):
-        _refuse(value, _WORDS[_plain(hint)], name)
+        _mismatch(value, _WORDS[_plain(hint)], name)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -256,10 +256,10 @@ _WORDS = {
 
 def _expect(value: Any, kind: type, word: str, name: str) -> None:
     if not isinstance(value, kind):
-        _refuse(value, word, name)
+        _mismatch(value, word, name)
 
 
-def _refuse(value: Any, word: str, name: str) -> None:
+def _mismatch(value: Any, word: str, name: str) -> None:
     raise ValueError(f"{name.rstrip('.')[:80]!r} takes {word}, not {_kind(value)}")
 
 
@@ -271,7 +271,7 @@ def _kind(value: Any) -> str:
 
 
 def _check_plain(value: Any, name: str, depth: int = 0) -> None:
-    """Refuse what JSON can hold and no reader can use: text that is no Unicode, numbers beyond 64 bits, deep nests."""
+    """Raise an error for valid JSON that no reader can use: invalid Unicode, integers beyond 64 bits, deep nesting."""
     if depth > DEEPEST:
         raise ValueError(f"{name.split('.')[0]!r} is nested more than {DEEPEST} deep")
     if isinstance(value, Mapping):
@@ -287,11 +287,11 @@ def _check_plain(value: Any, name: str, depth: int = 0) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{name.rstrip('.')[:80]!r} holds text that is no Unicode") from None
+            raise ValueError(f"{name.rstrip('.')[:80]!r} holds invalid Unicode") from None
 
 
 def throughout(result: Result, fact: str) -> str | None:
-    """Return a fact such as "device" of all starts that made a run's steps, joined by " and "; None if unknown."""
+    """Return a fact such as "device" of all starts that computed a run's steps, joined by " and "; None if unknown."""
     starts: list[Any] = result.get("starts") or [result]
     known = [str(start[fact]) or "off" for start in starts if start.get(fact) is not None]
     return " and ".join(dict.fromkeys(known)) or None

@@ -1,4 +1,4 @@
-"""What a run folder holds may be anybody's: text is cleaned where it enters, and a file of another kind is named."""
+"""Reading run folders from untrusted sources: text is cleaned on entry, and errors name the file."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ LONGEST = 2000  # characters of a text
 
 
 def stored_result(folder: Path) -> Result | None:
-    """Return a run folder's result with clean text; None: no file.
+    """Return a run folder's result with cleaned text; None if there is no result.json.
 
     Raises:
-        UserError: in one line, without the folder, if it is damaged or of another kind.
+        UserError: if the file is damaged or not a regular file; one line, without the folder's path.
     """
     file = Path(folder) / RESULT
     try:
         result: Any = read_result(folder)
     except UserError as error:
-        # Without the path, for that is the machine's.
+        # Drop the path: reports name no folders of this machine.
         raise UserError(clean(str(error).replace(f"{file}", RESULT))) from error
     if result is None:
         return None
@@ -34,8 +34,8 @@ def stored_result(folder: Path) -> Result | None:
 def clean(value: Any) -> Any:
     """Return JSON, or any part of it, with text that is safe to print: one line, without control characters.
 
-    White space of any kind becomes a space. What a terminal would obey (escape sequences), what turns the direction
-    of writing, and lone halves of characters, which cannot be encoded, become the replacement character.
+    White space of any kind becomes a space. Control characters (such as terminal escape sequences), characters that
+    change the direction of writing, and lone surrogates become the replacement character.
     """
     if isinstance(value, str):
         text = value if len(value) <= LONGEST else value[:LONGEST] + "..."

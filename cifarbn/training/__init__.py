@@ -1,1 +1,1 @@
-"""Training one run with Lightning: the module, the trainer, and the callbacks that every run has."""
+"""Training one run with Lightning: the module, the trainer, and the callbacks of every run."""

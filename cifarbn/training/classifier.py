@@ -1,4 +1,4 @@
-"""The LightningModule: a net, a loss, an optimizer factory and a schedule factory, and nothing else."""
+"""The LightningModule of every run: a model, a loss, an optimizer factory and a schedule factory."""
 
 from functools import cached_property
 from typing import Any
@@ -30,29 +30,32 @@ from cifarbn.training.tta import SHIFTS, check_tta, tta_logits
 
 
 class Classifier(pl.LightningModule):
-    """Trains a net to classify; watches validation and, once at the end, the test set.
+    """Trains a model to classify images, evaluates it on the validation set and, at the end, on the test set.
+
+    Logs `val/loss`, `val/acc`, `test/loss` and `test/acc`, each the mean over images, independent of the batch size.
+    Accuracies are fractions. The training curve is in `metrics.csv`, see `MetricsLogger`. Accuracies with test-time
+    augmentation (TTA) are logged in addition, named after the policy, such as `test/acc_flip_shift`.
+
+    Before the first step, the model is tried on a training batch, and an error is raised if the model, the data and the
+    loss do not fit each other, see `cifarbn.training.preflight`.
 
     Args:
-        net: maps (N, 3, H, W) float pictures to (N, C) logits. If it has `initialize_from(pictures)`, that is called
-            with a training batch before the first step, but not on a resume; if it has `start_epoch(epoch)`, with
-            every epoch, counted from 0.
-        loss: `(logits, labels) -> scalar`; computed in float32 at least, see `in_full_precision`.
-        optimizer: `parameters -> Optimizer`. Called once here too, so that a bad argument fails before any data is
-            read.
-        schedule: `optimizer -> LRScheduler`. One that has a `total_steps` argument (OneCycleLR) gets it and moves
-            every step, any other moves once an epoch. ReduceLROnPlateau watches val/loss or, with mode="max", val/acc.
-            None keeps the learning rate.
-        num_classes: of the data; 0 for a regression, None where the data does not say.
-        tta: "none", or what to average test logits over besides, see `tta_logits`.
+        net: maps (N, 3, H, W) float images to (N, C) logits. An optional method `initialize_from(images)` is called
+            with a training batch before the first step, except when a run is resumed. An optional method
+            `start_epoch(epoch)` is called at the beginning of each epoch, counted from 0.
+        loss: `(logits, labels) -> scalar`; computed in at least float32, see `in_full_precision`.
+        optimizer: `parameters -> Optimizer`. Also called once by the constructor, so that a bad argument raises its
+            error before any data is read.
+        schedule: `optimizer -> LRScheduler`. One with a `total_steps` argument (OneCycleLR) receives it and steps after
+            every batch, any other steps after every epoch. ReduceLROnPlateau monitors val/loss or, with mode="max",
+            val/acc. None keeps the learning rate constant.
+        num_classes: number of classes of the data; 0 for a regression, None if unknown.
+        tta: test-time augmentation policy, see `tta_logits`; "none" for none.
         compile, cuda_graphs: see `cifarbn.fast.training_step.TrainingStep`.
 
-    Logs `val/loss`, `val/acc`, `test/loss`, `test/acc`, each the mean over images whatever the batch size; the training
-    curve is in `metrics.csv`, see `MetricsLogger`. Accuracies are fractions, without test-time
-    augmentation; one with it has the policy's name, such as `test/acc_flip_shift`. `confusion`, (C, C) int64 with
-    rows = true class, holds the last test's counts.
-
-    Before the first step of a run it shows the net a batch of the training data and refuses what cannot work, see
-    `cifarbn.training.preflight`.
+    Attributes:
+        net: the model; the name is part of the `state_dict` and must not change.
+        confusion: (C, C) int64 counts of the last test; rows are true classes, columns predictions.
     """
 
     def __init__(
@@ -80,102 +83,102 @@ class Classifier(pl.LightningModule):
         names = ("val", "test_curve", "test", *SHIFTS)
         self.losses = nn.ModuleDict({name: MeanOverImages() for name in names})
         self.accuracies = nn.ModuleDict({name: MeanOverImages() for name in names})
-        self.confusion_metric: MulticlassConfusionMatrix | None = None  # until a test shows how many classes there are
+        self.confusion_metric: MulticlassConfusionMatrix | None = None  # created by the first test batch
         self.confusion: Tensor | None = None
         self._rng: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Refuse several processes where a layer would mean something else in them.
+        """Raise an error if the run has several processes and a layer computes statistics per process.
 
         Raises:
             UserError: naming the layer.
         """
         if self.trainer.world_size == 1:
             return
-        # On GPUs Lightning has put torch's SyncBatchNorm in the place of every batch norm; on CPUs there is none.
+        # On GPUs, Lightning has replaced every batch norm by torch's SyncBatchNorm, which CPUs do not support.
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        alone = {
+        per_process = {
             type(module).__name__
             for module in self.net.modules()
             if getattr(module, "requires_single_process", False) or (on_cpu and isinstance(module, _BatchNorm))
         }
-        if alone:
+        if per_process:
             raise UserError(
-                f"{', '.join(sorted(alone))} would compute its statistics in each process for itself, so that results "
-                f"depend on the number of processes. Use trainer=auto, or norm={'group' if on_cpu else 'batch'}"
+                f"{', '.join(sorted(per_process))} computes statistics per process, so results would depend on the "
+                f"number of processes. Use trainer=auto, or norm={'group' if on_cpu else 'batch'}"
             )
 
     @cached_property
     def last_layer(self) -> str:
-        """The name of the last linear layer: `head`, or else the last `nn.Linear` in the order of the net's modules.
+        """Name of the last linear layer: `head`, or else the last `nn.Linear` in the order of the model's modules.
 
         Raises:
-            UserError: if there is none that is trained.
+            UserError: if there is no linear layer, or its weight is frozen.
         """
         linear = [name for name, module in self.net.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise UserError(
-                "record: the model has no linear layer (nn.Linear) whose gradients could be recorded; leave out "
-                "last_layer_gradients and step_change, or set record=none"
+                "record: the model has no linear layer (nn.Linear) whose gradients could be recorded; remove "
+                "last_layer_gradients and step_change from record, or use record=none"
             )
         name = "head" if "head" in linear else linear[-1]
         if not self.net.get_submodule(name).weight.requires_grad:
             raise UserError(
-                f"record: the weight of the model's last linear layer, {name}, is not trained and has no gradient; "
-                "leave out last_layer_gradients and step_change, or set record=none"
+                f"record: the model's last linear layer, {name}, is frozen, so it has no gradient; remove "
+                "last_layer_gradients and step_change from record, or use record=none"
             )
         if name != "head":
-            rank_zero_only(print)(f"recorded as the last layer: {name} (the model has no layer called head)")
+            rank_zero_only(print)(f"recording {name} as the last layer (the model has no layer called head)")
         return name
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (N, C) of normalised pictures (N, 3, H, W)."""
-        return self.net(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits (N, C) of normalised images (N, 3, H, W)."""
+        return self.net(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss, and the accuracy of the same forward pass for whoever records it; both stay on the device."""
+        """Compute the loss, and the accuracy of the same forward pass for the callbacks; both stay on the device."""
         loss, acc = self.step(*batch)
         return {"loss": loss, "acc": acc}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the gradients, or take those that the step has computed together with the loss."""
+        """Compute the gradients, unless the training step has computed them together with the loss."""
         self.step.backward(loss)
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits in whatever precision, in full precision.
+        """Compute the loss in full precision from logits of any precision.
 
         Raises:
-            UserError: if the net has returned more, as some do in train mode: auxiliary logits.
+            UserError: if the model returned anything but a tensor of logits, such as auxiliary logits in train mode.
         """
         check_logits(logits, len(labels))
         return in_full_precision(self.loss, logits, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and accuracy on `val` and, where the run asks for the test curve, on `test_curve`."""
+        """Compute loss and accuracy on `val` and, with `data.test_curve`, on `test_curve`."""
         self._evaluate(val_names(self._data)[dataloader_idx], batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss, accuracy and confusion counts on the test set."""
+        """Compute loss, accuracy and confusion counts on the test set."""
         logits = self._evaluate("test", batch)
-        pictures, labels = batch
+        images, labels = batch
         if are_classes(labels):
             if self.confusion_metric is None:
                 self.confusion_metric = MulticlassConfusionMatrix(logits.shape[1], validate_args=False).to(self.device)
             self.confusion_metric.update(logits, labels)
         if self.tta != "none":
-            logits = tta_logits(self.net, pictures, logits, self.tta)
+            logits = tta_logits(self.net, images, logits, self.tta)
             self._log_accuracy(self.tta, f"test/acc_{self.tta}", logits, labels)
 
     def on_test_epoch_end(self) -> None:
-        """Keep the confusion counts for whoever draws them."""
+        """Store the confusion counts in `confusion`."""
         if self.confusion_metric is not None:
             self.confusion = self.confusion_metric.compute().cpu()
             self.confusion_metric = None
 
     def _evaluate(self, name: str, batch: Batch) -> Tensor:
-        pictures, labels = batch
+        images, labels = batch
         with one_time_shape():
-            logits = self.net(pictures)
+            logits = self.net(images)
         self._log_mean(f"{name}/loss", self.losses[name], self.loss_of(logits, labels), len(labels))
         if are_classes(labels):
             self._log_accuracy(name, f"{name}/acc", logits, labels)
@@ -191,27 +194,28 @@ class Classifier(pl.LightningModule):
 
     @property
     def _data(self) -> Any:
-        """The data module; None where the trainer was given loaders."""
+        """The data module; None if the trainer got data loaders instead."""
         return getattr(self.trainer, "datamodule", None)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and, where there is one, its schedule in the form Lightning asks for.
+        """Return the optimizer and, if there is one, its schedule, in the form that Lightning expects.
 
         Raises:
-            UserError: if they cannot work together, or not on this data.
+            UserError: if they do not fit each other or the data.
         """
         trainer, factory = self.trainer, self.schedule_factory
         total_steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs or 1
-        # Asking for the steps has built the training loader, into which a resume loads its state only as it is built.
+        # Reading `estimated_stepping_batches` has built the training loader. Reset it: Lightning restores a loader's
+        # state only while building it.
         trainer.fit_loop._combined_loader = None
         if total_steps < 1:
-            raise UserError("data: the training loader must have a length, the number of batches in an epoch")
+            raise UserError("data: the training loader has no length; define its __len__, the batches per epoch")
         rehearse(self.optimizer_factory, factory, self.net.parameters(), total_steps, epochs)
         optimizer = make_optimizer(self.optimizer_factory, self.net.parameters())
         if trainer.precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise UserError(
-                "trainer.precision=16-mixed needs optim.fused=false: a fused optimizer unscales the gradients itself, "
-                "after clipping and recorders have seen them scaled"
+                "trainer.precision=16-mixed needs optim.fused=false: a fused optimizer unscales the gradients after "
+                "clipping and recorders have used them"
             )
         if factory is None:
             return optimizer
@@ -223,53 +227,53 @@ class Classifier(pl.LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau):
             if "val" not in val_names(self._data) or not trainer.limit_val_batches:
                 raise UserError(
-                    "schedule: ReduceLROnPlateau watches the validation set, and there is none; raise data.val_size "
-                    "above 0, or use another schedule"
+                    "schedule: ReduceLROnPlateau needs a validation set, and there is none; set data.val_size above 0, "
+                    "or use another schedule"
                 )
             if scheduler.mode == "max" and self.num_classes == 0:
-                raise UserError("schedule: a regression has no accuracy to watch; set mode=min in ReduceLROnPlateau")
-            config |= {"monitor": _watched(scheduler), "frequency": trainer.check_val_every_n_epoch}
+                raise UserError("schedule: a regression has no accuracy to monitor; set schedule.mode=min")
+            config |= {"monitor": _monitored(scheduler), "frequency": trainer.check_val_every_n_epoch}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Move a schedule; not ReduceLROnPlateau, which Lightning moves after the epoch's checkpoint is written."""
+        """Step a schedule, except ReduceLROnPlateau: Lightning would step that after writing the epoch's checkpoint."""
         if not isinstance(scheduler, ReduceLROnPlateau):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_end(self) -> None:
-        """Move ReduceLROnPlateau, by this validation's metrics."""
+        """Step ReduceLROnPlateau, with the metrics of this validation."""
         scheduler = self.lr_schedulers()
         if self.trainer.state.fn == "fit" and isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(self.trainer.callback_metrics[_watched(scheduler)])
+            scheduler.step(self.trainer.callback_metrics[_monitored(scheduler)])
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the whole gradient's norm, or its values; Lightning refuses to do it for a fused optimizer."""
+        """Clip the norm of the whole gradient, or its values; Lightning raises an error for a fused optimizer."""
         if gradient_clip_val:
             by_value = gradient_clip_algorithm == "value"
             clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
             clip(self.net.parameters(), gradient_clip_val)
 
-    # Lightning's checkpoints leave out the generators; dropout and noisy batch norm draw from them, so a resumed run
-    # could not repeat the one that was never cut off.
+    # Lightning's checkpoints lack the random generators. Dropout and noisy batch norm use them, so without their states
+    # a resumed run would differ from an uninterrupted one.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add torch's generators to the checkpoint."""
+        """Add the states of torch's random generators to the checkpoint."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the generators' states until training starts: what Lightning draws before that must not count."""
+        """Keep the generators' states until training starts, since Lightning draws random numbers before that."""
         self._rng = checkpoint["rng"]
 
     def on_train_start(self) -> None:
-        """Look at a batch before the first step, and show it to the net; on a resume restore the generators instead.
+        """Try the model on a training batch before the first step; if resumed, restore the random generators instead.
 
         Raises:
             UserError: if the model, the data and the loss do not fit each other.
         """
-        self.on_train_epoch_start()  # which a resume in the middle of an epoch would go without
+        self.on_train_epoch_start()  # Lightning does not call it if a run is resumed within an epoch
         trainer = self.trainer
         steps = int(trainer.estimated_stepping_batches) - trainer.global_step
         self.step.begin(steps, alone=trainer.world_size == 1)
@@ -285,19 +289,19 @@ class Classifier(pl.LightningModule):
         self._rng = None
 
     def _check(self, batch: Any) -> None:
-        """Refuse what cannot work, by this batch of the training data."""
+        """Raise an error if the model, the data and the loss do not fit each other, judged by a training batch."""
         trainer = self.trainer
-        # Lightning takes an empty list of loaders for one of no batches.
+        # Lightning treats an empty list of loaders as one loader without batches.
         names, loaders = val_names(self._data), [batches for batches in trainer.num_val_batches if batches]
         if len(loaders) > len(names):
             raise UserError(
-                f"data: there are {len(loaders)} validation loaders, and val_names names {len(names)}; return one from "
-                "val_dataloader, or set val_names = ('val', 'test_curve')"
+                f"data: there are {len(loaders)} validation loaders, but {len(names)} names in val_names; return one "
+                "loader from val_dataloader, or set val_names = ('val', 'test_curve')"
             )
         if not hasattr(trainer.train_dataloader, "state_dict"):
             rank_zero_only(print)(
-                "the training loader has no state_dict: a run that is cut off within an epoch continues it with other "
-                "batches than it would have had"
+                "the training loader has no state_dict: a run that is interrupted within an epoch will continue it "
+                "with different batches"
             )
         pair = inputs_and_labels(trainer.precision_plugin.convert_input(batch))
         inputs, labels = (each.to(self.device) for each in pair)
@@ -311,15 +315,15 @@ class Classifier(pl.LightningModule):
                 check_batch_of_one(self.net, inputs)
 
     def on_train_epoch_start(self) -> None:
-        """Tell the net which epoch begins."""
+        """Call the model's `start_epoch`, if it has one."""
         if start_epoch := getattr(self.net, "start_epoch", None):
             start_epoch(self.current_epoch)
         self.step.look_at_model()
 
     def on_train_end(self) -> None:
-        """Free the memory of a captured step."""
+        """Free the memory of a captured training step."""
         self.step.end()
 
 
-def _watched(scheduler: ReduceLROnPlateau) -> str:
+def _monitored(scheduler: ReduceLROnPlateau) -> str:
     return "val/loss" if scheduler.mode == "min" else "val/acc"

@@ -1,4 +1,4 @@
-"""Means over all images of an evaluation."""
+"""Metrics averaged over all images of an evaluation."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torchmetrics import Metric
 
 
 class MeanOverImages(Metric):
-    """The mean of a value over images, whatever the batches they come in and the processes that see them.
+    """The mean of a value over images, independent of batch sizes and of the number of processes.
 
-    torchmetrics' `MeanMetric` ignores its weights where `nan_strategy="disable"`, and any other strategy makes the host
-    wait for the device at every batch.
+    torchmetrics' `MeanMetric` ignores its weights if `nan_strategy="disable"`, and with any other strategy the host
+    waits for the device at every batch.
     """
 
     full_state_update = False
@@ -24,8 +24,8 @@ class MeanOverImages(Metric):
         self.add_state("images", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, batch_mean: Tensor, images: int) -> None:
-        """Add a batch of so many images, of which `batch_mean` is the mean value; the host does not wait for it."""
-        # A net in half precision (trainer.precision=bf16-true) has taken these sums along.
+        """Add a batch of `images` images with mean value `batch_mean`; the host does not wait for the device."""
+        # With trainer.precision=bf16-true, these sums were converted to half precision with the model.
         self.total = self.total.double() + batch_mean.detach().double() * images
         self.images = self.images.double() + images
 

@@ -1,4 +1,4 @@
-"""From the factories of the config to an optimizer and a schedule, with every refusal before the first step."""
+"""Optimizers and schedules from the factories of the config; every possible error is raised before the first step."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -16,55 +16,56 @@ from cifarbn.errors import UserError
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFactory = Callable[..., LRScheduler]
 
-MOST_REHEARSED = 1000  # moves of a schedule; each takes about 10 microseconds
+MOST_REHEARSED = 1000  # steps of a schedule; each takes about 10 microseconds
 
 
 def make_optimizer(factory: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Return the optimizer of these parameters.
+    """Create the optimizer of these parameters.
 
     Raises:
-        UserError: if it refuses them or its arguments, or computes the loss several times in a step.
+        UserError: if the factory raises an error, or the optimizer computes the loss several times in a step.
     """
     with _named("optim", factory):
         optimizer = factory(parameters)
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"optim: {_name(factory)} makes a {type(optimizer).__name__}, which is no torch Optimizer")
+        raise UserError(f"optim: {_name(factory)} returns a {type(optimizer).__name__}, not a torch.optim.Optimizer")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"optim: {type(optimizer).__name__} computes the loss several times in one step, and the curves and "
-            "recordings of a run have one loss and one gradient a step; use another optimizer, such as optim=sgd"
+            f"optim: {type(optimizer).__name__} needs a closure that computes the loss several times per step, but the "
+            "curves and recordings of a run have one loss and one gradient per step; use another optimizer, such as "
+            "optim=sgd"
         )
     return optimizer
 
 
 def moves_every_step(factory: ScheduleFactory) -> bool:
-    """Whether a schedule moves every step: those that ask for `total_steps` do, others move once an epoch."""
+    """Return whether a schedule steps after every batch, as those with `total_steps` do, and not after every epoch."""
     with _named("schedule", factory):
         return "total_steps" in inspect.signature(factory).parameters
 
 
 def make_schedule(factory: ScheduleFactory, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """Return the schedule of an optimizer.
+    """Create the schedule of an optimizer.
 
     Args:
-        factory: `optimizer -> LRScheduler`; one that moves every step is also given `total_steps`.
-        optimizer: whose learning rates it moves.
-        total_steps: steps in the whole run.
+        factory: `optimizer -> LRScheduler`; also receives `total_steps` if it has this argument.
+        optimizer: the optimizer whose learning rates it changes.
+        total_steps: number of steps in the whole run.
 
     Raises:
-        UserError: if it refuses its arguments.
+        UserError: if the factory raises an error or returns anything but an LRScheduler.
     """
     arguments = {}
     if moves_every_step(factory):
         given = getattr(factory, "keywords", {})
         if own := [key for key in ("total_steps", "epochs", "steps_per_epoch") if given.get(key) is not None]:
-            raise UserError(f"schedule.{own[0]}: leave it out; the number of steps in the run is known, {total_steps}")
+            raise UserError(f"schedule.{own[0]}: remove it; the schedule gets total_steps={total_steps} from the run")
         arguments["total_steps"] = total_steps
     with _named("schedule", factory):
         schedule = factory(optimizer, **arguments)
     if not isinstance(schedule, LRScheduler):
-        raise UserError(f"schedule: {_name(factory)} makes a {type(schedule).__name__}, which is no torch LRScheduler")
+        raise UserError(f"schedule: {_name(factory)} returns a {type(schedule).__name__}, not a torch LRScheduler")
     return schedule
 
 
@@ -75,14 +76,14 @@ def rehearse(
     total_steps: int,
     epochs: int,
 ) -> None:
-    """Take one step with zero gradients on copies of the parameters, then move the schedule as the run will.
+    """Take one optimizer step with zero gradients on copies of the parameters, then step the schedule as the run will.
 
-    Some arguments fail only where they are used, which may be hours into a run: SparseAdam refuses dense gradients,
-    StepLR divides by its `step_size`, OneCycleLR by the length of a phase. Only the first `MOST_REHEARSED` moves are
-    made. The random generators are left as they were.
+    Some arguments fail only when they are used, possibly hours into a run: SparseAdam raises an error for dense
+    gradients, StepLR divides by its `step_size`, OneCycleLR by the length of a phase. At most `MOST_REHEARSED` steps of
+    the schedule are taken. The random generators are restored.
 
     Raises:
-        UserError: if anything fails.
+        UserError: if any of this fails.
     """
     copies = [nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in parameters]
     for copy in copies:
@@ -94,15 +95,15 @@ def rehearse(
             optimizer.step()
         if schedule is None or schedule_factory is None:
             return
-        moves = total_steps if moves_every_step(schedule_factory) else epochs
+        steps = total_steps if moves_every_step(schedule_factory) else epochs
         with _named("schedule", schedule_factory):
-            for _ in range(min(moves, MOST_REHEARSED)):
+            for _ in range(min(steps, MOST_REHEARSED)):
                 schedule.step(*((1.0,) if isinstance(schedule, ReduceLROnPlateau) else ()))
 
 
 @contextmanager
 def _named(group: str, factory: Callable[..., Any]) -> Iterator[None]:
-    """Turn any error inside into the user's, named after the config's group."""
+    """Turn any error inside into a UserError that names the config group."""
     try:
         yield
     except UserError:
@@ -110,7 +111,7 @@ def _named(group: str, factory: Callable[..., Any]) -> Iterator[None]:
     except Exception as error:
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
         raise UserError(
-            f"{group}: {_name(factory)} cannot be used so ({kind}{str(error) or 'no reason given'})"
+            f"{group}: {_name(factory)} does not work with these arguments ({kind}{str(error) or 'no reason given'})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: which of its options work here, and how it is made."""
+"""The Lightning Trainer of a run: which of its options are supported, and how it is created."""
 
 import difflib
 import inspect
@@ -21,60 +21,61 @@ from cifarbn.runs.identity import key_of
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 
-# The keys of conf/trainer that every run needs, and others of Lightning's Trainer that work here.
+# The keys of conf/trainer that every run needs.
 NEEDED = (
     *("accelerator", "devices", "strategy", "precision", "channels_last", "compile", "cuda_graphs", "kernels"),
     *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "limit_test_batches"),
     *("gradient_clip_val", "enable_progress_bar", "threads", "eval_batch_size"),
 )
 
-
+# Further arguments of Lightning's Trainer that are supported.
 POSSIBLE = (
     *("gradient_clip_algorithm", "max_time", "deterministic", "detect_anomaly", "benchmark", "num_nodes"),
     "check_val_every_n_epoch",
 )
 
-
-# Why the others do not, and what to use instead.
+# Why the other arguments are not supported, and what to use instead.
 INSTEAD = {
-    "accumulate_grad_batches": "a step is one minibatch in all curves and recordings; raise data.batch_size",
-    "barebones": "it switches off the callbacks that write the run folder",
+    "accumulate_grad_batches": "in all curves and recordings, a step is one batch; increase data.batch_size",
+    "barebones": "it disables the callbacks that write the run folder",
     "callbacks": "subclass cifarbn.recorders.Recorder and add it to the config group record",
     "default_root_dir": "a run writes into its run folder; use name=NAME",
-    "enable_checkpointing": "every run keeps last.ckpt; checkpoint_minutes says how often",
+    "enable_checkpointing": "every run writes last.ckpt; checkpoint_minutes sets how often",
     "enable_model_summary": "the number of parameters is in result.json",
     "fast_dev_run": "use trainer=smoke",
     "inference_mode": "recorders need gradients during evaluation",
-    "limit_predict_batches": "a run predicts nothing; use python -m cifarbn.predict",
+    "limit_predict_batches": "a run does not predict; use python -m cifarbn.predict",
     "log_every_n_steps": "every step is in metrics.csv",
     "logger": "every run writes metrics.csv and TensorBoard events",
-    "min_epochs": "nothing stops a run early but max_time; use epochs",
-    "min_steps": "nothing stops a run early but max_time; use trainer.max_steps",
+    "min_epochs": "only max_time stops a run early; use epochs",
+    "min_steps": "only max_time stops a run early; use trainer.max_steps",
     "num_sanity_val_steps": "the model is checked against the data before the first step",
     "overfit_batches": "use trainer.limit_train_batches, or data.train_size with data=shapes",
-    "plugins": "precision and the cluster's environment are chosen by trainer.precision and trainer.strategy",
+    "plugins": "use trainer.precision and trainer.strategy",
     "profiler": "use python -m cifarbn.benchmark",
-    "reload_dataloaders_every_n_epochs": "a run that was cut off could not continue where it was",
-    "sync_batchnorm": "it is on wherever there are several GPUs",
-    "val_check_interval": "metrics.csv has one validation an epoch; record=held_out_accuracy measures between steps",
+    "reload_dataloaders_every_n_epochs": "an interrupted run could not be resumed exactly",
+    "sync_batchnorm": "it is always on with several GPUs",
+    "val_check_interval": "metrics.csv has one validation per epoch; use record=held_out_accuracy for more",
 }
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of conf/trainer as a dict.
+    """Return the options of conf/trainer as a dict, after checking all of them.
 
     Raises:
-        UserError: if one is missing, is not supported, or cannot mean anything; nothing is silently ignored.
+        UserError: if an option is missing, not supported or invalid; no option is silently ignored.
     """
     options = dict(options)
     if missing := [key for key in NEEDED if key not in options]:
-        raise UserError(f"trainer.{missing[0]} is missing; conf/trainer/auto.yaml has its default")
+        raise UserError(f"trainer.{missing[0]} is missing; see conf/trainer/auto.yaml for its default")
     for key in options.keys() - {*NEEDED, *POSSIBLE}:
         if key not in inspect.signature(pl.Trainer.__init__).parameters:
             nearest = difflib.get_close_matches(key, [*NEEDED, *POSSIBLE], n=1)
-            hint = f"did you mean trainer.{nearest[0]}?" if nearest else f"there are {', '.join(NEEDED + POSSIBLE)}"
+            hint = (
+                f"did you mean trainer.{nearest[0]}?" if nearest else f"the options are {', '.join(NEEDED + POSSIBLE)}"
+            )
             raise UserError(f"there is no trainer.{key}; {hint}")
-        reason = INSTEAD.get(key, "this program does not use it; leave it out")
+        reason = INSTEAD.get(key, "cifarbn does not use it; leave it out")
         raise UserError(f"trainer.{key} is not supported: {reason}")
 
     if options["strategy"] not in STRATEGIES:
@@ -82,7 +83,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("max_steps", "limit_train_batches"):
         value = options[key]
         if not _is_number(value) or not (value > 0 or (key, value) == ("max_steps", -1)):
-            raise UserError(f"trainer.{key} must leave at least one step, not {value!r}")
+            raise UserError(f"trainer.{key} must allow at least one step, not {value!r}")
     for key in ("max_steps", "num_nodes", "check_val_every_n_epoch"):
         value = options.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < (-1 if key == "max_steps" else 1):
@@ -94,10 +95,10 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(options.get("max_time", ""), str):
         raise UserError(f"trainer.max_time must be days:hours:minutes:seconds, not {options['max_time']!r}")
     if starts_processes(options) and options["strategy"] == "auto":
-        several = "trainer.devices" if options.get("num_nodes", 1) == 1 else "trainer.num_nodes"
+        key = "trainer.devices" if options.get("num_nodes", 1) == 1 else "trainer.num_nodes"
         raise UserError(
-            f"{several} asks for several processes, which share every batch, so say that you mean it: "
-            f"trainer=ddp (on CPUs with trainer.accelerator=cpu)"
+            f"{key} asks for several processes, which share every batch; add trainer=ddp to confirm this (on CPUs, "
+            f"trainer.accelerator=cpu as well)"
         )
     clip, algorithm = options["gradient_clip_val"], options.get("gradient_clip_algorithm")
     if clip is not None and (not _is_number(clip) or not 0 < clip < math.inf):
@@ -105,32 +106,32 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if algorithm not in (None, "norm", "value"):
         raise UserError(f"trainer.gradient_clip_algorithm must be norm or value, not {algorithm!r}")
     if algorithm is not None and clip is None:
-        raise UserError("trainer.gradient_clip_algorithm does nothing without trainer.gradient_clip_val")
+        raise UserError("trainer.gradient_clip_algorithm has no effect without trainer.gradient_clip_val; set it, too")
     return options
 
 
 def check_eval_batch_size(config: Mapping[str, Any], size: Any, overrides: Sequence[str]) -> None:
-    """Refuse a trainer.eval_batch_size on the command line that this data does not take.
+    """Raise an error if trainer.eval_batch_size is given on the command line, but has no effect on this data.
 
     Args:
-        config: of the data.
-        size: trainer.eval_batch_size.
-        overrides: of the command line.
+        config: config of the data.
+        size: value of trainer.eval_batch_size.
+        overrides: overrides of the command line.
 
     Raises:
         UserError: naming the remedy.
     """
-    said = any(key_of(override) == "trainer.eval_batch_size" for override in overrides)
-    if said and config.get("eval_batch_size") != size:
-        has = "sets its own: use data.eval_batch_size" if "eval_batch_size" in config else "has none: leave it out"
-        raise UserError(f"trainer.eval_batch_size={size} does nothing here, because the data {has}")
+    given = any(key_of(override) == "trainer.eval_batch_size" for override in overrides)
+    if given and config.get("eval_batch_size") != size:
+        own = "sets its own: use data.eval_batch_size" if "eval_batch_size" in config else "has none: leave it out"
+        raise UserError(f"trainer.eval_batch_size={size} has no effect, because the data {own}")
 
 
 def starts_processes(options: Mapping[str, Any]) -> bool:
-    """Whether a run with these options of conf/trainer has processes of its own.
+    """Return whether a run with these options of conf/trainer starts processes of its own.
 
     Raises:
-        UserError: if `devices` is nothing that says how many.
+        UserError: if `devices` is invalid.
     """
     several = options.get("strategy", "auto") != "auto" or options.get("num_nodes", 1) != 1
     return devices_here(options) > 1 or several
@@ -140,7 +141,7 @@ def devices_here(options: Mapping[str, Any]) -> int:
     """Return the number of devices on this machine that these options of conf/trainer ask for.
 
     Raises:
-        UserError: if `devices` is nothing that says how many.
+        UserError: if `devices` is invalid.
     """
     on_gpus = options.get("accelerator") != "cpu" and torch.cuda.is_available()
     devices = options.get("devices", 1)
@@ -148,21 +149,21 @@ def devices_here(options: Mapping[str, Any]) -> int:
         return torch.cuda.device_count() if on_gpus else 1
     if str(devices).isdecimal():
         return int(devices)
-    if isinstance(devices, Sequence):  # the devices' own numbers, also as one word
+    if isinstance(devices, Sequence):  # a list of device indices, or a string of them
         return len(devices.split(",") if isinstance(devices, str) else devices)
-    raise UserError(f"trainer.devices is a number of devices, auto, or a list of their numbers, not {devices!r}")
+    raise UserError(f"trainer.devices must be a number of devices, auto, or a list of device indices, not {devices!r}")
 
 
 def check_one_process(options: Mapping[str, Any]) -> None:
-    """Refuse options that start processes, in a sweep.
+    """Raise an error for options that start processes, in a sweep.
 
     Raises:
         UserError: naming the remedy.
     """
     if starts_processes(options):
         raise UserError(
-            "a sweep makes its runs one after another in one process, and several devices need processes of their own: "
-            "leave out -m and run trainer=ddp once for each combination, or sweep with trainer.devices=1"
+            "a sweep runs in one process, but several devices need several processes. Leave out -m and run trainer=ddp "
+            "once per combination, or sweep with trainer.devices=1"
         )
 
 
@@ -171,21 +172,25 @@ def _is_number(value: Any) -> bool:
 
 
 def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
-    """A Lightning Trainer for this hardware; `arguments` are its own.
+    """Create a Lightning Trainer for this hardware.
 
-    Validation runs once an epoch and never before training. Gradients are needed inside evaluation by recorders, so
-    inference mode is off. A run in one process ignores what SLURM says of tasks, and no run lets Lightning send itself
-    through SLURM's queue again: that writes checkpoints of its own, and would read them before any other.
+    Validation runs once per epoch and never before training. Inference mode is off, since recorders need gradients
+    during evaluation. A run in one process ignores SLURM's tasks. Lightning's own requeueing on SLURM is off: it writes
+    checkpoints of its own and would load them before any other.
+
+    Args:
+        hardware: where and how to compute.
+        **arguments: arguments of the Trainer.
 
     Raises:
-        UserError: for arguments that the Trainer refuses.
+        UserError: for arguments that the Trainer does not accept.
     """
     epochs = arguments.get("max_epochs", 1)
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"epochs must be at least 1, not {epochs}")
-    # Lightning 2.6 asks torch 2.10 and later in a way that they call deprecated, at every start.
+    # Lightning 2.6 causes a deprecation warning of torch 2.10 and later at every start.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    # Its banner of hints and devices says nothing that the hardware's line does not.
+    # Lightning's banner of hints and devices only repeats the printed line of the hardware.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
         environment: list[Any] = []
@@ -200,7 +205,7 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             inference_mode=False,
-            # One batch's statistics under DDP; torch has it for GPUs only.
+            # Statistics of the whole batch under DDP; torch supports it on GPUs only.
             sync_batchnorm=hardware.accelerator == "gpu",
             log_every_n_steps=1,
             **arguments,
@@ -210,13 +215,13 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
 
 
 @contextmanager
-def plain_misconfiguration() -> Iterator[None]:
-    """Turn what Lightning finds wrong with the trainer's options only as it runs into the user's error.
+def misconfiguration_errors() -> Iterator[None]:
+    """Turn Lightning's MisconfigurationException, raised while it runs, into a UserError.
 
     An example is `limit_train_batches=1e-6`, a fraction that leaves no batch.
 
     Raises:
-        UserError: in place of Lightning's MisconfigurationException.
+        UserError: with Lightning's message.
     """
     try:
         yield

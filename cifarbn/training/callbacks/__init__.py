@@ -1,1 +1,1 @@
-"""The callbacks that every run has."""
+"""The callbacks of every run."""

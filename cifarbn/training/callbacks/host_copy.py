@@ -1,4 +1,4 @@
-"""Numbers on their way from the device to the host, without the host waiting."""
+"""Asynchronous copies of tensors from the device to the host."""
 
 import torch
 from numpy.typing import NDArray
@@ -6,13 +6,13 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a tensor on the host, started now and read later; on the CPU it is there at once.
+    """A copy of a tensor on the host, started on construction and read later; on the CPU it is complete at once.
 
-    Reading a CUDA tensor makes the host wait for every kernel launched before, and the device then idles until the
-    host has launched more.
+    Reading a CUDA tensor directly would block the host until all previous kernels have finished, and the device would
+    then be idle until the host has launched more.
 
     Args:
-        values: of any shape; may be overwritten as soon as this returns.
+        values: a tensor of any shape; it may be overwritten as soon as the constructor returns.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -27,11 +27,11 @@ class HostCopy:
 
     @property
     def ready(self) -> bool:
-        """Whether the values have arrived."""
+        """Whether the copy is complete."""
         return self._event is None or self._event.query()
 
     def numpy(self) -> NDArray:
-        """Return the values; waits for them."""
+        """Wait for the copy, and return it."""
         if self._event is not None:
             self._event.synchronize()
         return self._host.numpy()

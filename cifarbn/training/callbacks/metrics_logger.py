@@ -18,33 +18,33 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cifarbn.errors import Diverged, UserError
-from cifarbn.runs.checkpoints import METRICS_STATE
 from cifarbn.runs.durable import naming, replace_file, sync_file
+from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.runs.schema import COLUMNS, METRICS
 from cifarbn.training.callbacks.host_copy import HostCopy
 
 POINTS_PER_EPOCH = 50  # of each step curve in TensorBoard, which is slow with every step of a long run
-FLUSH_SECONDS = 10  # at the most between writing rows, as long as steps are taken
-DDP_ASK_EVERY = 10  # steps between the ranks' agreeing whether it is time
+FLUSH_SECONDS = 10  # the longest time between writes of rows while training
+DDP_ASK_EVERY = 10  # steps between collective decisions of the ranks to write rows
 LOSS, ACC, NORM = range(3)  # columns of the device buffer
 
 
 class MetricsLogger(pl.Callback):
-    """Writes `metrics.csv`: a row a step; the last row of each epoch holds the epoch's columns as well.
+    """Writes `metrics.csv`: one row per step; the last row of each epoch also has the columns of the epoch.
 
-    Steps count from 0: `step/loss` of step t is L_t(theta_t), before the update, and `step/grad_norm` is the 2-norm
-    over all parameters of that loss's gradient, unscaled and not yet clipped. The numbers stay on the device and are
-    copied to the host together, and no step waits for the copy: its rows are written once it has arrived. (Under DDP
+    Steps are counted from 0: `step/loss` of step t is L_t(theta_t), before the update, and `step/grad_norm` is the
+    2-norm of that loss's gradient over all parameters, unscaled and before clipping. The numbers stay on the device and
+    are copied to the host in blocks. No step waits for a copy; the rows are written once it is complete. (With DDP,
     every process waits, so that all of them stop at the same step.)
 
     Args:
         folder: the run folder.
-        flush_every: write rows, and look for a non-finite loss, after so many steps or `FLUSH_SECONDS`; on the CPU,
-            where looking is free, look at every step. Whenever it looks, it finds the first bad step.
+        flush_every: write rows, and check for a non-finite loss, after this many steps or `FLUSH_SECONDS`. On the CPU,
+            where the check is free, check every step. Each check finds the first step with a non-finite loss.
 
     Raises:
-        Diverged: when it sees a non-finite loss.
-        UserError: if somebody else changes the file meanwhile.
+        Diverged: if the loss is not finite.
+        UserError: if another program changes the file during the run.
     """
 
     state_key = METRICS_STATE
@@ -52,23 +52,23 @@ class MetricsLogger(pl.Callback):
     def __init__(self, folder: Path, flush_every: int = 50) -> None:
         self.file = Path(folder) / METRICS
         self.flush_every = flush_every
-        self.rows = 0  # steps of the finished epochs
+        self.rows = 0  # number of steps in the finished epochs
         self._buffer = torch.empty(0, 3)  # (steps, 3) of this epoch, on the device
-        self._written = 0  # of them in the file, and from then on means over all ranks
-        self._sizes: list[int] = []  # images in each step's batch, this epoch
+        self._written = 0  # number of the buffer's rows that are in the file; these are means over all ranks
+        self._sizes: list[int] = []  # number of images in each batch of this epoch
         self._lrs: list[float] = []
-        self._last_norm: float | None = None  # of the finished epochs' last step
-        self._validated = False  # in this epoch
+        self._last_norm: float | None = None  # gradient norm of the last step of the finished epochs
+        self._validated = False  # whether validation has run in this epoch
         self._flushed_at = 0.0
-        self._arriving: tuple[HostCopy, int] | None = None  # rows to be written, and how many steps they complete
+        self._arriving: tuple[HostCopy, int] | None = None  # rows to be written, and the number of steps they complete
         self._parameters: list[nn.Parameter] = []
-        self._bytes, self._sha256 = 0, hashlib.sha256()  # of the file
+        self._bytes, self._sha256 = 0, hashlib.sha256()  # of the file's content
         self.epoch_metrics: dict[str, float] = {}  # of the last epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop rows that the checkpoint does not know: their steps are taken again."""
+        """Drop the rows after the checkpoint: their steps are computed again."""
         self._flushed_at = time.monotonic()
-        self._parameters = list(pl_module.parameters())  # walking through the modules takes long, at every step
+        self._parameters = list(pl_module.parameters())  # iterating over the modules is too slow for every step
         if trainer.is_global_zero:
             keep_rows(self.file, self.rows + self._written)
             content = self.file.read_bytes() if self.file.exists() else b""
@@ -77,9 +77,9 @@ class MetricsLogger(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write rows where it is time; none is the epoch's last, which waits for the epoch's columns.
+        """Write rows if they are due, except the epoch's last one, which waits for the columns of the epoch.
 
-        Note the learning rate now: the schedule moves it within the step.
+        The learning rate is read here, since the schedule changes it within the step.
         """
         if len(self._buffer) <= batch_idx or self._buffer.device != pl_module.device:
             grown = torch.full((int(trainer.num_training_batches), 3), torch.nan, device=pl_module.device)
@@ -93,14 +93,14 @@ class MetricsLogger(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Keep the norm of the gradient as it was computed."""
+        """Store the norm of the gradient, before clipping."""
         norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
         self._buffer[len(self._sizes), NORM] = torch.linalg.vector_norm(torch.stack(norms))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the step's loss and accuracy; where looking is free, look whether the loss is still finite."""
+        """Store the step's loss and accuracy; on the CPU, check that the loss is finite."""
         row = self._buffer[len(self._sizes)]
         row[LOSS], row[ACC] = outputs["loss"].detach(), outputs["acc"]
         self._sizes.append(len(batch[1]))
@@ -108,14 +108,14 @@ class MetricsLogger(pl.Callback):
             self._raise_if_diverged(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The metrics at hand are this epoch's, which after a stop by `max_steps` they are not."""
+        """Note that the logged metrics are those of this epoch; after a stop by `max_steps` they are not."""
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the epoch's last rows, with its own columns in the last of them."""
+        """Write the epoch's remaining rows, with the columns of the epoch in the last one."""
         steps = len(self._sizes)
         self._receive(trainer, wait=True)
-        new = self._bring(trainer, steps)
+        new = self._fetch(trainer, steps)
         values = self._buffer[:steps].cpu().numpy()
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
         evaluated = {k: float(v) for k, v in trainer.callback_metrics.items()} if self._validated else {}
@@ -130,7 +130,7 @@ class MetricsLogger(pl.Callback):
         self._sizes, self._lrs, self._written, self._validated = [], [], 0, False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write the steps so far: a diverged run has a curve too, and a resumed one will cut them off again."""
+        """Write the steps so far, for the curve of a diverged run; a resumed run truncates them."""
         self._arriving = None
         if trainer.is_global_zero and self._sizes:
             self.epoch_metrics = {}
@@ -141,10 +141,10 @@ class MetricsLogger(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Force to the disk the rows that the checkpoint will count on, and say in it what they are.
+        """Sync the rows that the checkpoint refers to, and store their size and hash in it.
 
-        Plain tensors, lists and numbers, so that a checkpoint can be loaded with `weights_only`. The latest step's row
-        is not written yet, since it may turn out to be the epoch's last: its values go into the checkpoint.
+        The state consists of tensors, lists and numbers, so that a checkpoint can be loaded with `weights_only`. The
+        latest step's row is not written yet, since it may be the epoch's last: its values go into the checkpoint.
         """
         steps = len(self._sizes)
         self._receive(trainer, wait=True)
@@ -164,14 +164,14 @@ class MetricsLogger(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint, in the middle of an epoch too."""
+        """Continue from the checkpoint, also within an epoch."""
         self.rows, self._buffer = state_dict["rows"], state_dict["buffer"]
-        self._written = state_dict.get("written", 0)  # rows once were written at an epoch's end only
+        self._written = state_dict.get("written", 0)  # old versions wrote rows only at the end of an epoch
         self._sizes, self._lrs = list(state_dict["sizes"]), list(state_dict["lrs"])
         self._last_norm, self.epoch_metrics = state_dict["last_norm"], dict(state_dict["epoch_metrics"])
 
     def _send(self, trainer: pl.Trainer) -> None:
-        """Let the waiting steps' rows be written: now under DDP, else as soon as they have arrived."""
+        """Start copying the rows of the waiting steps; with DDP, write them at once."""
         steps = len(self._sizes)
         if trainer.world_size > 1:
             self._flush(trainer, steps)
@@ -181,7 +181,7 @@ class MetricsLogger(pl.Callback):
         self._receive(trainer)
 
     def _receive(self, trainer: pl.Trainer, wait: bool = False) -> None:
-        """Write the rows that have arrived."""
+        """Write the rows whose copy is complete."""
         if self._arriving is None or not (wait or self._arriving[0].ready):
             return
         (arrived, steps), self._arriving = self._arriving, None
@@ -208,10 +208,10 @@ class MetricsLogger(pl.Callback):
 
     def _flush(self, trainer: pl.Trainer, steps: int) -> None:
         """Write the rows of the epoch's first `steps` steps that are not written yet."""
-        self._put(self._bring(trainer, steps), steps, trainer)
+        self._put(self._fetch(trainer, steps), steps, trainer)
 
-    def _bring(self, trainer: pl.Trainer, steps: int) -> np.ndarray:
-        """The values of the rows that are not written yet, up to the epoch's first `steps`, as means over the ranks."""
+    def _fetch(self, trainer: pl.Trainer, steps: int) -> np.ndarray:
+        """Return the rows that are not written yet of the epoch's first `steps` steps, averaged over the ranks."""
         self._raise_if_diverged(trainer)
         self._flushed_at = time.monotonic()
         values = _mean_over_ranks(self._buffer[self._written : steps], trainer)
@@ -220,10 +220,10 @@ class MetricsLogger(pl.Callback):
 
     def _raise_if_diverged(self, trainer: pl.Trainer) -> None:
         values = self._buffer[: len(self._sizes)]
-        bad = (~values[self._written :, LOSS].isfinite()).nonzero()  # it has looked before it writes
+        bad = (~values[self._written :, LOSS].isfinite()).nonzero()  # written rows were checked before
         diverged = bool(len(bad))
         if trainer.world_size > 1:
-            # All or none: a rank that stops alone leaves the others waiting for its gradients.
+            # All ranks must stop together: otherwise the others would wait for this rank's gradients.
             diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
         if not diverged:
             return
@@ -233,7 +233,7 @@ class MetricsLogger(pl.Callback):
         raise Diverged(self.rows + first, self._lrs[first], float(finite[-1]) if len(finite) else self._last_norm)
 
     def _write(self, values: np.ndarray, epoch: int, epoch_metrics: dict[str, float]) -> None:
-        """Append rows, all of them or none; the last one with the epoch's columns, if there are any."""
+        """Append rows, all of them or none; the last one includes `epoch_metrics`."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
         if not self._bytes:
@@ -246,10 +246,12 @@ class MetricsLogger(pl.Callback):
         try:
             with naming(self.file), self.file.open("ab") as file:
                 if file.tell() != self._bytes:
-                    raise UserError(f"{self.file} was changed by another program while this run was writing it")
+                    raise UserError(
+                        f"{self.file} was changed by another program during the run; run the same command again"
+                    )
                 file.write(content)
         except (OSError, UserError) as error:
-            self._sizes = []  # nothing more is written
+            self._sizes = []  # so that `on_exception` writes nothing
             if isinstance(error, OSError):
                 with suppress(OSError):
                     os.truncate(self.file, self._bytes)
@@ -258,7 +260,7 @@ class MetricsLogger(pl.Callback):
         self._sha256.update(content)
 
     def _draw(self, values: np.ndarray, trainer: pl.Trainer) -> None:
-        """Thinned curves for TensorBoard."""
+        """Add thinned curves to TensorBoard."""
         every = -(-int(trainer.num_training_batches) // POINTS_PER_EPOCH)
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
@@ -277,7 +279,7 @@ def _mean_over_ranks(values: torch.Tensor, trainer: pl.Trainer) -> torch.Tensor:
 
 
 def keep_rows(file: Path, rows: int) -> None:
-    """Cut a CSV file down to its header and first `rows` rows, at once or not at all; no rows: no file."""
+    """Truncate a CSV file atomically to its header and first `rows` rows; remove the file if `rows` is 0."""
     if not file.exists():
         return
     if rows == 0:

@@ -1,4 +1,4 @@
-"""The callbacks that every run has, in the order in which Lightning must call them."""
+"""The callbacks of every run, in the order in which Lightning must call them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +16,19 @@ from cifarbn.training.callbacks.timing import Timing
 
 
 class StandardCallbacks:
-    """Make the callbacks of a run and list them in order; Lightning calls each hook of all callbacks in that order.
+    """The callbacks of a run, in order; Lightning calls each hook of all callbacks in that order.
 
     Args:
         folder: the run folder.
-        recorders: of this run; their order among themselves does not matter.
+        recorders: the run's recorders; their order does not matter.
         checkpoint_minutes: time between checkpoints within an epoch; 0 saves after every step.
-        threads: watch and change the number of CPU threads, beginning with these; None leaves the number alone.
+        threads: the initial number of CPU threads, which is watched and changed; None never changes it.
         progress_bar: show the progress bar.
 
     Attributes:
-        timing, history: know the run's seconds and metrics.
-        in_order: for the Trainer's `callbacks`.
+        timing: has the run's seconds.
+        metrics_logger: has the run's metrics.
+        in_order: the list for the Trainer's `callbacks`.
 
     Raises:
         UserError: if `checkpoint_minutes` is negative.
@@ -43,21 +44,21 @@ class StandardCallbacks:
         progress_bar: bool = True,
     ) -> None:
         self.timing = Timing()
-        self.history = MetricsLogger(folder)
+        self.metrics_logger = MetricsLogger(folder)
         self._thread_watch = [ThreadWatch(threads)] if threads is not None else []
         self.in_order: list[pl.Callback] = [
-            # First, so that the seconds of a step end before the other callbacks begin theirs.
+            # First, so that the seconds of a step do not include the other callbacks.
             self.timing,
             *self._thread_watch,
             # Before the recorders: it raises Diverged, after which nothing is recorded of the step.
-            self.history,
+            self.metrics_logger,
             *recorders,
-            # After the recorders: it writes what they have noted in the same hook.
+            # After the recorders: it writes their arrays in the same hook.
             RecordingsFile(folder, recorders),
-            # The bar clears its line before the epoch's line is printed, which reads the history and the timing.
+            # The bar clears its line before the epoch's line is printed, which reads the metrics and the timing.
             *([ProgressBar()] if progress_bar else []),
-            EpochLine(self.history, self.timing),
-            # After all others, whose state it saves. Lightning moves checkpoint callbacks to the end in any case.
+            EpochLine(self.metrics_logger, self.timing),
+            # Last, since it saves the state of all others. Lightning moves checkpoint callbacks to the end in any case.
             ResumeCheckpoint(folder, checkpoint_minutes, self.timing),
         ]
 

@@ -14,7 +14,7 @@ from cifarbn.runs.identity import EXECUTION_KEYS, key_of
 
 
 def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What HParams shall show of a run: the value of each key that its command line sets.
+    """Return the hyperparameters of a run: the value of each key that its command line sets.
 
     >>> hparams(["optim.lr=1e-3", "model=vgg_a", "name=x"], {"optim": {"lr": 0.001}, "model": {"depth": 11}})
     {'optim.lr': 0.001, 'model': 'vgg_a'}
@@ -32,13 +32,13 @@ def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, An
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """Lightning's logger with one event file a start, from training to the final metrics; closed by `with`.
+    """Lightning's logger with one event file per start; a context manager that closes the file.
 
-    Lightning closes the file after training and after the test, and each time the next value opens another.
+    Lightning itself would close the file after training and after the test, and open another one each time.
 
     Args:
         folder: the run folder, which holds the file.
-        purge_step: hide what an earlier start logged from this step on.
+        purge_step: hide the values that an earlier start logged from this step on.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -46,13 +46,13 @@ class TensorBoardLog(TensorBoardLogger):
         self.folder = Path(folder)
 
     def save(self) -> None:
-        """Do nothing, where Lightning's forces the events out at every step and writes hparams.yaml.
+        """Do nothing: Lightning would flush the events at every step and write hparams.yaml.
 
-        The step history flushes, and result.json has the config.
+        `MetricsLogger` flushes, and result.json has the config.
         """
 
     def finalize(self, status: str) -> None:
-        """Write what there is; the end of `with` closes the file."""
+        """Flush the events; `__exit__` closes the file."""
         if self._experiment is not None:
             self._experiment.flush()
 
@@ -73,6 +73,6 @@ class TensorBoardLog(TensorBoardLogger):
             self._experiment = None
 
     def _on_thread_error(self, args: Any) -> None:
-        # The thread that writes the file hands its error over to whoever writes next.
+        # The thread that writes the file raises its error in the next call that writes.
         if not isinstance(args.thread, _AsyncWriterThread):
             self._earlier_hook(args)

@@ -1,4 +1,4 @@
-"""The number of CPU threads, watched while a run trains."""
+"""Adjusting the number of CPU threads during training."""
 
 import statistics
 import time
@@ -21,15 +21,15 @@ from cifarbn.fast.threads import (
 
 
 class ThreadWatch(pl.Callback):
-    """Watches the time of each training step, and changes the number of threads where a `Decision` says so.
+    """Measures the time of each training step, and changes the number of threads as `Decision` decides.
 
-    A number that the user gave is set once and left alone.
+    A number set by the user is never changed.
 
     Args:
-        threads: as they were chosen.
+        threads: the initial choice.
 
     Attributes:
-        changes: one entry for each change: the step from which it holds, the number, and the reason.
+        changes: one entry per change: the first step with the new number, the number, and the reason.
     """
 
     def __init__(self, threads: Threads) -> None:
@@ -44,32 +44,32 @@ class ThreadWatch(pl.Callback):
         self._decision = Decision(threads.count, threads.most, len(cpus))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Set the number: to start processes, Lightning has set its own."""
+        """Set the number of threads, since Lightning sets its own when it starts processes."""
         set_threads(self._decision.count)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The step begins."""
+        """Note the beginning of the step."""
         self._began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step ends."""
+        """Measure the step."""
         if self.threads.watched:
             self.step(time.perf_counter() - self._began, trainer.global_step, tqdm.write)
 
-    def step(self, seconds: float, next_step: int, say: Callable[[str], None]) -> None:
-        """Take in a step, and change the number of threads where that is decided.
+    def step(self, seconds: float, next_step: int, write: Callable[[str], None]) -> None:
+        """Add the time of a step, and change the number of threads if `Decision` decides so.
 
         Args:
-            seconds: that it took.
-            next_step: the number of the step that follows.
-            say: prints a line.
+            seconds: duration of the step.
+            next_step: number of the step that follows.
+            write: prints a line.
         """
         now = time.monotonic()
-        if not self._warm:  # the first step with a number of threads prepares what the others use again
+        if not self._warm:  # the first step after a change includes preparations
             self._warm, self._times, self._window_began = True, [], now
             self._others.cores()
             return
@@ -83,12 +83,12 @@ class ThreadWatch(pl.Callback):
             count, self._warm = self._decision.count, False
             set_threads(count)
             self.changes.append({"step": next_step, "threads": count, "reason": reason})
-            say(f"from step {next_step} on {count} of {counted(self.threads.most)}: {reason}")
+            write(f"from step {next_step}: {count} of {counted(self.threads.most)} ({reason})")
 
     def state_dict(self) -> dict[str, Any]:
-        """The changes so far, for the checkpoint."""
+        """Return the changes so far, for the checkpoint."""
         return {"changes": [dict(change) for change in self.changes]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint; this start has chosen its own number."""
+        """Restore the changes; this start has chosen its own number of threads."""
         self.changes = [dict(change) for change in state_dict["changes"]]

@@ -1,19 +1,23 @@
-# Two commands do all the set-up: `make quickstart` and `make test`.
+# `make quickstart` and `make test` need no other set-up. Both install the versions of constraints.txt into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test check lint docs newest clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m cifarbn.train experiment=quickstart
 	$(BIN)/python -m cifarbn.report multirun_outputs/quickstart
 
-test: $(VENV)/installed-for-tests
+test: check
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+check: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	git ls-files -z | xargs -0 $(BIN)/codespell
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff format .
@@ -23,18 +27,26 @@ lint: $(VENV)/installed-for-tests
 docs: $(VENV)/installed-for-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(VENV)/installed: pyproject.toml
+# Test with the newest version of every dependency, in .venv-newest; if the tests pass, these become the constraints.
+newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install --editable ".[test,joblib,optuna,ray,slurm]"
+	touch .venv-newest/installed .venv-newest/installed-for-tests
+	$(MAKE) test VENV=.venv-newest
+	.venv-newest/bin/python .ci/constraints.py > constraints.txt
+
+$(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,docs]"
+	$(PIP) install --constraint constraints.txt --editable ".[test]"
 	touch $@
 
 $(VENV)/installed-for-docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(PIP) install --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

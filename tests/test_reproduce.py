@@ -244,7 +244,7 @@ def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_pa
     said = capsys.readouterr()
     assert ended.value.code == 0, said
     assert re.search(
-        r"elsewhere .*course_report/vgg_a_bn.*\n *elsewhere .*course_report/vgg_a", said.out.replace("\n\n", "\n")
+        r"locked .*course_report/vgg_a_bn.*\n *locked .*course_report/vgg_a", said.out.replace("\n\n", "\n")
     )
 
 

@@ -15,8 +15,8 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifarbn.cli.composition import CONF as CONF
 from cifarbn.cli.composition import resolved
+from cifarbn.cli.conf import CONF as CONF
 from cifarbn.cli.errors import first_lines
 from cifarbn.cli.resolvers import data_root as data_root
 from cifarbn.errors import Interrupted, UserError, machine_fault
@@ -65,6 +65,7 @@ def read_arguments() -> None:
         UserError: if flags exclude each other, or a saved run cannot be repeated.
     """
     quote_paths()
+    list_groups()
     check_flags()
     repeat_saved_run()
 
@@ -89,6 +90,18 @@ def check_flags() -> None:
         raise UserError(f"{' and '.join(together)} exclude each other; use only one of them")
     if args.resolve and not (args.cfg or args.help):
         raise UserError("--resolve needs --cfg; write `--cfg job --resolve`")
+
+
+def list_groups() -> None:
+    """Let `--info` without a value print the groups and their options; with a value, it prints what Hydra prints."""
+    for i, argument in enumerate(sys.argv):
+        following = sys.argv[i + 1] if i + 1 < len(sys.argv) else "-"
+        if argument in ("--info", "-i") and ("=" in following or following.startswith("-")):
+            others = sys.argv[1:i] + sys.argv[i + 1 :]
+            overrides = get_args_parser().parse_args(others).overrides
+            flags = [argument for argument in others if argument not in overrides]
+            sys.argv[1:] = [*flags, "--help", *overrides, "hydra.help.template='${info:}'"]
+            return
 
 
 def repeat_saved_run() -> None:

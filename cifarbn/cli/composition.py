@@ -24,13 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.cli import resolvers
+from cifarbn.cli.conf import CONF as CONF
+from cifarbn.cli.conf import PRIMARY
 from cifarbn.cli.errors import first_lines
 from cifarbn.errors import UserError
 from cifarbn.runs.old_names import modern_override
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-# Next to the package in a checkout, inside it in a wheel.
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 EXPERIMENT = "experiment"
 NO_RECORDERS = dict.fromkeys(("record=null", "record=[]", "~record"), "record=none")
 LARGEST_SEED = 2**32 - 1
@@ -244,7 +243,7 @@ def check_whole(cfg: DictConfig) -> None:
     Raises:
         UserError: if a key is missing, unknown or out of range; the message names it.
     """
-    file: Any = OmegaConf.load(CONF / "train.yaml")
+    file: Any = OmegaConf.load(PRIMARY)
     groups = [str(key) for default in file.defaults if isinstance(default, DictConfig) for key in default]
     needed = [*groups, *(key for key in file if key not in ("defaults", "hydra"))]
     raw: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]

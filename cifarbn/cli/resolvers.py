@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from cifarbn.cli import help
+from cifarbn.cli.conf import PRIMARY
 from cifarbn.data import interface
 from cifarbn.runs.identity import folder_name
 
@@ -15,6 +17,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("data_root", data_root, replace=True)
     OmegaConf.register_new_resolver("num_classes", num_classes, replace=True)
+    OmegaConf.register_new_resolver("help", help_template, replace=True)
+    OmegaConf.register_new_resolver("info", info_template, replace=True)
 
 
 def run_folder(overrides: Sequence[str]) -> str:
@@ -41,3 +45,13 @@ def num_classes(otherwise: int, _root_: DictConfig) -> int:
     except Exception:
         return otherwise
     return interface.num_classes(data) or otherwise
+
+
+def help_template(_root_: DictConfig) -> str:
+    """Return the text of `--help`."""
+    return help.help_text(_root_, PRIMARY)
+
+
+def info_template(_root_: DictConfig) -> str:
+    """Return the text of `--info`."""
+    return help.info_text(_root_, PRIMARY)

@@ -3,6 +3,11 @@
 A few minutes; test_config.py takes several options at once.
 """
 
+import os
+import tempfile
+from pathlib import Path
+
+from data_files import write_folder
 from test_config import CHOICES, instantiates, options
 
 
@@ -18,4 +23,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TEST_IMAGES"] = str(write_folder(Path(folder) / "images"))  # for data=folder
+        main()

@@ -1,0 +1,46 @@
+"""Whether images fit into memory, checked before they are read."""
+
+from pathlib import Path
+
+import torch
+
+from cifarbn.errors import UserError
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+COPIES = 2
+"""The images themselves, and one copy of them: while they are split, and padded for augmentation."""
+
+
+def check_memory(count: int, image_size: tuple[int, int], device: torch.device | None = None) -> None:
+    """Check that `count` uint8 RGB images fit into the memory of a device, by default the CPU's.
+
+    Raises:
+        UserError: with the required memory, the free memory and the remedy.
+    """
+    device = device or torch.device("cpu")
+    height, width = image_size
+    needed, free = COPIES * count * 3 * height * width, free_memory(device)
+    if free is not None and needed > free:
+        where = "GPU memory" if device.type == "cuda" else "memory"
+        raise UserError(
+            f"data: {count:,} images of {height}x{width} pixels need {_gigabytes(needed)} of {where}, and only "
+            f"{_gigabytes(free)} are free; use smaller images (data.size=...) or fewer of them"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free memory of a device in bytes; None if the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not _MEMINFO.exists():
+        return None
+    fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
+    return available if limit == "max" else min(available, int(limit))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -201,7 +201,7 @@ DOWNLOADING = """
 import sys, time
 from pathlib import Path
 from cifarbn.data import downloads
-with downloads._locked(Path(sys.argv[1])) as locked:
+with downloads._locked(Path(sys.argv[1]), "CIFAR-10") as locked:
     assert locked
     (Path(sys.argv[1]) / ".cifar-10-download-theirs").mkdir()
     print("begun", flush=True)

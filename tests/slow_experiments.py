@@ -1,6 +1,6 @@
-"""Every experiment with every option of every group, each alone: `python tests/slow_experiments.py`.
+"""Combine every experiment with every single option of every group: `python tests/slow_experiments.py`.
 
-A few minutes; test_config.py takes several options at once.
+Takes a few minutes; test_config.py combines several options at once.
 """
 
 import os
@@ -12,8 +12,8 @@ from test_config import CHOICES, instantiates, options
 
 
 def main() -> None:
-    """Name what does not compose or instantiate."""
-    pairs = [(e, g, o) for e in options("experiment") for g, found in CHOICES.items() for o in found]
+    """Print the combinations that do not compose or instantiate."""
+    pairs = [(e, g, o) for e in options("experiment") for g, choices in CHOICES.items() for o in choices]
     for experiment, group, option in pairs:
         try:
             instantiates(f"experiment={experiment}", f"{group}={option}")

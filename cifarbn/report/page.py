@@ -1,4 +1,4 @@
-"""The report as one page: index.html, which needs nothing beside it, and the same as Markdown."""
+"""The report as one page: index.html, which is self-contained, and the same content as Markdown."""
 
 import re
 from base64 import b64encode
@@ -17,16 +17,18 @@ from cifarbn.report.section import Section
 from cifarbn.runs.untrusted import clean
 
 CSS_PIXELS_PER_INCH = 96
-# The files of the table, beside the page.
-NUMBERS = {"table.csv": " (the table, unrounded)", "table.tex": " (for LaTeX)", "runs.csv": " (a row a run)"}
+EXCLUDED = "Excluded from all means"
+READ_IN_PART = "Partly read"
+# The files with the numbers of the table, in the same folder as the page.
+NUMBERS = {"table.csv": " (the table, unrounded)", "table.tex": " (for LaTeX)", "runs.csv": " (one row per run)"}
 
 
 class Image(NamedTuple):
-    """A figure as drawn.
+    """A figure as a PNG file.
 
     Attributes:
-        png: the file's bytes.
-        inches: its width.
+        png: contents of the file.
+        inches: width of the figure.
     """
 
     png: bytes
@@ -44,17 +46,17 @@ class Image(NamedTuple):
 
 
 def html_page(
-    sweep: RunSet, sections: Sequence[Section], images: Mapping[str, Image], opening: Section | None = None
+    sweep: RunSet, sections: Sequence[Section], images: Mapping[str, Image], lead: Section | None = None
 ) -> str:
-    """The page: table, what was left out, then the sections. No script, no network; images are part of it.
+    """Return the page: table, excluded runs, then the sections. It has no scripts, and images are embedded.
 
-    Its links lead to the same numbers and figures as files beside it, and it says as much without these.
+    Links lead to the numbers and figures as separate files; the page is complete without them.
 
     Args:
         sweep: the runs.
         sections: below the table, in this order.
-        images: of every drawing, by its name.
-        opening: above the table.
+        images: one for each drawing, by its name.
+        lead: section above the table.
     """
     return _HTML.get_template("page.html").render(
         sweep=sweep,
@@ -63,47 +65,49 @@ def html_page(
         columns=table.columns(sweep) if sweep.counted else {},
         notes=notes(sweep),
         numbers=NUMBERS,
-        opening=opening,
+        excluded_heading=EXCLUDED,
+        read_in_part_heading=READ_IN_PART,
+        lead=lead,
         sections=sections,
         images=images,
         provenance=provenance(sweep),
     )
 
 
-def markdown_page(sweep: RunSet, sections: Sequence[Section], opening: Section | None = None) -> str:
-    """The same for GitHub and editors; its images are the files in figures/."""
+def markdown_page(sweep: RunSet, sections: Sequence[Section], lead: Section | None = None) -> str:
+    """Return the same page as Markdown, with the images in figures/."""
     parts = [f"# {markdown(title(sweep))}", markdown(summary(sweep))]
-    if opening:
-        parts += [*_markdown_section(opening), "## All runs, best first"]
+    if lead:
+        parts += [*_markdown_section(lead), "## All runs, best first"]
     if sweep.counted:
         parts.append(table.as_markdown(table.columns(sweep)).rstrip())
     parts += [*map(markdown, notes(sweep)), _markdown_files(NUMBERS)]
-    for heading, runs in (("Left out of every mean", sweep.excluded), ("Read in part", sweep.read_in_part)):
+    for heading, runs in ((EXCLUDED, sweep.excluded), (READ_IN_PART, sweep.read_in_part)):
         lines = [
             f"- {markdown_code(run)}{f' ({markdown(group)})' if group else ''}: {markdown(reason)}"
             for run, group, reason in runs
         ]
         parts += [f"## {heading}", "\n".join(lines)] if lines else []
     if sweep.same:
-        said = ", ".join(markdown_code(f"{key}={value}") for key, value in sweep.same.items())
-        parts.append(f"The same in all runs: {said}")
+        overrides = ", ".join(markdown_code(f"{key}={value}") for key, value in sweep.same.items())
+        parts.append(f"Common to all runs: {overrides}")
     for section in sections:
         parts += _markdown_section(section)
     return "\n\n".join([*parts, "---", markdown(provenance(sweep))]) + "\n"
 
 
 def title(sweep: RunSet) -> str:
-    """The folders' names; not where they are, for that is the machine's."""
+    """Return the title: the names of the folders, without their paths."""
     return f"Runs of {', '.join(clean(root.resolve().name) for root in sweep.roots)}"
 
 
 def summary(sweep: RunSet) -> str:
-    """How many runs, and of what."""
+    """Return the number of runs and groups, the data and the device."""
     runs = sum(len(group.runs) for group in sweep.groups)
     text = f"{count(runs, 'run')} in {count(len(sweep.counted), 'group')}"
-    text += "; groups differ in more than the seed." if len(sweep.counted) > 1 else "."
+    text += "; runs of a group differ only in the seed." if len(sweep.counted) > 1 else "."
     if excluded := len(sweep.excluded):
-        text += f" {count(excluded, 'run')} left out, see below."
+        text += f" {count(excluded, 'run')} excluded, see below."
     if not sweep.counted:
         return text
     hardware = table.devices(sweep)
@@ -112,28 +116,28 @@ def summary(sweep: RunSet) -> str:
 
 
 def notes(sweep: RunSet) -> list[str]:
-    """What a reader must know to read the table right."""
+    """Return the notes needed to interpret the table."""
     if not sweep.counted:
-        return ["No run has finished yet, so there is nothing to average."]
+        return ["No run has finished yet."]
     several = any(len(group.runs) > 1 for group in sweep.counted)
-    found = ["Accuracies are those after the last epoch; nothing was selected by the test set."]
+    notes = ["Accuracies are measured after the last epoch; nothing was selected by the test set."]
     if several:
-        found[0] += " ± is the standard deviation over the runs (n − 1), and the interval is Student's for their mean."
+        notes[0] += " ± is the sample standard deviation over runs; the interval is Student's t interval of the mean."
     if any(len(group.runs) == 1 for group in sweep.counted):
-        found.append("A group with n = 1 has no spread: a difference from its neighbours may be chance.")
+        notes.append("With n = 1 the spread over seeds is unknown, so small differences may be due to chance.")
     if any(group.target is not None for group in sweep.counted):
-        found.append("The gap is measured minus target, in percentage points.")
+        notes.append("The gap is measured minus target accuracy, in percentage points.")
     if len({group.data for group in sweep.counted}) > 1:
-        found.append("Groups on different data do not compare with each other.")
-    return [" ".join(found)]
+        notes.append("Results on different data sets are not comparable.")
+    return [" ".join(notes)]
 
 
 def provenance(sweep: RunSet) -> str:
-    """Which code and packages made the runs."""
+    """Return the code and package versions of the runs."""
     results = [run.result for group in sweep.groups for run in group.runs + group.excluded]
     versions = {f"{name} {version}" for result in results for name, version in result.get("versions", {}).items()}
     commits = {str(result.get("git_commit") or "no commit")[:20] for result in results}
-    return f"Made by {', '.join(sorted(versions)) or 'unknown versions'}; code: {', '.join(sorted(commits))}."
+    return f"Versions: {', '.join(sorted(versions)) or 'unknown'}; code: {', '.join(sorted(commits))}."
 
 
 def _markdown_section(section: Section) -> list[str]:
@@ -148,7 +152,7 @@ def _markdown_section(section: Section) -> list[str]:
 
 
 def _markdown_files(files: Mapping[str, str]) -> str:
-    return f"Files: {', '.join(f'[{name}]({name}){what}' for name, what in files.items())}."
+    return f"Files: {', '.join(f'[{name}]({name}){description}' for name, description in files.items())}."
 
 
 def _kind(heading: str) -> str:
@@ -158,7 +162,7 @@ def _kind(heading: str) -> str:
 
 
 def _whole_parts(label: str) -> str:
-    """A label whose line ends between its parts, not between a key and its value."""
+    """Return a label that breaks lines between its parts, not between a key and its value."""
     return ", ".join(re.sub(" (?=[^ ]+$)", NO_BREAK, part) for part in label.split(", "))
 
 

@@ -1,4 +1,4 @@
-"""The command."""
+"""Entry point of `python -m cifarbn.reproduce`."""
 
 from cifarbn.reproduce.suite import main
 

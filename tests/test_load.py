@@ -128,14 +128,14 @@ def test_hostile_run_folders_execute_nothing(here, attack):
         predict([str(run), __file__])
     assert "cannot build the run's model" in ended.value.code and "\n" not in ended.value.code
     sweep = gather(here / "sweep")
-    (inside,) = best_models(sweep, Options())
-    assert "cannot build" in inside.exclusion_reason
+    (loaded,) = best_models(sweep, Options())
+    assert "cannot build" in loaded.exclusion_reason
     assert "Not drawn" in structures(sweep, Options()).points[0]
     honest = {**config, "model": RESULT["config"]["model"]}
     (run / "result.json").write_text(json.dumps(RESULT | {"config": honest}))
     torch.save({"state_dict": {f"net.{k}": v for k, v in build_model(honest).state_dict().items()}}, run / "last.ckpt")
-    (inside,) = best_models(gather(here / "sweep"), Options())
-    assert inside.trained is not None and inside.test is None and "cannot read the run's" in inside.exclusion_reason
+    (loaded,) = best_models(gather(here / "sweep"), Options())
+    assert loaded.trained is not None and loaded.test is None and "cannot read the run's" in loaded.exclusion_reason
     assert not (here / CANARY).exists() and "evil_module" not in sys.modules
 
 
@@ -294,10 +294,10 @@ def test_a_user_s_own_network_opens_with_trust_alone(own, red_image, capsys):
     torch.save({"state_dict": {f"net.{key}": value for key, value in model.state_dict().items()}}, own / "last.ckpt")
     predict([str(own), str(red_image), "--trust", "own_package_for_trust.parts"])
     assert "circle" in capsys.readouterr().out
-    (inside,) = best_models(gather(own), Options(trust=("own_package_for_trust",)))
-    assert inside.trained is not None
+    (loaded,) = best_models(gather(own), Options(trust=("own_package_for_trust",)))
+    assert loaded.trained is not None
     (drawing,) = structures(gather(own), Options(trust=("own_package_for_trust",))).drawings
-    assert "of 3 layers" in drawing.alt
+    assert "with 3 layers" in drawing.alt
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,9 @@ def test_a_folder_with_another_run_is_an_error_and_the_other_runs_are_executed(r
     assert re.search(r"conflict .*experiment=course_report/vgg_a_bn", finished.stdout)
     root = cwd / "multirun_outputs" / "course_report_smoke"
     first, second, *_ = rows(root / "report")
-    assert first["n"] == "0" and first["excluded or missing"].startswith("1 conflict: holds a run of a different config")
+    assert first["n"] == "0" and first["excluded or missing"].startswith(
+        "1 conflict: holds a run of a different config"
+    )
     assert second["n"] == "1" and not second["excluded or missing"]
     (unchanged,) = root.glob("*vgg_a_bn*/result.json")
     assert json.loads(unchanged.read_text())["config"]["epochs"] == 99

@@ -1,4 +1,4 @@
-"""The table of published and measured accuracies, and comparison.csv."""
+"""The table beside a source: what it and comparison.csv promise."""
 
 import csv
 
@@ -26,26 +26,26 @@ def rows(tmp_path):
     ]
 
 
-def test_a_comparable_row_has_a_gap(tmp_path, rows):
+def test_a_comparable_row_has_its_gap(tmp_path, rows):
     section = comparison(rows, gather(tmp_path), "", comparable=True)
     a, b, c = lines(section)
     assert [row["experiment"] for row in (a, b, c)] == ["s/a", "s/b", "s/c"]
-    assert (a["published, %"], a["measured, %"], a["gap"], a["n"]) == ("78.00", "81.00 ± 1.41", "+3.00", "2")
-    assert a["95 % interval"] == "68.29 to 93.71" and a["changes"] == "none" and a["excluded or missing"] == ""
-    assert (b["measured, %"], b["gap"], b["n"]) == ("85.00", "+2.00", "1")
-    assert b["excluded or missing"] == "1 failed: no memory; 1 not started" and b["changes"] == "epochs: 9 -> 6"
-    assert (c["published, %"], c["measured, %"], c["n"], c["excluded or missing"]) == ("", "", "0", "1 not started")
-    assert [row["source"] for row in (a, b, c)] == ["table 1", "table 2", "table 3"]
+    assert (a["the source's, %"], a["measured here, %"], a["gap"], a["n"]) == ("78.00", "81.00 ± 1.41", "+3.00", "2")
+    assert a["95 % interval"] == "68.29 to 93.71" and a["changed"] == "nothing" and a["does not count"] == ""
+    assert (b["measured here, %"], b["gap"], b["n"]) == ("85.00", "+2.00", "1")
+    assert b["does not count"] == "1 failed: no memory; 1 not begun" and b["changed"] == "epochs: 9 -> 6"
+    assert (c["the source's, %"], c["measured here, %"], c["n"], c["does not count"]) == ("", "", "0", "1 not begun")
+    assert [row["where in the source"] for row in (a, b, c)] == ["table 1", "table 2", "table 3"]
     assert all(list(cells) == [row[heading] for row in (a, b, c)] for heading, cells in section.table.items())
 
 
-def test_rows_of_another_scale_have_gains_instead_of_a_gap(tmp_path, rows):
+def test_rows_of_another_scale_have_no_gap_but_a_difference(tmp_path, rows):
     a, b, _ = lines(comparison(rows, gather(tmp_path), "", comparable=False))
     assert "gap" not in a
-    assert (b["modifies"], b["gain, published"], b["gain, measured"]) == ("s/a", "+5.00", "+4.00")
+    assert (b["builds on"], b["points more: the source"], b["points more: here"]) == ("s/a", "+5.00", "+4.00")
 
 
-def test_a_run_folder_of_another_run_is_excluded(tmp_path, rows):
-    conflicts = {"x=b,seed=0": "holds a run of a different config"}
-    _, b, _ = lines(comparison(rows, gather(tmp_path), "", comparable=True, conflicts=conflicts))
-    assert b["n"] == "0" and b["excluded or missing"].startswith("1 conflict: holds a run of a different config")
+def test_a_refused_folder_does_not_count(tmp_path, rows):
+    refused = {"x=b,seed=0": "holds a run of a different config"}
+    _, b, _ = lines(comparison(rows, gather(tmp_path), "", comparable=True, refused=refused))
+    assert b["n"] == "0" and b["does not count"].startswith("1 refused: holds a run of a different config")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_files import write_folder
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -31,24 +30,9 @@ def config(*overrides):
         return compose("train", overrides=list(overrides))
 
 
-# Values that some options leave to the user.
-REQUIRED = {
-    "data=dataset": ["data.dataset._target_=data_files.ToyDataset"],
-    "data=folder": ["data.root=${oc.env:TEST_IMAGES}"],
-}
-
-
-@pytest.fixture(autouse=True, scope="session")
-def images(tmp_path_factory):
-    """The folder of images that REQUIRED names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEST_IMAGES", str(write_folder(tmp_path_factory.mktemp("images"))))
-        yield
-
-
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options(group)])
 def test_every_option_of_every_group_resolves(choice):
-    OmegaConf.to_container(config(choice, *REQUIRED.get(choice, [])), resolve=True, throw_on_missing=True)
+    OmegaConf.to_container(config(choice), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -61,7 +45,7 @@ def test_no_experiment_adds_a_key(experiment):
 
 def instantiates(*overrides):
     """Construct everything that a run constructs before it reads data."""
-    cfg = config(*overrides, *(each for override in overrides for each in REQUIRED.get(override, [])))
+    cfg = config(*overrides)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     with torch.device("meta"):
         instantiate(cfg.model)

@@ -1,4 +1,4 @@
-"""Figures: the numbers and words drawn, and that nothing is cut off."""
+"""Figures are looked at by people; what a machine can see of them is tested here: numbers, words, nothing cut off."""
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +18,7 @@ from cifarbn.smoothness.factors import Factor
 LONG = "resnet18_pool, batch_size 256, weight_decay 1e-5, label_smoothing 0.1 (cifar10, n = 3)"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+PICTURES = RNG.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
 ACCURACIES = np.array([[0.1, 0.4, 0.5], [0.3, 0.2, 0.9]])
 LAYERS = [
     Layer("conv1", "convolution", "conv 3×3 · BatchNorm2d · ReLU", (64, 32, 32), 1856),
@@ -39,8 +39,8 @@ DRAWN = {
     "bands": lambda: figures.bands({LONG: SEED_BAND, "b": ONE_BAND}, "‖Gₜ − Gₜ₋₁‖", LONG, log=True),
     "lines": lambda: figures.lines({LONG: {"0.1": CURVES, "1e-05": CURVES[:1]}}, "‖2Gₜ − Gₜ₊₁ − Gₜ₋₁‖", LONG, log=True),
     "many lines": lambda: figures.lines({f"{LONG} {i}": {"0.1": CURVES} for i in range(9)}, "accuracy", LONG),
-    "along gradient": lambda: figures.along_gradient(
-        {quantity: {LONG: SEED_BAND, "b": ONE_BAND} for quantity in ("loss", "β", "c")}, LONG, lines=["c"]
+    "walks": lambda: figures.walks(
+        {what: {LONG: SEED_BAND, "b": ONE_BAND} for what in ("loss", "β", "c")}, LONG, lines=["c"]
     ),
     "distances": lambda: figures.distance_curves({LONG: {0: CURVES, 40: CURVES}, "b": {0: CURVES}}, LONG),
     "factors": lambda: figures.factors(
@@ -50,9 +50,9 @@ DRAWN = {
     "curves": lambda: figures.training_curves({"train/loss": 2 - ACCURACIES, "val/acc": ACCURACIES}, LONG),
     "one epoch": lambda: figures.training_curves({"train/loss": np.array([[2.0]])}, "short"),
     "comparison": lambda: figures.comparison({f"{LONG} {i}": ACCURACIES for i in range(9)}, "acc", "accuracy", LONG),
-    "features": lambda: figures.feature_maps(IMAGES[0], LONG, "a\nship", [FeatureMaps("1", np.ones((9, 4, 4)))]),
+    "features": lambda: figures.feature_maps(PICTURES[0], LONG, "a\nship", [FeatureMaps("1", np.ones((9, 4, 4)))]),
     "filters": lambda: figures.first_layer_filters(RNG.normal(size=(64, 3, 7, 7)), LONG),
-    "mistakes": lambda: figures.misclassified(IMAGES, ["automobile"] * 7, ["automobile"] * 7, [1.0] * 7, LONG),
+    "mistakes": lambda: figures.misclassified(PICTURES, ["automobile"] * 7, ["automobile"] * 7, [1.0] * 7, LONG),
     "structure": lambda: figures.structure(LAYERS, LONG, (3, 32, 32)),
 }
 
@@ -66,9 +66,9 @@ def test_nothing_is_cut_off(draw):
     figure = draw()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    box = figure.get_tightbbox(canvas.get_renderer())  # in inches
-    assert box.x0 >= 0 and box.y0 >= 0
-    assert box.x1 <= figure.get_figwidth() and box.y1 <= figure.get_figheight()
+    drawn = figure.get_tightbbox(canvas.get_renderer())  # in inches
+    assert drawn.x0 >= 0 and drawn.y0 >= 0
+    assert drawn.x1 <= figure.get_figwidth() and drawn.y1 <= figure.get_figheight()
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
@@ -76,7 +76,7 @@ def test_a_phone_shows_it_without_much_scrolling(draw):
     assert draw().get_figwidth() <= 6
 
 
-def test_training_curves_are_the_mean_and_a_band_from_minimum_to_maximum():
+def test_training_curves_are_mean_and_least_to_greatest():
     loss, accuracy = figures.training_curves({"train/loss": 2 - ACCURACIES, "val/acc": ACCURACIES}, "").axes
     (line,), (band,) = accuracy.lines, accuracy.collections
     assert_allclose(line.get_xdata(), [1, 2, 3])
@@ -86,14 +86,14 @@ def test_training_curves_are_the_mean_and_a_band_from_minimum_to_maximum():
     assert_allclose(loss.lines[0].get_ydata(), [1.8, 1.7, 1.3])
 
 
-def test_training_curves_omit_epochs_without_a_measurement():
+def test_training_curves_leave_out_epochs_without_a_measurement():
     sparse = np.array([[np.nan, 0.4, np.nan, 0.8]])
     (axes,) = figures.training_curves({"val/acc": sparse, "train/acc": np.full((1, 4), np.nan)}, "").axes
     (line,) = axes.lines
     assert list(line.get_xdata()) == [2, 4] and list(line.get_ydata()) == [0.4, 0.8]
 
 
-def test_a_loss_over_orders_of_magnitude_has_a_logarithmic_axis():
+def test_a_loss_over_orders_of_magnitude_is_logarithmic():
     falling = {"train/loss": np.array([[1.0, 1e-2, 1e-4]])}
     assert figures.training_curves(falling, "").axes[0].get_yscale() == "log"
     assert figures.training_curves({"train/loss": np.array([[2.0, 1.0]])}, "").axes[0].get_yscale() == "linear"
@@ -103,7 +103,7 @@ def test_comparison_colours_the_first_groups_and_counts_the_others():
     figure = figures.comparison({f"group {i}": ACCURACIES for i in range(9)}, "acc", "accuracy", "title")
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [f"group {i}" for i in range(len(PALETTE))] + ["2 others"]
-    assert figure.axes[0].lines[-1].get_color() == PALETTE[0]  # the best group is drawn on top
+    assert figure.axes[0].lines[-1].get_color() == PALETTE[0]  # the best, on top
 
 
 def test_confusion_matrix_shows_every_count_and_the_accuracy():
@@ -111,14 +111,14 @@ def test_confusion_matrix_shows_every_count_and_the_accuracy():
     assert {"3", "1", "0", "4", "accuracy 87.5%"} <= set(words(figure))
 
 
-def test_confusion_matrix_of_a_class_without_images():
+def test_confusion_matrix_of_a_class_without_pictures():
     assert "accuracy 0.0%" in words(figures.confusion_matrix(np.zeros((2, 2), int), ("cat", "dog")))
 
 
 def test_feature_maps_show_the_mean_before_the_channels():
     maps = np.stack([np.full((2, 2), 1.0), np.full((2, 2), 3.0)])
-    image, mean, *channels = figures.feature_maps(IMAGES[0], "", "", [FeatureMaps("block", maps)]).axes
-    assert_allclose(image.images[0].get_array(), IMAGES[0])
+    picture, mean, *channels = figures.feature_maps(PICTURES[0], "", "", [FeatureMaps("block", maps)]).axes
+    assert_allclose(picture.images[0].get_array(), PICTURES[0])
     assert_allclose(mean.images[0].get_array(), 2)
     assert [float(axes.images[0].get_array()[0, 0]) for axes in channels] == [1, 3]
 
@@ -131,18 +131,18 @@ def test_a_filter_of_zeros_is_grey_and_the_largest_weight_is_full():
     assert_allclose(other[0, 0], [0, 0.5, 0.5])
 
 
-def test_misclassified_images_have_true_class_predicted_class_and_probability():
-    figure = figures.misclassified(IMAGES[:1], ["cat"], ["dog"], [0.876], "")
+def test_misclassified_says_what_each_is_and_was_called():
+    figure = figures.misclassified(PICTURES[:1], ["cat"], ["dog"], [0.876], "")
     assert "cat\n→ dog\n88%" in words(figure)
 
 
 def test_structure_multiplies_repeated_boxes_and_adds_up():
-    text = words(figures.structure(LAYERS, "", (3, 32, 32)))
-    assert "460,288" in text and "2 × ( conv 3×3 /2, conv 3×3 )" in text
-    assert f"{1856 + 73984 + 2 * 230144 + 1930:,} in total" in text
+    shown = words(figures.structure(LAYERS, "", (3, 32, 32)))
+    assert "460,288" in shown and "2 × ( conv 3×3 /2, conv 3×3 )" in shown
+    assert f"{1856 + 73984 + 2 * 230144 + 1930:,} in all" in shown
 
 
-def test_the_users_matplotlib_settings_have_no_effect_and_do_not_change():
+def test_the_users_matplotlib_settings_neither_matter_nor_change():
     with mpl.rc_context({"font.size": 40, "axes.grid": False}):
         figure = DRAWN["curves"]()
         assert mpl.rcParams["font.size"] == 40
@@ -159,21 +159,21 @@ def test_wrapped_breaks_lines():
 
 
 def contrast(colour: str) -> float:
-    """Return the contrast on white, as defined by WCAG 2.2."""
+    """On white, as WCAG 2.2 defines it."""
     channels = np.array(mpl.colors.to_rgb(colour))
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
 
 
-def test_every_line_colour_is_visible_on_white():
+def test_every_colour_of_a_line_can_be_seen_on_white():
     assert contrast("#000000") == pytest.approx(21) and contrast("#777777") == pytest.approx(4.48, abs=0.01)
     for colour in (*PALETTE, *COLOURS, *(c for n in range(1, 13) for c in shades([str(i) for i in range(n)]).values())):
         assert contrast(colour) >= 3, colour
 
 
 def test_ordered_names_have_different_colours_from_light_to_dark():
-    contrasts = list(map(contrast, shades([str(i) for i in range(8)]).values()))
-    assert contrasts == sorted(contrasts) and len(set(contrasts)) == 8
+    found = list(map(contrast, shades([str(i) for i in range(8)]).values()))
+    assert found == sorted(found) and len(set(found)) == 8
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_logarithmic_axis_has_two_labelled_ticks_and_not_too_many(span):
 @pytest.mark.parametrize(
     ("value", "label"), [(0.05, "0.05"), (20, "20"), (1e4, "$10^{4}$"), (2e-6, r"$2\times10^{-6}$")]
 )
-def test_tick_labels(value, label):
+def test_ticks_are_written_as_people_read_them(value, label):
     figure = Figure()
     axes = figure.subplots()
     axes.plot([1, 2], [1, 2])
@@ -202,7 +202,7 @@ def test_tick_labels(value, label):
     assert axes.xaxis.get_major_formatter()(value) == label
 
 
-def test_bands_have_no_edges_and_a_pale_range_over_seeds():
+def test_bands_have_no_edges_and_seeds_a_paler_reach():
     (axes,) = DRAWN["bands"]().axes
     assert not axes.lines
     reach, band, alone = axes.collections
@@ -212,20 +212,20 @@ def test_bands_have_no_edges_and_a_pale_range_over_seeds():
     assert heights >= {round(float(NOISY[:, 7].min()), 6), round(float(2 * NOISY[:, 7].max()), 6)}
 
 
-def test_every_run_has_a_line_and_every_rate_one_legend_entry():
+def test_every_run_has_its_line_and_every_rate_one_entry():
     figure = DRAWN["lines"]()
     assert len(figure.axes[0].lines) == 4
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lr 1e-05", "lr 0.1"]
 
 
-def test_many_families_are_drawn_in_two_columns_with_labels_below_both():
+def test_many_families_stand_in_two_columns_and_the_last_of_each_is_labelled():
     figure = figures.lines({f"family {i}": {"0.1": CURVES} for i in range(9)}, "accuracy", "title")
-    visible = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(visible) == 9 and figure.get_figheight() < 10
-    assert [bool(axes.get_xlabel()) for axes in visible] == [False] * 7 + [True] * 2
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 9 and figure.get_figheight() < 10
+    assert [bool(axes.get_xlabel()) for axes in shown] == [False] * 7 + [True] * 2
 
 
-def test_a_ratio_without_an_interval_is_hollow_and_has_no_line():
+def test_a_factor_without_an_interval_is_hollow_and_has_no_line():
     (axes,) = DRAWN["factors"]().axes
     dots = [c for c in axes.collections if len(c.get_offsets())]
     assert len(dots) == 18
@@ -234,7 +234,7 @@ def test_a_ratio_without_an_interval_is_hollow_and_has_no_line():
     assert len(hollow) == 9 == len(intervals)
 
 
-def test_a_single_grey_group_is_named_in_the_singular():
+def test_one_other_is_one_other():
     figure = figures.comparison({f"group {i}": ACCURACIES for i in range(8)}, "acc", "accuracy", "title")
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "1 other"
 
@@ -244,18 +244,18 @@ def test_a_saved_pdf_has_no_type_3_fonts(name, tmp_path):
     file = tmp_path / "figure.pdf"
     with mpl.rc_context({"pdf.fonttype": 3, "pdf.compression": 0}):
         figures.save(DRAWN[name](), file)
-        assert mpl.rcParams["pdf.fonttype"] == 3, "the user's settings are unchanged"
+        assert mpl.rcParams["pdf.fonttype"] == 3, "the user's settings stay"
     written = file.read_bytes()
     assert b"/FontFile2" in written or b"/CIDFontType2" in written
     assert b"/Type3" not in written
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, -1.0, 3.0])
-def test_a_curve_without_positive_values_gives_no_warning(value):
+def test_a_curve_that_cannot_be_drawn_logarithmically_is_no_warning(value):
     values = np.full(5, value)
     band = over_seeds([(np.arange(5), values, values)])
     for figure in (
-        figures.lines({"a": {"0.1": [(np.arange(5), values)]}}, "label", "title", log=True),
-        figures.bands({"a": band}, "label", "title", log=True),
+        figures.lines({"a": {"0.1": [(np.arange(5), values)]}}, "what", "title", log=True),
+        figures.bands({"a": band}, "what", "title", log=True),
     ):
         FigureCanvasAgg(figure).draw()

@@ -24,10 +24,8 @@ def labels(loader: InMemoryLoader) -> list[list[int]]:
 # Batches
 
 
-@pytest.mark.parametrize("size", [(32, 32), (9, 13)])
-def test_a_batch_is_bit_equal_to_torchvisions_totensor_and_normalize(size):
-    pixels = torch.randint(256, (10, 3, *size), generator=torch.Generator().manual_seed(0)).byte()
-    images = Images(pixels, torch.arange(10))
+def test_a_batch_is_bit_equal_to_torchvisions_totensor_and_normalize(make_images):
+    images = make_images(10)
     reference = transforms.Compose(
         [transforms.ToPILImage(), transforms.ToTensor(), transforms.Normalize(*SCALE.values())]
     )

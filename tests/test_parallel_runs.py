@@ -1,4 +1,4 @@
-"""Parallel processes, with scripts instead of runs."""
+"""Processes side by side, with scripted ones in place of runs."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from cifarbn.errors import UserError
 from cifarbn.reproduce import parallel_runs
 from cifarbn.reproduce.parallel_runs import SideBySide, gpu_names, make_slots, parse_jobs, usable_cores
 
-# Creates a file once it runs; when it is stopped, it saves and exits.
+# Says that it runs, then waits to be stopped, and saves.
 SAVES = """
 import signal, sys, time
 from pathlib import Path
@@ -46,12 +46,12 @@ def wait_for(*files):
 
 @pytest.fixture
 def without_threads(monkeypatch):
-    """Unset the environment variables for the number of threads and the visible GPUs."""
+    """The user has not said how many threads a process has, nor which GPUs are to be used."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_at_most_one_process_runs_per_slot(tmp_path):
+def test_as_many_run_at_a_time_as_there_are_slots(tmp_path):
     script = """
 import sys, time
 began = time.monotonic()
@@ -91,7 +91,7 @@ def test_lines_of_several_processes_are_whole_and_labelled(capfd):
     assert sorted(out.splitlines()) == sorted([*expected, "[label 0] oops", "[label 1] oops"]) and not err
 
 
-def test_a_single_process_writes_to_the_terminal_directly(capfd):
+def test_a_process_alone_has_the_terminal_to_itself(capfd):
     with SideBySide([{}]) as processes:
         start(processes, 0, "import sys; print('a\\n\\nb', end=''); print('c', file=sys.stderr)")
         processes.wait_for_all()
@@ -113,7 +113,7 @@ def test_at_the_deadline_all_save_and_end(tmp_path, waiting_for):
         assert [child.returncode for child in children] == [143, 143]
 
 
-def test_after_the_deadline_there_is_no_slot_and_ended_processes_are_not_stopped():
+def test_after_the_deadline_there_is_no_slot_and_what_has_ended_was_not_stopped():
     with SideBySide([{}, {}]) as processes:
         start(processes, 0, "pass")
         processes.wait_for_all()
@@ -123,7 +123,7 @@ def test_after_the_deadline_there_is_no_slot_and_ended_processes_are_not_stopped
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_an_exception_propagates_after_all_processes_have_saved(tmp_path, error, slots):
+def test_an_exception_lets_all_save_and_passes(tmp_path, error, slots):
     files = [tmp_path / str(key) for key in range(slots)]
     with pytest.raises(error), SideBySide([{}] * slots) as processes:
         children = [start(processes, key, SAVES, file) for key, file in enumerate(files)]
@@ -133,7 +133,7 @@ def test_an_exception_propagates_after_all_processes_have_saved(tmp_path, error,
     assert [child.returncode for child in children] == [143] * slots
 
 
-def test_a_second_interruption_kills_processes_that_do_not_end(tmp_path, monkeypatch):
+def test_a_second_interruption_kills_what_does_not_end(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel_runs, "SECONDS_TO_SAVE", 0.2)
     sleep, interruptions = time.sleep, [KeyboardInterrupt]
 
@@ -151,7 +151,7 @@ def test_a_second_interruption_kills_processes_that_do_not_end(tmp_path, monkeyp
     assert not interruptions and [child.returncode for child in children] == [-signal.SIGKILL] * 2
 
 
-def test_a_signal_during_the_start_of_a_process_ends_it_too(monkeypatch):
+def test_a_signal_while_a_process_starts_ends_that_one_too(monkeypatch):
     children, real = [], subprocess.Popen
 
     def interrupted(*args, **options):
@@ -166,7 +166,7 @@ def test_a_signal_during_the_start_of_a_process_ends_it_too(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_failure_does_not_affect_other_processes(tmp_path):
+def test_a_failure_leaves_the_others_alone(tmp_path):
     with SideBySide([{}, {}]) as processes:
         failed = start(processes, 0, "import sys; sys.exit(1)")
         other = start(processes, 1, "import time; time.sleep(0.5)")
@@ -174,15 +174,15 @@ def test_a_failure_does_not_affect_other_processes(tmp_path):
     assert (failed.returncode, other.returncode) == (1, 0) and not processes.stopped
 
 
-def test_a_process_counts_as_ended_even_if_its_child_still_runs(tmp_path):
+def test_a_process_that_leaves_one_of_its_own_has_ended(tmp_path):
     script = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w'))"
     with SideBySide([{}, {}]) as processes:
         start(processes, 0, script, tmp_path / "pid")
         processes.wait_for_all()
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # raises an error if the child has ended already
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # which fails if it was waited for
 
 
-def test_a_closed_output_does_not_block_processes(monkeypatch):
+def test_a_reader_that_has_gone_blocks_no_process(monkeypatch):
     def broken(text):
         raise BrokenPipeError
 
@@ -193,7 +193,7 @@ def test_a_closed_output_does_not_block_processes(monkeypatch):
     assert child.returncode == 0
 
 
-def test_the_estimated_time_is_divided_by_the_number_of_slots(monkeypatch):
+def test_the_time_left_is_shared_by_the_slots(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     processes = SideBySide([{}, {}])
@@ -221,12 +221,12 @@ def test_cores_are_divided(without_threads, monkeypatch):
     assert make_slots(4, 19, on_gpus=False) == [{"OMP_NUM_THREADS": "4"}] * 4
     assert make_slots(8, 3, on_gpus=False) == [{"OMP_NUM_THREADS": "5"}] * 3, "no more slots than runs"
     assert make_slots(20, 20, on_gpus=False) == [{"OMP_NUM_THREADS": "1"}] * 20
-    assert make_slots(1, 19, on_gpus=False) == [{}], "same as without --jobs"
+    assert make_slots(1, 19, on_gpus=False) == [{}], "as without --jobs"
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    assert make_slots(4, 19, on_gpus=False) == [{}] * 4, "the user's own number is kept"
+    assert make_slots(4, 19, on_gpus=False) == [{}] * 4, "the user's own number stays"
 
 
-def test_usable_cores_respect_the_cpu_affinity():
+def test_cores_are_those_that_this_process_may_use():
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -251,7 +251,7 @@ H100, T4 = (80 * 10**9, 132), (15 * 10**9, 40)
         ([H100], 16, [None] * 4),
         ([H100], 6, [None] * 2),
         ([H100], 2, [None]),
-        ([(7 * 10**9, 132)], 16, [None]),  # another process uses the rest of its memory
+        ([(7 * 10**9, 132)], 16, [None]),  # somebody else's run holds the rest of its memory
         ([T4], 16, [None]),
         ([H100, T4], 64, ["0", "1", "0", "0", "0"]),
         ([H100, H100], 2, ["0", "1"]),
@@ -266,7 +266,7 @@ def test_automatic_jobs_on_gpus(without_threads, monkeypatch, gpus, cores, devic
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == devices
 
 
-def test_jobs_are_spread_over_the_visible_gpus(without_threads, monkeypatch):
+def test_jobs_are_spread_over_the_gpus_that_are_visible(without_threads, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpu_names() == ["0", "1"]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(3, 19, on_gpus=True)] == ["0", "1", "0"]
@@ -277,7 +277,7 @@ def test_jobs_are_spread_over_the_visible_gpus(without_threads, monkeypatch):
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(2, 19, on_gpus=True)] == ["3", "GPU-5a"]
 
 
-def test_a_failed_gpu_query_is_one_error(monkeypatch):
+def test_gpus_that_cannot_be_queried_are_one_message(monkeypatch):
     failed = subprocess.CompletedProcess([], 1, stderr="Traceback\nRuntimeError: no driver\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

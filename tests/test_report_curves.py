@@ -1,4 +1,4 @@
-"""The data split on which groups are compared: one that no group was trained on, if possible."""
+"""What groups are compared on: pictures that none of them was trained on, where there are any."""
 
 import csv
 import json
@@ -12,8 +12,8 @@ from cifarbn.report.section import Options
 from cifarbn.training.callbacks.metrics_logger import COLUMNS
 
 
-def write_run(root, model, *splits, loss="a"):
-    """Write a run of two epochs that measured these data splits."""
+def write_run(root, model, *parts, loss="a"):
+    """A run of two epochs that measured these parts of the data."""
     folder = root / f"model={model}"
     folder.mkdir(parents=True)
     result = {
@@ -28,9 +28,7 @@ def write_run(root, model, *splits, loss="a"):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for epoch in range(2):
-            row = {
-                f"{split}/{quantity}": 0.25 + epoch / 4 for split in ("train", *splits) for quantity in ("loss", "acc")
-            }
+            row = {f"{part}/{what}": 0.25 + epoch / 4 for part in ("train", *parts) for what in ("loss", "acc")}
             writer.writerow({"step": epoch, "epoch": epoch, "step/loss": 1.0, "step/grad_norm": 1.0} | row)
 
 
@@ -51,33 +49,33 @@ def comparisons(root):
         ([("val",), ("val",), ("test_curve",)], "Training"),
     ],
 )
-def test_the_split_on_which_groups_are_compared(tmp_path, groups, word):
-    for i, splits in enumerate(groups):
-        write_run(tmp_path, f"m{i}", *splits)
-    drawings = comparisons(tmp_path)
-    assert set(drawings) == {"accuracy", "loss"}
-    for noun, drawing in drawings.items():
+def test_the_part_that_groups_are_compared_on(tmp_path, groups, word):
+    for i, parts in enumerate(groups):
+        write_run(tmp_path, f"m{i}", *parts)
+    found = comparisons(tmp_path)
+    assert set(found) == {"accuracy", "loss"}
+    for noun, drawing in found.items():
         assert drawing.caption.startswith(f"{word} {noun} of all groups")
         title = drawing.figure.get_suptitle().replace("\n", " ")
-        assert title.startswith(f"{word} {noun}: shapes, n"), "the title names the split"
+        assert title.startswith(f"{word} {noun}: shapes, n"), "the title says which"
         assert drawing.figure.axes[0].get_ylabel() == f"{word.lower()} {noun}"
         assert len(drawing.figure.axes[0].lines) == len(groups)
 
 
-def test_a_group_without_this_split_is_named(tmp_path):
+def test_a_group_that_did_not_measure_it_is_named(tmp_path):
     write_run(tmp_path, "m0", "test_curve")
     write_run(tmp_path, "m1", "test_curve")
     write_run(tmp_path, "m2")
     drawing = comparisons(tmp_path)["accuracy"]
-    assert drawing.caption.startswith("Test accuracy of the groups that measured it (not m2), in")
+    assert drawing.caption.startswith("Test accuracy of the groups that measured it, without m2, best")
     assert "for 2 groups" in drawing.alt and len(drawing.figure.axes[0].lines) == 2
     assert np.allclose(drawing.figure.axes[0].lines[0].get_ydata(), [0.25, 0.5])
 
 
-def test_the_caption_warns_that_different_losses_are_not_comparable(tmp_path):
+def test_losses_of_different_kinds_do_not_compare(tmp_path):
     write_run(tmp_path, "m0")
     write_run(tmp_path, "m1")
-    assert "not comparable" not in comparisons(tmp_path)["loss"].caption
+    assert "do not compare" not in comparisons(tmp_path)["loss"].caption
     write_run(tmp_path, "m2", loss="b")
-    drawings = comparisons(tmp_path)
-    assert "not comparable" in drawings["loss"].caption and "not comparable" not in drawings["accuracy"].caption
+    found = comparisons(tmp_path)
+    assert "do not compare" in found["loss"].caption and "do not compare" not in found["accuracy"].caption

@@ -1,4 +1,4 @@
-"""The smoothness section, on recordings whose measures can be computed by hand."""
+"""The smoothness section, on run folders written by hand: every number in it can be worked out on paper."""
 
 import csv
 import io
@@ -18,9 +18,9 @@ NORMS = {"vgg_a": "torch.nn.Identity", "vgg_a_bn": "torch.nn.BatchNorm2d"}
 
 
 def write_run(root, model, lr, *, steps=30, scale=1.0, status="done", loss=None, batch=8, seed=0, **facts):
-    """Write a run whose last-layer differences are all `scale` and whose gradient distance is 2 scale s at every probe.
+    """A run whose last-layer differences are all `scale` and whose walk has d(s) = 2 scale s at every probe.
 
-    The distance moved is s / 2, so the gradient distance is 4 scale times that; the optimizer's step length is 0.1.
+    It moves by s / 2, so that d is 4 scale times the distance, and the true step moves by 0.1.
     """
     folder = root / f"data.batch_size={batch},model={model},optim.lr={lr},seed={seed}"
     folder.mkdir(parents=True)
@@ -92,12 +92,12 @@ def sweep(tmp_path):
 
 def test_definitions_of_one_run_by_hand(tmp_path):
     recordings = dict(np.load(write_run(tmp_path, "vgg_a", 0.001, scale=6.0) / "recordings.npz"))
-    measured = curves(recordings)
-    assert list(measured) == [measure.name for measure in MEASURES if measure.name in measured]
-    # The curve of the course report is defined at step 0 but not at the last step.
-    lipschitz = measured["course report Lipschitz"][1]
+    found = curves(recordings)
+    assert list(found) == [measure.name for measure in MEASURES if measure.name in found]
+    # The report's curve lies one step to the left of the stream's: defined at step 0, not at the last.
+    lipschitz = found["course report Lipschitz"][1]
     assert lipschitz[0] == 6 and np.isnan(lipschitz[-1])
-    assert np.isnan(measured["course handout gradient distance"][1][0])
+    assert np.isnan(found["course handout gradient distance"][1][0])
     expected = {
         "loss range": 6 * (4 - 1),
         "gradient predictiveness": 2 * 6 * 0.4,
@@ -107,11 +107,11 @@ def test_definitions_of_one_run_by_hand(tmp_path):
         "scale-invariant beta": 4 * (30 + 60) / 2,
     }
     for name, value in expected.items():
-        np.testing.assert_allclose(measured[name][1], value, err_msg=name)
+        np.testing.assert_allclose(found[name][1], value, err_msg=name)
 
 
-def test_a_joint_probe_of_all_weights_gives_no_scale_invariant_beta(tmp_path):
-    """Recordings of versions that did not probe each weight alone give all other measures."""
+def test_one_walk_of_all_weights_gives_no_scale_invariant_beta(tmp_path):
+    """Recordings from before each weight was walked alone are read for everything else."""
     recordings = dict(np.load(write_run(tmp_path, "vgg_a", 0.001) / "recordings.npz"))
     old = {name: array for name, array in recordings.items() if not name.startswith("scale_invariant_beta")}
     n = len(old["probe.step"])
@@ -120,7 +120,7 @@ def test_a_joint_probe_of_all_weights_gives_no_scale_invariant_beta(tmp_path):
     assert set(curves(recordings)) - set(curves(old)) == {"scale-invariant beta"}
 
 
-def test_runs_that_differ_only_in_learning_rate_form_a_family(sweep):
+def test_families_differ_in_more_than_rate_and_what_follows_from_it(sweep):
     section = smoothness(gather(sweep), Options())
     assert {drawing.name for drawing in section.drawings} == {
         "accuracy-every-few-steps",
@@ -128,25 +128,25 @@ def test_runs_that_differ_only_in_learning_rate_form_a_family(sweep):
         "course-handout-gradient-distance",
         "course-report-lipschitz",
         "course-report-beta",
-        "along-gradient-lr-0.001",
-        "along-gradient-lr-0.002",
+        "paper-figure-4-lr-0.001",
+        "paper-figure-4-lr-0.002",
         "distance-curves",
-        "ratios",
-        "ratios-at-equal-distance-and-loss",
+        "where-definitions-disagree",
+        "factors-at-matched-distance-and-loss",
     }
     for drawing in section.drawings:
-        assert "Data: shapes, 240 training images, batch size 8." in drawing.caption, drawing.name
+        assert "Data: shapes, 240 training pictures, batch 8." in drawing.caption, drawing.name
         assert "Nothing is smoothed." in drawing.caption
 
 
-def test_ratios_compare_the_model_without_normalisation_with_the_other(sweep):
+def test_factors_compare_the_net_without_normalisation_with_the_other(sweep):
     files = smoothness(gather(sweep), Options()).files
     rows = list(csv.DictReader(io.StringIO(files["factors.csv"])))
-    assert {float(row["factor"]) for row in rows} == {3.0}, "6 / 2, for every measure and rate"
+    assert {float(row["factor"]) for row in rows} == {3.0}, "6 over 2, for every definition and rate"
     assert {row["lr"] for row in rows} == {"0.001", "0.002"}
     assert {(row["reference"], row["other"]) for row in rows} == {("vgg_a", "vgg_a_bn")}
-    row = next(row for row in rows if (row["definition"], row["lr"]) == ("course report Lipschitz", "0.001"))
-    assert row == {
+    one = next(row for row in rows if (row["definition"], row["lr"]) == ("course report Lipschitz", "0.001"))
+    assert one == {
         "matched": "step",
         "definition": "course report Lipschitz",
         "source": "course report",
@@ -169,11 +169,11 @@ def test_ratios_compare_the_model_without_normalisation_with_the_other(sweep):
     assert few["probes reference"] == "4" and not few["interval low"] and not few["interval over"]
 
 
-def test_captions_of_ratios_explain_their_intervals(sweep):
+def test_captions_of_factors_say_what_their_intervals_cover(sweep):
     drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
-    caption = drawings["ratios"].caption
-    assert "n = 1 run of each model with 2 to 20 steps or probes" in caption
-    assert "bootstrap interval over probes. An interval over the probes of a single run" in caption
+    caption = drawings["where-definitions-disagree"].caption
+    assert "n = 1 run of each net, 2 to 20 steps or probes" in caption
+    assert "interval of the bootstrap over probes. Over the probes of a single run" in caption
     assert "A hollow dot has fewer than 5 probes" in caption
 
 
@@ -187,8 +187,8 @@ def keep_only(folder, *prefixes):
     np.savez(folder / "recordings.npz", **kept)
 
 
-def test_only_families_that_differ_only_in_normalisation_are_compared(tmp_path):
-    """As in report_laptop.record: two models at four rates, last-layer gradients only, and models without a pair."""
+def test_more_families_than_two_are_compared_where_they_differ_in_the_norm_only(tmp_path):
+    """As in the laptop's record: two nets at four rates, last-layer gradients only, beside nets that pair with none."""
     for model, scale in (("vgg_a", 6.0), ("vgg_a_bn", 2.0)):
         for lr in (1e-4, 5e-4, 1e-3, 2e-3):
             write_run(tmp_path, model, lr, scale=scale)
@@ -203,38 +203,38 @@ def test_only_families_that_differ_only_in_normalisation_are_compared(tmp_path):
     assert {row["reference"] for row in rows} == {"vgg_a, batch_size 8"}
 
 
-def test_every_pair_has_its_own_figure(sweep):
+def test_every_pair_has_a_figure_of_its_own(sweep):
     for model in ("vgg_a", "vgg_a_bn"):
         write_run(sweep, model, 0.001, batch=16)
     drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
-    labels = {drawings[f"ratios-{i}"].figure.axes[0].get_xlabel().split(";")[0] for i in (1, 2)}
-    assert {" ".join(label.split()) for label in labels} == {
-        f"vgg_a, batch_size {batch} divided by vgg_a_bn, batch_size {batch}" for batch in (8, 16)
+    sides = {drawings[f"where-definitions-disagree-{i}"].figure.axes[0].get_xlabel().split(":")[0] for i in (1, 2)}
+    assert {" ".join(side.split()) for side in sides} == {
+        f"vgg_a, batch_size {batch} over vgg_a_bn, batch_size {batch}" for batch in (8, 16)
     }
-    assert "ratios" not in drawings
+    assert "where-definitions-disagree" not in drawings
 
 
-def test_at_equal_distance_the_curves_are_evaluated_at_multiples_of_the_step_length(tmp_path):
-    """The steps of the model with batch norm are twice as long, so at one step length the ratio is 1.5, not 3."""
+def test_at_matched_distance_the_curves_are_read_at_true_steps(tmp_path):
+    """The net with norm steps twice as far, so at one true step each, 4 scale times the distance, 3 becomes 1.5."""
     write_run(tmp_path, "vgg_a", 0.001, scale=6.0, steps=60)
     bn = write_run(tmp_path, "vgg_a_bn", 0.001, scale=2.0, steps=60)
     with np.load(bn / "recordings.npz") as file:
         arrays = dict(file)
     arrays["probe.update.distance_moved"] *= 2
     np.savez(bn / "recordings.npz", **arrays)
-    ratios = {
+    found = {
         (row["definition"], row["true steps"]): (float(row["factor"]), row["median reference"])
         for row in rows_of(tmp_path)
         if row["matched"] == "distance"
     }
-    assert ratios["gradient predictiveness", "0.5"] == (1.5, "1.2")
-    assert ratios["gradient predictiveness", "1"] == (1.5, "2.4")
-    assert ratios["effective beta", "1"] == (3.0, "24")
-    assert ratios["relative gradient distance", "1"] == (1.5, "4.8")
-    assert {share for _, share in ratios} == {"0.5", "1"}, "the probes range from 0.025 to 0.2"
+    assert found["gradient predictiveness", "0.5"] == (1.5, "1.2")
+    assert found["gradient predictiveness", "1"] == (1.5, "2.4")
+    assert found["effective beta", "1"] == (3.0, "24")
+    assert found["relative gradient distance", "1"] == (1.5, "4.8")
+    assert {share for _, share in found} == {"0.5", "1"}, "the walks go from 0.025 to 0.2"
 
 
-def test_measured_multiples_of_the_step_length_are_not_interpolated(tmp_path):
+def test_shares_that_the_probe_has_walked_are_taken_as_they_are(tmp_path):
     for model, scale in (("vgg_a", 6.0), ("vgg_a_bn", 2.0)):
         folder = write_run(tmp_path, model, 0.001, scale=scale, steps=60)
         with np.load(folder / "recordings.npz") as file:
@@ -244,19 +244,19 @@ def test_measured_multiples_of_the_step_length_are_not_interpolated(tmp_path):
         arrays["probe.matched.gradient_distance"] = np.tile([scale, scale**2], (n, 1))
         arrays["probe.matched.loss"] = np.tile([0.25 * scale, 2 * scale], (n, 1))
         np.savez(folder / "recordings.npz", **arrays)
-    ratios = {
+    found = {
         (row["definition"], row["true steps"]): float(row["factor"])
         for row in rows_of(tmp_path)
         if row["matched"] == "distance"
     }
-    assert ratios["gradient predictiveness", "1"] == 3
-    assert ratios["gradient predictiveness", "32"] == 9
-    assert ratios["loss change", "1"] == ratios["loss change", "32"] == 3
-    assert ("gradient predictiveness", "4") not in ratios, "neither measured nor within the range of the probe"
+    assert found["gradient predictiveness", "1"] == 3
+    assert found["gradient predictiveness", "32"] == 9
+    assert found["loss change", "1"] == found["loss change", "32"] == 3
+    assert ("gradient predictiveness", "4") not in found, "neither walked nor within the walk"
 
 
-def test_at_equal_loss_probes_with_equal_initial_losses_are_paired(tmp_path):
-    """The losses are 12 to 6 and 7.2 to 3.6, so only probes with losses of about 6 to 7.2 form pairs."""
+def test_at_matched_loss_probes_pair_that_start_from_equal_losses(tmp_path):
+    """Losses of 12 to 6 and of 7.2 to 3.6: only what lies between 6 and 7.2, give or take 10 %, can pair."""
     write_run(tmp_path, "vgg_a", 0.001, scale=6.0, steps=200)
     write_run(tmp_path, "vgg_a_bn", 0.001, scale=3.6, steps=200)
     rows = [row for row in rows_of(tmp_path) if row["matched"] == "loss"]
@@ -270,7 +270,7 @@ def test_at_equal_loss_probes_with_equal_initial_losses_are_paired(tmp_path):
     write_run(tmp_path, "vgg_a", 0.002, scale=6.0)
     write_run(tmp_path, "vgg_a_bn", 0.002, scale=2.0)
     matched = [row for row in rows_of(tmp_path) if row["lr"] == "0.002" and row["matched"] == "loss"]
-    assert not matched, "12 to 6 and 4 to 2 do not overlap"
+    assert not matched, "12 to 6 and 4 to 2 never meet"
 
 
 @pytest.fixture(scope="module")
@@ -290,33 +290,35 @@ def test_every_seed_is_drawn_and_counted(three_seeds):
         assert "vgg_a: n = 3 runs at each of lr 0.001, 0.002" in drawings[name].caption
     assert "12 (6 to 18 over 3 runs) at lr 0.001" in drawings["course-report-lipschitz"].alt
     assert "vgg_a: n = 3 seeds with a run at each of lr 0.001, 0.002" in drawings["loss-landscape-over-rates"].caption
-    assert "the pale band spans all seeds" in drawings["loss-landscape-over-rates"].caption
-    assert "vgg_a: n = 3 runs of 12 probes" in drawings["along-gradient-lr-0.001"].caption
+    assert "what any seed reaches" in drawings["loss-landscape-over-rates"].caption
+    assert "vgg_a: n = 3 runs of 12 probes" in drawings["paper-figure-4-lr-0.001"].caption
     curves = [len(axes.lines) for axes in drawings["distance-curves"].figure.axes]
     assert curves == [4 * 3] * 2 and "n = 3 runs at each of 4 steps" in drawings["distance-curves"].caption
-    assert "n = 3 runs of each model with 30 to 150 steps" in drawings["ratios"].caption
-    assert "bootstrap interval over probes and seeds. With few seeds" in drawings["ratios"].caption
+    assert "n = 3 runs of each net, 30 to 150 steps" in drawings["where-definitions-disagree"].caption
+    assert (
+        "interval of the bootstrap over probes and seeds. Over a few" in drawings["where-definitions-disagree"].caption
+    )
 
 
-def test_bands_over_seeds_have_the_median_edges_and_the_range(three_seeds):
+def test_the_band_over_seeds_is_the_median_edge_and_any_seed_s_reach(three_seeds):
     drawings = {drawing.name: drawing for drawing in three_seeds.drawings}
-    beta = drawings["along-gradient-lr-0.001"].figure.axes[2]
+    beta = drawings["paper-figure-4-lr-0.001"].figure.axes[2]
     # beta is 4 scale: 8, 16 and 24 with norm, 24, 48 and 72 without.
     assert [set(np.round(line.get_ydata(), 6)) for line in beta.lines] == [{16}, {48}]
-    ranges = [set(np.round(c.get_paths()[0].vertices[:, 1], 6)) for c in beta.collections]
-    assert ranges == [{8, 24}, {24, 72}]
+    reach = [set(np.round(c.get_paths()[0].vertices[:, 1], 6)) for c in beta.collections]
+    assert reach == [{8, 24}, {24, 72}]
 
 
-def test_the_interval_covers_several_seeds(three_seeds):
+def test_the_interval_covers_seeds_where_there_are_some(three_seeds):
     rows = csv.DictReader(io.StringIO(three_seeds.files["factors.csv"]))
     row = next(row for row in rows if (row["definition"], row["lr"]) == ("course report Lipschitz", "0.001"))
     assert (row["factor"], row["interval over"], row["runs reference"]) == ("3", "probes and seeds", "3")
     assert row["probes reference"] == str(3 * 49)
-    # The medians of the seeds are 6, 12, 18 and 2, 4, 6, so the extreme ratios are 6 / 6 and 18 / 2.
+    # Seeds' medians are 6, 12, 18 and 2, 4, 6: the extremes are 6 / 6 and 18 / 2.
     assert 1 <= float(row["interval low"]) < 2 and 5 < float(row["interval high"]) <= 9
 
 
-def test_a_seed_without_all_rates_is_excluded_from_bands_over_rates(sweep):
+def test_a_seed_that_lacks_a_rate_is_in_no_band_over_rates(sweep):
     for lr in (0.001, 0.002):
         write_run(sweep, "vgg_a", lr, seed=1)
     write_run(sweep, "vgg_a", 0.001, seed=2)
@@ -333,27 +335,26 @@ def test_another_batch_size_is_another_family(sweep):
     assert "vgg_a, batch_size 16: n = 1 run at lr 0.001; vgg_a, batch_size 8: n = 1 run at each of" in captions[0]
 
 
-def test_smoothness_csv_has_step_rate_norm_measure_and_value(sweep):
+def test_the_long_table_has_step_rate_norm_definition_and_value(sweep):
     files = smoothness(gather(sweep), Options()).files
     rows = list(csv.DictReader(io.StringIO(files["smoothness.csv"])))
-    selected = [
+    one = [
         r
         for r in rows
         if (r["definition"], r["lr"], r["norm"], r["step"]) == ("course report Lipschitz", "0.001", "BatchNorm2d", "7")
     ]
-    assert [float(r["value"]) for r in selected] == [2.0]
-    origins = {"course report", "course handout", "Santurkar et al. 2018", "control"}
-    assert {r["source"] for r in rows} == origins
+    assert [float(r["value"]) for r in one] == [2.0]
+    assert {r["source"] for r in rows} == {"course report", "course handout", "Santurkar et al. 2018", "control"}
 
 
-def test_dead_and_diverged_runs_are_excluded_from_bands_and_named(sweep):
+def test_dead_and_diverged_runs_are_in_no_band_and_named(sweep):
     write_run(sweep, "vgg_a", 0.004, loss=2.3026, steps=150)
     write_run(sweep, "vgg_a", 0.008, status="diverged")
     section = smoothness(gather(sweep), Options())
     assert "optim.lr=0.004,seed=0 (dead since step 0" in section.text
     assert "optim.lr=0.008,seed=0 (diverged" in section.text
-    probed = [drawing.name for drawing in section.drawings if "along-gradient" in drawing.name]
-    assert probed == ["along-gradient-lr-0.001", "along-gradient-lr-0.002"]
+    figure4 = [drawing.name for drawing in section.drawings if "figure-4" in drawing.name]
+    assert figure4 == ["paper-figure-4-lr-0.001", "paper-figure-4-lr-0.002"]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +367,7 @@ def test_dead_and_diverged_runs_are_excluded_from_bands_and_named(sweep):
         ({}, math.log(10), True),
     ],
 )
-def test_a_run_is_dead_at_the_constant_prediction_loss_of_its_own_loss(tmp_path, facts, loss, dead):
+def test_a_run_is_dead_at_the_level_of_its_own_loss(tmp_path, facts, loss, dead):
     write_run(tmp_path, "vgg_a", 0.004, loss=loss, steps=150, **facts)
     assert_dead(tmp_path, dead)
 
@@ -387,7 +388,7 @@ def assert_dead(root, dead):
         ("my.own.Loss", math.log(10), False),
     ],
 )
-def test_old_results_derive_the_constant_prediction_loss_from_the_name_of_the_loss(tmp_path, target, loss, dead):
+def test_results_from_before_the_level_was_recorded_go_by_the_loss_s_name(tmp_path, target, loss, dead):
     folder = write_run(tmp_path, "vgg_a", 0.004, loss=loss, steps=150)
     result = json.loads((folder / "result.json").read_text())
     result["config"]["loss"] = {"_target_": target}
@@ -395,21 +396,21 @@ def test_old_results_derive_the_constant_prediction_loss_from_the_name_of_the_lo
     assert_dead(tmp_path, dead)
 
 
-def test_captions_include_caveats(sweep):
+def test_captions_carry_the_caveats(sweep):
     captions = {drawing.name: drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings}
     assert "minibatch noise" in captions["course-report-lipschitz"]
-    assert "sensitivity to the learning rate" in captions["loss-landscape-over-rates"]
-    assert "not invariant to reparametrisation" in captions["along-gradient-lr-0.001"]
-    assert "s from 0.05 to 0.4" in captions["along-gradient-lr-0.001"]
+    assert "sensitivity to the rate" in captions["loss-landscape-over-rates"]
+    assert "not invariant to reparametrisation" in captions["paper-figure-4-lr-0.001"]
+    assert "s from 0.05 to 0.4" in captions["paper-figure-4-lr-0.001"]
 
 
-def test_runs_without_recordings_have_no_section(tmp_path):
+def test_runs_that_recorded_nothing_have_no_section(tmp_path):
     folder = write_run(tmp_path, "vgg_a", 0.001)
     (folder / "recordings.npz").unlink()
     assert smoothness(gather(tmp_path), Options()) is None
 
 
-def test_runs_with_different_recorders_share_a_report(sweep):
+def test_runs_that_recorded_different_things_stand_in_one_sweep(sweep):
     """The family that comes first has neither probes nor held-out accuracy."""
     for folder in sweep.glob("*model=vgg_a_bn*"):
         with np.load(folder / "recordings.npz") as file:
@@ -420,10 +421,10 @@ def test_runs_with_different_recorders_share_a_report(sweep):
     assert "At the end: vgg_a: 50.0%" in drawings["accuracy-every-few-steps"].alt
     assert "vgg_a_bn" not in drawings["accuracy-every-few-steps"].alt
     assert "every 5 steps" in drawings["accuracy-every-few-steps"].caption
-    assert "Every 5 steps, loss and gradient" in drawings["along-gradient-lr-0.001"].caption
+    assert "At every 5th step the loss" in drawings["paper-figure-4-lr-0.001"].caption
 
 
-def test_a_figure_shows_and_names_one_data_set(sweep):
+def test_a_figure_says_and_shows_one_data_set(sweep):
     for folder in sweep.glob("*lr=0.002,*"):
         result = json.loads((folder / "result.json").read_text())
         result["data"] |= {"name": "cifar10", "train_size": 50_000}
@@ -432,11 +433,11 @@ def test_a_figure_shows_and_names_one_data_set(sweep):
     captions = {drawing.name: drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings}
     assert "Data: shapes, 240 training" in captions["course-report-beta-shapes"]
     assert "Data: cifar10, 50,000 training" in captions["course-report-beta-cifar10"]
-    assert "Data: cifar10" in captions["along-gradient-lr-0.002-cifar10"]
+    assert "Data: cifar10" in captions["paper-figure-4-lr-0.002-cifar10"]
     assert all(("cifar10" in name) == ("Data: cifar10" in caption) for name, caption in captions.items())
 
 
-def test_a_run_without_a_learning_rate_is_skipped(sweep):
+def test_a_run_without_a_learning_rate_is_passed_over(sweep):
     folder = write_run(sweep, "vgg_a", 0.5)
     result = json.loads((folder / "result.json").read_text())
     result["config"]["optim"] = {"_target_": "torch.optim.Adadelta"}
@@ -445,20 +446,20 @@ def test_a_run_without_a_learning_rate_is_skipped(sweep):
     assert "lr 0.5" not in section.drawings[0].caption
 
 
-def test_targets_do_not_distinguish_families(sweep):
+def test_targets_do_not_set_families_apart(sweep):
     for i, folder in enumerate(sorted(sweep.glob("*lr=*"))):
         result = json.loads((folder / "result.json").read_text())
         result["config"] |= {"target": i / 10, "source": f"row {i}"}
         (folder / "result.json").write_text(json.dumps(result))
     names = [drawing.name for drawing in smoothness(gather(sweep), Options()).drawings]
-    assert "loss-landscape-over-rates" in names and "ratios" in names
+    assert "loss-landscape-over-rates" in names and "where-definitions-disagree" in names
 
 
-def test_a_family_with_one_rate_has_no_band_and_the_others_are_still_compared(sweep):
+def test_a_family_of_one_rate_has_no_band_and_does_not_keep_the_others_from_being_compared(sweep):
     write_run(sweep, "vgg_a", 0.001, batch=16)
     drawings = {drawing.name: drawing for drawing in smoothness(gather(sweep), Options()).drawings}
     assert drawings["loss-landscape-over-rates"].alt.count("median width") == 2
-    assert "batch_size 16" not in drawings["ratios"].figure.axes[0].get_xlabel()
+    assert "batch_size 16" not in drawings["where-definitions-disagree"].figure.axes[0].get_xlabel()
     assert "batch_size 16" in drawings["course-report-beta"].alt
 
 
@@ -466,4 +467,4 @@ def test_every_one_of_many_families_is_drawn_along_the_gradient(tmp_path):
     for batch in range(1, 10):
         write_run(tmp_path, "vgg_a", 0.001, batch=batch)
     drawings = {drawing.name: drawing for drawing in smoothness(gather(tmp_path), Options()).drawings}
-    assert len(drawings["along-gradient-lr-0.001"].figure.axes[2].lines) == 9
+    assert len(drawings["paper-figure-4-lr-0.001"].figure.axes[2].lines) == 9

@@ -1,4 +1,4 @@
-"""`python -m cifarbn.reproduce`: planning, parallel runs, and a real run with an exhausted time budget."""
+"""`python -m cifarbn.reproduce`: what it plans, and one real start with a budget that runs out."""
 
 import csv
 import json
@@ -18,14 +18,14 @@ from test_config import CONF
 
 from cifarbn.errors import UserError
 from cifarbn.reproduce.scales import SUITES, Planned
-from cifarbn.reproduce.suite import ALLOWED, _execution_options, _folder, main, modern_suite, seconds
+from cifarbn.reproduce.suite import HOW, _carried_out, _folder, main, seconds
 from cifarbn.runs.identity import folder_name, role_of
 from cifarbn.runs.locks import Lock, is_held
 
 
 @pytest.fixture
 def planned():
-    """Plan experiments while Hydra is initialised."""
+    """A maker of plans."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield Planned.of
 
@@ -48,7 +48,7 @@ def test_bad_budgets(text):
         ("--budget soon", "--budget takes"),
         ("--jobs 0", "--jobs takes a whole number of at least 1, or auto, not '0'"),
         ("--jobs many", "--jobs takes"),
-        ("resume=false epochs=3", "cannot override epochs=3 here"),
+        ("resume=false epochs=3", "epochs=3: "),
     ],
 )
 def test_bad_arguments_end_with_one_message(arguments, message):
@@ -57,11 +57,11 @@ def test_bad_arguments_end_with_one_message(arguments, message):
     assert str(ended.value.code).startswith(f"error: {message}")
 
 
-@pytest.mark.parametrize("override", ["trainer=ddp", "trainer.devices=2", "trainer.devices=[1]"])
-def test_parallel_runs_have_one_device_each(monkeypatch, override):
+@pytest.mark.parametrize("said", ["trainer=ddp", "trainer.devices=2", "trainer.devices=[1]"])
+def test_several_runs_at_a_time_have_one_device_each(monkeypatch, said):
     monkeypatch.setitem(SUITES, "course_report", ("course_report/l2",))
-    with pytest.raises(SystemExit, match="^error: --jobs 2 starts parallel runs on one device each"):
-        main(["course_report", "--jobs", "2", override])
+    with pytest.raises(SystemExit, match="^error: --jobs 2 makes several runs at a time, each on one device"):
+        main(["course_report", "--jobs", "2", said])
 
 
 SMOKE = ("cifarbn.reproduce", "course_report", "--scale", "smoke")
@@ -73,10 +73,9 @@ def rows(report):
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    """Call reproduce three times: ended by a signal, by a budget of 10 s, and by one of 1 s.
+    """Reproduce, ended by a signal, by a budget and by another: folder, outputs of the last two, rows after the first.
 
-    Returns the folder, the second output, the rows after the second call, and the third output. At the signal, the
-    first run has been rejected, because its folder holds another run, and the second run is finished.
+    When the signal comes, the first run has been refused, since its folder holds another one, and the second is made.
     """
     cwd = tmp_path_factory.mktemp("reproduced")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -96,16 +95,16 @@ def reproduced(tmp_path_factory):
     return cwd, first, before, run(*SMOKE, "--budget", "1s", cwd=cwd)
 
 
-def test_an_exhausted_budget_leaves_a_page_and_the_same_command_continues(reproduced):
+def test_a_budget_that_runs_out_leaves_a_page_and_the_same_command_goes_on(reproduced):
     cwd, first, before, again = reproduced
-    assert "rerun the command to continue" in first.stdout, first.stderr
+    assert "the same command goes on" in first.stdout, first.stderr
     report = cwd / "multirun_outputs" / "course_report_smoke" / "report"
     assert [row["experiment"] for row in before] == list(SUITES["course_report"])
-    assert before[1]["measured, %"] and before[1]["n"] == "1" and before[1]["data"] == "shapes"
-    assert before[-1]["excluded or missing"] == "1 not started" and before[-1]["n"] == "0"
-    assert "gap" not in before[1], "a smoke test is not the published experiment"
+    assert before[1]["measured here, %"] and before[1]["n"] == "1" and before[1]["data"] == "shapes"
+    assert before[-1]["does not count"] == "1 not begun" and before[-1]["n"] == "0"
+    assert "gap" not in before[1], "a smoke test is not the report's experiment"
     page = (report / "index.html").read_text()
-    assert page.index("Published and measured accuracy") < page.index("All runs, best first")
+    assert page.index("Beside the source") < page.index("All runs, best first")
     assert "epochs: 20 -&gt; 2" in page and os.fspath(cwd) not in page
 
     assert "done before" in again.stdout
@@ -113,24 +112,22 @@ def test_an_exhausted_budget_leaves_a_page_and_the_same_command_continues(reprod
     assert rows(report)[1] == before[1]
 
 
-def test_a_folder_with_another_run_is_an_error_and_the_other_runs_are_executed(reproduced):
+def test_a_folder_that_holds_another_run_is_refused_and_the_others_are_made(reproduced):
     cwd, _, _, finished = reproduced
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert "holds a run of a different config" in finished.stderr and "name=OTHER" in finished.stderr
     assert re.search(r"conflict .*experiment=course_report/vgg_a_bn", finished.stdout)
     root = cwd / "multirun_outputs" / "course_report_smoke"
     first, second, *_ = rows(root / "report")
-    assert first["n"] == "0" and first["excluded or missing"].startswith(
-        "1 conflict: holds a run of a different config"
-    )
-    assert second["n"] == "1" and not second["excluded or missing"]
-    (unchanged,) = root.glob("*vgg_a_bn*/result.json")
-    assert json.loads(unchanged.read_text())["config"]["epochs"] == 99
+    assert first["n"] == "0" and first["does not count"].startswith("1 refused: holds a run of a different config")
+    assert second["n"] == "1" and not second["does not count"]
+    (refused,) = root.glob("*vgg_a_bn*/result.json")
+    assert json.loads(refused.read_text())["config"]["epochs"] == 99
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_no_run_outlives_reproduce(tmp_path, jobs):
-    """SIGTERM ends reproduce and its runs, after they have saved, so that they can be continued at once."""
+    """SIGTERM ends reproduce and, after they have saved, the runs it makes: others can continue them at once."""
     arguments = [sys.executable, "-m", "cifarbn.reproduce", "course_report", "--scale", "smoke", "--jobs", str(jobs)]
     process = subprocess.Popen(
         arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -138,7 +135,7 @@ def test_no_run_outlives_reproduce(tmp_path, jobs):
     while not process.stdout.readline().startswith(f"run {jobs} of"):
         pass
     folder = tmp_path / "multirun_outputs" / "course_report_smoke" / ".locks"
-    wait_for(lambda: len(list(folder.glob("*vgg_a*"))) == jobs)
+    waited_for(lambda: len(list(folder.glob("*vgg_a*"))) == jobs)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
@@ -147,10 +144,9 @@ def test_no_run_outlives_reproduce(tmp_path, jobs):
 
 @pytest.fixture
 def scripted(tmp_path, monkeypatch, capsys):
-    """Call reproduce in this process with scripts instead of runs.
+    """reproduce in this process with scripted runs; returns the exit code, what it said, and each run's command line.
 
-    Returns the exit code, the output, and the command line of each run. A script gets the run folder as its argument.
-    The script `DONE` leaves a finished run.
+    A script has the run's folder as its argument. `DONE` leaves a finished run.
     """
     names = ("course_report/vgg_a_bn", "course_report/vgg_a", "course_report/l2", "course_report/pool")
     monkeypatch.chdir(tmp_path)
@@ -185,57 +181,55 @@ SLOW = f"{WRITE}\ntime.sleep(0.5)\nwrite('done')"
 ENDLESS = f"{WRITE}\nwrite('running')\ntime.sleep(60)"
 
 
-def statuses(output):
-    table = output[output.index("status ") :].splitlines()[1:5]
+def statuses(said):
+    table = said[said.index("status ") :].splitlines()[1:5]
     return [(line.split()[0], line.split("experiment=course_report/")[1].split()[0].rstrip(":")) for line in table]
 
 
 @pytest.mark.parametrize("jobs", ["1", "3"])
-def test_a_failed_run_does_not_stop_the_others_and_the_table_has_the_order_of_the_suite(scripted, jobs):
-    code, output, commands = scripted([SLOW, "print('no memory'); raise SystemExit(1)", SLOW, DONE], "--jobs", jobs)
+def test_a_failed_run_stops_no_other_and_the_table_has_the_order_of_the_suite(scripted, jobs):
+    code, said, commands = scripted([SLOW, "print('no memory'); raise SystemExit(1)", SLOW, DONE], "--jobs", jobs)
     assert code == 1
-    assert statuses(output) == [("done", "vgg_a_bn"), ("failed", "vgg_a"), ("done", "l2"), ("done", "pool")]
-    assert re.search(r"experiment=course_report/vgg_a: it ended before training started", output)
-    assert ("[vgg_a] no memory" in output) is (jobs == "3")
+    assert statuses(said) == [("done", "vgg_a_bn"), ("failed", "vgg_a"), ("done", "l2"), ("done", "pool")]
+    assert re.search(r"experiment=course_report/vgg_a: it ended before it began", said)
+    assert ("[vgg_a] no memory" in said) is (jobs == "3")
     assert all(("trainer.enable_progress_bar=false" in run) is (jobs == "3") for run in commands)
 
 
-def test_the_user_can_enable_the_progress_bar(scripted):
+def test_the_progress_bar_is_the_user_s_word(scripted):
     bar = "trainer.enable_progress_bar=true"
     _, _, commands = scripted([DONE] * 4, "--jobs", "2", bar)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose("train", overrides=commands[0]).trainer.enable_progress_bar is True
 
 
-def test_at_the_deadline_all_runs_end_and_no_further_run_starts(scripted, tmp_path, monkeypatch):
-    def passed(deadline):
-        """Let the deadline pass once three runs have written a result."""
+def test_at_the_deadline_all_runs_end_and_no_other_begins(scripted, tmp_path, monkeypatch):
+    def begun(deadline):
+        """The time is up when three runs have left something."""
         return deadline is not None and len(list(tmp_path.glob("multirun_outputs/*/*/result.json"))) == 3
 
-    monkeypatch.setattr("cifarbn.reproduce.parallel_runs._has_passed", passed)
-    code, output, commands = scripted([DONE, ENDLESS, ENDLESS, DONE], "--jobs", "2", "--budget", "1h")
+    monkeypatch.setattr("cifarbn.reproduce.parallel_runs._has_passed", begun)
+    code, said, commands = scripted([DONE, ENDLESS, ENDLESS, DONE], "--jobs", "2", "--budget", "1h")
     assert code == 0 and len(commands) == 3
-    assert "time budget exhausted, 1 of 4 runs not started" in output
-    table = output[output.index("status ") :]
+    assert "the time is up, 1 of 4 runs not begun" in said
+    table = said[said.index("status ") :]
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["done", "interrupted", "interrupted"]
 
 
-def test_labels_include_the_seed_if_there_are_several(scripted):
-    _, output, _ = scripted(["print('hello')"] * 4, "--jobs", "4", "--seeds", "2")
-    assert {f"[{name} seed={seed}] hello" for name in ("l2", "vgg_a_bn") for seed in range(2)} <= set(
-        output.splitlines()
-    )
+def test_seeds_are_in_the_labels_where_there_are_several(scripted):
+    _, said, _ = scripted(["print('hello')"] * 4, "--jobs", "4", "--seeds", "2")
+    assert {f"[{name} seed={seed}] hello" for name in ("l2", "vgg_a_bn") for seed in range(2)} <= set(said.splitlines())
 
 
-def test_runs_of_another_reproduce_are_elsewhere_and_not_a_failure(tmp_path, planned, monkeypatch, capsys):
-    """Both if the lock exists at first, and if the other process takes it just before the run starts."""
+def test_runs_that_another_reproduce_is_making_are_elsewhere_and_no_fault(tmp_path, planned, monkeypatch, capsys):
+    """Whether it is found so at first, or only by the process that was to make it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SUITES, "course_report", ("course_report/vgg_a_bn", "course_report/vgg_a"))
     root = tmp_path / "multirun_outputs" / "course_report_smoke"
     names = [_folder(planned(name, "smoke"), 0) for name in SUITES["course_report"]]
     first = Lock(root / ".locks" / f"{names[0]}.lock")
 
-    def started_by_the_other_process(overrides):
+    def begun_by_the_other_just_before(overrides):
         (root / names[1]).mkdir()
         result = {"status": "running", "overrides": [], "config": {}}
         (root / names[1] / "result.json").write_text(json.dumps(result))
@@ -243,55 +237,41 @@ def test_runs_of_another_reproduce_are_elsewhere_and_not_a_failure(tmp_path, pla
         return [sys.executable, "-c", "pass"]
 
     locks = [first]
-    monkeypatch.setattr("cifarbn.reproduce.suite._command", started_by_the_other_process)
+    monkeypatch.setattr("cifarbn.reproduce.suite._command", begun_by_the_other_just_before)
     with pytest.raises(SystemExit) as ended:
         GlobalHydra.instance().clear()
         main(["course_report", "--scale", "smoke"])
-    printed = capsys.readouterr()
-    assert ended.value.code == 0, printed
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said
     assert re.search(
-        r"locked .*course_report/vgg_a_bn.*\n *locked .*course_report/vgg_a", printed.out.replace("\n\n", "\n")
+        r"locked .*course_report/vgg_a_bn.*\n *locked .*course_report/vgg_a", said.out.replace("\n\n", "\n")
     )
 
 
-def test_every_key_that_does_not_define_the_experiment_is_allowed(planned):
-    options = [
-        "trainer.compile=false",
-        "trainer=cpu",
-        "record=all",
-        "data.root=/x",
-        "data.download=false",
-        "retry=false",
-    ]
-    assert all(role_of(override) in ALLOWED for override in options)
+def test_every_key_that_does_not_define_the_experiment_may_be_said(planned):
+    how = ["trainer.compile=false", "trainer=cpu", "record=all", "data.root=/x", "data.download=false", "retry=false"]
+    assert all(role_of(said) in HOW for said in how)
     for name in ("course_report/vgg_a", "santurkar2018/dln"):
-        plan = planned(name, "smoke", options)
-        assert plan.scaled.trainer.compile is False and plan.overrides[-3:] == options[:3]
-        compose("train", overrides=[*plan.overrides, *_execution_options(plan, options)])
-        assert _folder(plan, 0) == folder_name([*plan.overrides, "seed=0", *options[3:]])
+        plan = planned(name, "smoke", how)
+        assert plan.scaled.trainer.compile is False and plan.overrides[-3:] == how[:3]
+        compose("train", overrides=[*plan.overrides, *_carried_out(plan, how)])
+        assert _folder(plan, 0) == folder_name([*plan.overrides, "seed=0", *how[3:]])
         assert {"trainer=cpu", "record=all", "trainer.compile=false"} <= set(plan.changes())
-    assert _execution_options(planned("course_report/vgg_a", "full", options), options) == options[3:]
-    gaussian = planned("santurkar2018/dln", "full", options)
-    assert _execution_options(gaussian, options) == ["retry=false"], "this data set has no folder"
+    assert _carried_out(planned("course_report/vgg_a", "full", how), how) == how[3:]
+    assert _carried_out(planned("santurkar2018/dln", "full", how), how) == ["retry=false"], "gaussian has no folder"
 
 
-@pytest.mark.parametrize("override", ["epochs=3", "name=x", "resume_from=x", "seed=3", "trainer=smoke", "optim.lr=1"])
-def test_overrides_that_change_an_experiment_are_an_error(override):
+@pytest.mark.parametrize("said", ["epochs=3", "name=x", "resume_from=x", "seed=3", "trainer=smoke", "optim.lr=1"])
+def test_what_would_change_the_experiments_is_refused(said, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["course_report", override])
-    assert str(ended.value.code).startswith(f"error: cannot override {override} here; only ")
+        main(["course_report", said])
+    assert str(ended.value.code).startswith(f"error: {said}: this would change the experiments")
     assert "trainer.compile" in str(ended.value.code)
 
 
-def test_old_names_of_suites_are_accepted_with_a_notice(capsys):
-    assert [modern_suite(name) for name in ("report", "paper", "course", "course_report")] == [
-        *("course_report", "santurkar2018", "course_handout", "course_report")
-    ]
-    assert capsys.readouterr().err.startswith("note: report is now called course_report\n")
-
-
-def wait_for(condition, seconds=60):
+def waited_for(look, seconds=60):
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := look()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    return found

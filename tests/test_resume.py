@@ -108,7 +108,7 @@ def test_under_every_schedule_and_optimizer(optim, schedule, tmp_path):
     assert_continues(cfg, tmp_path, stop_after=3)
 
 
-@pytest.mark.parametrize("loader", LOADERS)  # other data sets use the loader of cifar10 and shapes
+@pytest.mark.parametrize("loader", options("data"))
 @pytest.mark.parametrize("schedule", ["constant", "onecycle"])
 def test_with_every_loader(loader, schedule, tiny_cifar10, tmp_path):
     root = [f"data.root={tiny_cifar10}"] if loader == "cifar10" else []

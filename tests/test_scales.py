@@ -1,48 +1,49 @@
-"""The experiments that `python -m cifarbn.reproduce` plans, for every suite and scale."""
+"""What `python -m cifarbn.reproduce` plans: every experiment of every source at every scale."""
 
 import pytest
 from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from test_config import CONF, options
 
-from cifarbn.reproduce.scales import FAST, SCALES, SUITES, Planned, experiments
+from cifarbn.reproduce.scales import FAST, SCALES, SUITES, Planned, suite
 
 NAMES = [name for names in SUITES.values() for name in names]
-AT_ALL_SCALES = [(scale, name) for scale in SCALES for suite in SUITES for name in experiments(suite, scale)]
+AT_ALL_SCALES = [(scale, name) for scale in SCALES for source in SUITES for name in suite(source, scale)]
 RATES = {1e-3, 5e-4, 2e-3, 1e-4}
 
 
 @pytest.fixture
 def planned():
-    """Plan experiments while Hydra is initialised."""
+    """A maker of plans."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield Planned.of
 
 
-def test_every_experiment_is_in_a_suite():
-    names = {name for name in options("experiment") if "/" in name}
-    assert {name.split()[0] for name in NAMES} == names
+def test_every_row_of_every_source_is_run():
+    rows = {name for name in options("experiment") if "/" in name}
+    assert {name.split()[0] for name in NAMES} == rows
     assert len(set(AT_ALL_SCALES)) == len(AT_ALL_SCALES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_has_a_source_and_is_unchanged_at_full_scale(planned, name):
+def test_every_row_states_its_source_and_full_changes_nothing(planned, name):
     plan = planned(name, "full")
     assert plan.written.source and plan.changes() == []
     assert plan.written.data.val_size == 0 if "val_size" in plan.written.data else name.startswith("santurkar2018/dln")
 
 
 @pytest.mark.parametrize(("scale", "name"), AT_ALL_SCALES)
-def test_every_experiment_instantiates_at_every_scale(planned, scale, name):
+def test_every_row_can_be_made_at_every_scale(planned, scale, name):
     plan = planned(name, scale)
     optimizer = instantiate(plan.scaled.optim)
-    model = instantiate(plan.scaled.model)
-    optimizer(model.parameters())
+    net = instantiate(plan.scaled.model)
+    optimizer(net.parameters())
     instantiate(plan.scaled.schedule), instantiate(plan.scaled.data), instantiate(plan.scaled.loss)
 
 
-def test_targets_are_those_of_the_course_report(planned):
-    assert {name: planned(name, "full").written.target for name in RESULTS} == RESULTS
+def test_targets_are_the_report_s(planned):
+    said = {name: planned(f"report/{name}", "full").written.target for name in (n.partition("/")[2] for n in RESULTS)}
+    assert {f"report/{name}": target for name, target in said.items()} == RESULTS
 
 
 RESULTS = {
@@ -62,7 +63,7 @@ RESULTS = {
 }
 
 
-def test_changes_of_a_scale_and_the_base_of_an_experiment(planned):
+def test_a_row_says_what_its_scale_changes_and_what_it_builds_on(planned):
     plan = planned("course_report/l2", "laptop")
     assert plan.changes() == ["epochs: 200 -> 6", "model.width: 64 -> 16", "schedule.milestones: [100] -> [3]"]
     assert plan.base() == "course_report/augmentation" and planned("course_report/baseline", "full").base() is None
@@ -77,9 +78,9 @@ def test_changes_of_a_scale_and_the_base_of_an_experiment(planned):
     ]
 
 
-@pytest.mark.parametrize("name", [*experiments("course_report", "fast"), *experiments("course_handout", "fast")])
-def test_fast_changes_only_duration_batch_size_and_learning_rate(planned, name):
-    """Model, loss, optimizer, augmentation and regularisation are unchanged."""
+@pytest.mark.parametrize("name", [*suite("course_report", "fast"), *suite("course_handout", "fast")])
+def test_fast_changes_only_how_long_and_at_what_rate(planned, name):
+    """The row's own change stays: its model, loss, optimizer, augmentation and regularisation."""
     plan = planned(name, "fast")
     keys = {change.partition(":")[0].partition("=")[0] for change in plan.changes()}
     assert keys <= {"epochs", "schedule", "data.batch_size", "optim.lr"}
@@ -88,16 +89,16 @@ def test_fast_changes_only_duration_batch_size_and_learning_rate(planned, name):
         assert keys <= {"schedule"} and plan.scaled.optim.lr in RATES
 
 
-def test_experiments_that_fast_does_not_change_are_short(planned):
+def test_every_line_of_fast_is_a_row_and_the_others_are_short_at_full_scale(planned):
     assert FAST.keys() <= set(NAMES)
     for name in set(NAMES) - FAST.keys():
         plan = planned(name, "fast")
         assert plan.changes() == [] and plan.written.epochs <= 40
 
 
-@pytest.mark.parametrize("suite", ["course_report", "course_handout"])
-def test_smoothness_figures_have_four_constant_rates(planned, suite):
-    plans = [planned(name, "fast") for name in experiments(suite, "fast") if "vgg" in name]
+@pytest.mark.parametrize("source", ["course_report", "course_handout"])
+def test_the_figures_of_smoothness_have_four_constant_rates(planned, source):
+    plans = [planned(name, "fast") for name in suite(source, "fast") if "vgg" in name]
     for bn in (False, True):
         family = [plan.scaled for plan in plans if plan.name.split()[0].endswith("bn") is bn]
         constant = [cfg for cfg in family if cfg.schedule._target_.endswith("ConstantLR")]

@@ -385,10 +385,8 @@ def _extra(node: Any, base: Any, prefix: str) -> Iterator[str]:
         return
     if isinstance(node, DictConfig) and isinstance(base, DictConfig):
         for key in map(str, node):
-            if key not in base.keys():  # `in base` is False for a value of ???
+            if key not in base:
                 yield f"{prefix}.{key}"
-            elif OmegaConf.is_missing(node, key) or OmegaConf.is_missing(base, key):
-                continue
             elif not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_interpolation(base, key):
                 yield from _extra(node[key], base[key], f"{prefix}.{key}")
 

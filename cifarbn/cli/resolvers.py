@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 from cifarbn.cli import help
 from cifarbn.cli.conf import PRIMARY
 from cifarbn.data import interface
-from cifarbn.data.class_folders import content_key
 from cifarbn.runs.identity import folder_name
 
 
@@ -17,7 +16,6 @@ def register() -> None:
     """Register the resolvers with OmegaConf."""
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("data_root", data_root, replace=True)
-    OmegaConf.register_new_resolver("folder_content", content_key, replace=True)
     OmegaConf.register_new_resolver("num_classes", num_classes, replace=True)
     OmegaConf.register_new_resolver("help", help_template, replace=True)
     OmegaConf.register_new_resolver("info", info_template, replace=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 IMAGE_SIZE = 32
-"""Height and width of CIFAR-10's and of the embedded data set's images, in pixels."""
+"""Height and width of every image, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,7 @@ class Images:
     """Images and their labels, on one device.
 
     Attributes:
-        pixels: uint8 (N, 3, H, W), RGB, in any memory format.
+        pixels: uint8 (N, 3, 32, 32), RGB, in any memory format.
         labels: int64 (N,).
 
     Raises:
@@ -28,9 +28,11 @@ class Images:
 
     def __post_init__(self) -> None:
         n = len(self.labels)
-        shape = tuple(self.pixels.shape)
-        if len(shape) != 4 or shape[:2] != (n, 3) or self.pixels.dtype != torch.uint8:
-            raise ValueError(f"pixels must be uint8 ({n}, 3, H, W), not {self.pixels.dtype} {shape}")
+        if self.pixels.shape != (n, 3, IMAGE_SIZE, IMAGE_SIZE) or self.pixels.dtype != torch.uint8:
+            raise ValueError(
+                f"pixels must be uint8 ({n}, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), "
+                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
+            )
         if self.labels.shape != (n,) or self.labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64 ({n},), not {self.labels.dtype} {tuple(self.labels.shape)}")
 
@@ -40,11 +42,6 @@ class Images:
     def __getitem__(self, index: Tensor | slice) -> "Images":
         """Return the images at `index` (int64 or bool tensor, or a slice) as another `Images`."""
         return Images(self.pixels[index], self.labels[index])
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.pixels.shape[2], self.pixels.shape[3]
 
     def to(self, device: torch.device | str) -> "Images":
         """Return these images on `device`; `self`, without a copy, if they are already there."""

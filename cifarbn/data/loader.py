@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cifarbn.data.augmentation import Augmentation, CropFlipParams, PaddedImages
-from cifarbn.data.images import Images
+from cifarbn.data.images import IMAGE_SIZE, Images
 from cifarbn.data.randomness import keyed_generator
 from cifarbn.errors import UserError
 
@@ -45,7 +45,7 @@ class EpochSampler:
 class InMemoryLoader:
     """Batches `(x, y)` of images that are already on the device.
 
-    x is float32 (B, 3, H, W), channels_last, `(pixels / 255 - mean) / std`, bit-equal to torchvision's ToTensor and
+    x is float32 (B, 3, 32, 32), channels_last, `(pixels / 255 - mean) / std`, bit-equal to torchvision's ToTensor and
     Normalize; y is int64 (B,). The batches of an epoch are a pure function of (seed, epoch).
 
     With several ranks, each rank takes its share of every global batch, so the same command runs the same optimisation
@@ -99,7 +99,6 @@ class InMemoryLoader:
             )
         self.images = images
         self.augmentation = augmentation or NO_AUGMENTATION
-        self.augmentation.check_image_size(images.image_size)
         self.sampler = EpochSampler(len(images), shuffle=shuffle, seed=seed)
         # Every world_size-th image of the epoch's order, starting at number `rank`, so that this rank's k-th batch is
         # a part of the k-th global batch.
@@ -107,10 +106,10 @@ class InMemoryLoader:
         self._share_size = len(range(rank, used, world_size))
         self._batch_size = math.ceil(batch_size / world_size)
         # One value per element of an image instead of one per channel: the innermost loop then runs over 3072
-        # contiguous values (of 32x32 pixels) instead of 3, which is 4 times as fast on a CPU.
-        device, count = images.pixels.device, math.prod(images.image_size)
-        self._mean = torch.tensor([float(m) for m in mean], device=device).repeat(count)
-        self._std = torch.tensor([float(s) for s in std], device=device).repeat(count)
+        # contiguous values instead of 3, which is 4 times as fast on a CPU.
+        device = images.pixels.device
+        self._mean = torch.tensor([float(m) for m in mean], device=device).repeat(IMAGE_SIZE * IMAGE_SIZE)
+        self._std = torch.tensor([float(s) for s in std], device=device).repeat(IMAGE_SIZE * IMAGE_SIZE)
         self._position = {"epoch": 0, "batches": 0}
         self._resume_at: dict[str, int] | None = None
 
@@ -163,7 +162,6 @@ class InMemoryLoader:
         return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        images = pixels.permute(0, 2, 3, 1)
-        flat = images.reshape(len(images), -1).float()
+        flat = pixels.permute(0, 2, 3, 1).reshape(len(pixels), -1).float()
         flat = flat.div_(255).sub_(self._mean).div_(self._std)
-        return flat.view(images.shape).permute(0, 3, 1, 2)
+        return flat.view(-1, IMAGE_SIZE, IMAGE_SIZE, 3).permute(0, 3, 1, 2)

@@ -1,17 +1,18 @@
-"""The Lightning data module: training, validation and test images, held in memory on the training device."""
+"""The Lightning data modules: training, validation and test images, held in memory on the training device."""
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from cifarbn.data import cifar10, shapes
 from cifarbn.data.augmentation import Augmentation
 from cifarbn.data.images import Images
 from cifarbn.data.loader import NO_AUGMENTATION, InMemoryLoader
-from cifarbn.data.memory import check_memory
 from cifarbn.data.randomness import keyed_generator
 from cifarbn.errors import UserError
 
@@ -22,10 +23,9 @@ class DataModule(pl.LightningDataModule):
     Args:
         name: as on the command line, `data=name`.
         classes: the name of each label.
-        val_size: number of training images held out for validation, or a fraction of them; 0 for none.
-        train_size: number of images that `read` returns for training, including validation; None if unknown.
-        image_size: height and width of the images; None if unknown.
-        mean, std: per channel, of the training pixels scaled to [0, 1]; None to compute them from the training images.
+        train_size: number of images that `read` returns for training, including validation.
+        val_size: number of these held out for validation; 0 for none.
+        mean, std: per channel, of the training pixels scaled to [0, 1].
         batch_size: images in a training batch, over all devices together.
         eval_batch_size: the same for validation and test.
         split_seed: selects the validation images. Separate from `seed`, so that all runs of a sweep validate on the
@@ -45,11 +45,10 @@ class DataModule(pl.LightningDataModule):
         *,
         name: str,
         classes: Sequence[str],
-        val_size: int | float,
-        train_size: int | None = None,
-        image_size: tuple[int, int] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        train_size: int,
+        val_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
         batch_size: int = 128,
         eval_batch_size: int = 1000,
         split_seed: int = 0,
@@ -61,32 +60,24 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.name = name
         self.classes = tuple(classes)
-        self.image_size = image_size
-        self.batch_size = check_whole("batch_size", batch_size, at_least=1)
-        self.eval_batch_size = check_whole("eval_batch_size", eval_batch_size, at_least=1)
-        self.val_size = check_share("val_size", val_size)
-        if train_size is not None:
-            number_of("val_size", val_size, train_size)
-        self.split_seed = check_whole("split_seed", split_seed)
-        self.seed = check_whole("seed", seed)
-        self.mean = None if mean is None else _three("mean", mean)
-        self.std = None if std is None else _three("std", std)
-        if self.std and min(self.std) <= 0:
+        self.batch_size = _whole("batch_size", batch_size, at_least=1)
+        self.eval_batch_size = _whole("eval_batch_size", eval_batch_size, at_least=1)
+        self.val_size = _whole("val_size", val_size, at_least=0)
+        if self.val_size >= train_size:
+            raise UserError(f"data.val_size must be below the number of training images, {train_size}, not {val_size}")
+        self.split_seed = _whole("split_seed", split_seed)
+        self.seed = _whole("seed", seed)
+        self.mean, self.std = _three("mean", mean), _three("std", std)
+        if min(self.std) <= 0:
             raise UserError(f"data.std must be above 0 in every channel, not {list(self.std)}")
         self.augmentation = augmentation or NO_AUGMENTATION
-        if image_size:
-            self.augmentation.check_image_size(image_size)
-        self.drop_last = check_flag("drop_last", drop_last)
-        self.test_curve = check_flag("test_curve", test_curve)
+        self.drop_last = _truth("drop_last", drop_last)
+        self.test_curve = _truth("test_curve", test_curve)
         self._images: dict[str, Images] = {}
         self._fingerprint = ""
 
-    def read(self) -> tuple[Images, Images] | tuple[Images, Images, Images]:
-        """Return the training and the test images, on the CPU; called once.
-
-        Of two parts, (training, test), validation images are split off the first; three are (training, validation,
-        test).
-        """
+    def read(self) -> tuple[Images, Images]:
+        """Return the training images (including validation) and the test images, on the CPU; called once."""
         raise NotImplementedError
 
     @property
@@ -101,7 +92,7 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def val_images(self) -> Images:
-        """The validation images; after `setup`."""
+        """The `val_size` validation images; after `setup`."""
         return self._images["val"]
 
     @property
@@ -112,31 +103,12 @@ class DataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read and split the images on the first call; move them to the trainer's device (CPU without a trainer)."""
         if not self._images:
-            train, *others, test = self.read()
-            self._fingerprint = "-".join(part.fingerprint for part in (train, *others, test))
-            if others:
-                (val,) = others
-            else:
-                train, val = split(train, number_of("val_size", self.val_size, len(train)), "split", self.split_seed)
+            train, test = self.read()
+            self._fingerprint = f"{train.fingerprint}-{test.fingerprint}"
+            train, val = _split(train, self.val_size, self.split_seed)
             self._images = {"train": train, "val": val, "test": test}
-            self._describe_images()
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if device.type == "cuda" and self.train_images.pixels.device != device:
-            check_memory(sum(map(len, self._images.values())), self.train_images.image_size, device)
         self._images = {part: images.to(device) for part, images in self._images.items()}
-
-    def _describe_images(self) -> None:
-        """Set the attributes that only the images determine."""
-        self.val_size = len(self.val_images)
-        self.image_size = self.train_images.image_size
-        if self.mean is None or self.std is None:
-            mean, std = channel_statistics(self.train_images)
-            self.mean, self.std = self.mean or mean, self.std or std
-        if min(self.std) <= 0:
-            raise UserError(
-                f"data: all training images have the same constant value in a channel (std {list(self.std)}); "
-                "check the images, or set data.std"
-            )
 
     def train_dataloader(self) -> InMemoryLoader:
         """Return the shuffled, augmented training batches."""
@@ -169,92 +141,104 @@ class DataModule(pl.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Return the `data` block of result.json; before `setup` without sizes and fingerprint.
 
-        The fingerprint covers the parts that `read` returns, before the split.
+        The fingerprint covers the training and the test images as read, before the split.
         """
         return {
             "name": self.name,
             "classes": list(self.classes),
             "fingerprint": self._fingerprint,
             **{f"{part}_size": len(images) for part, images in self._images.items()},
-            "image_size": self.image_size and list(self.image_size),
-            "mean": self.mean and list(self.mean),
-            "std": self.std and list(self.std),
+            "mean": list(self.mean),
+            "std": list(self.std),
             "augmentation": asdict(self.augmentation),
         }
 
     def _loader(self, images: Images, batch_size: int, **options: Any) -> InMemoryLoader:
-        assert self.mean and self.std
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return InMemoryLoader(
             images, batch_size, mean=self.mean, std=self.std, rank=rank, world_size=world_size, **options
         )
 
 
-def split(images: Images, count: int, purpose: str, seed: int) -> tuple[Images, Images]:
-    """Return the images without `count` randomly selected ones, and those, each in their original order.
+class CIFAR10(DataModule):
+    """CIFAR-10, read from `root`; other options as for `DataModule`."""
 
-    Args:
-        images: all images.
-        count: number of selected images.
-        purpose: keeps random splits for different purposes independent.
-        seed: selects the images.
-    """
-    if not count:
+    def __init__(
+        self,
+        root: str | Path,
+        download: bool = True,
+        *,
+        val_size: int = 5000,
+        mean: Sequence[float] = cifar10.MEAN,
+        std: Sequence[float] = cifar10.STD,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            name="cifar10",
+            classes=cifar10.CLASSES,
+            train_size=cifar10.TRAIN_SIZE,
+            val_size=val_size,
+            mean=mean,
+            std=std,
+            **options,
+        )
+        if not isinstance(root, (str, Path)) or not str(root):
+            raise UserError(f"data.root must be a folder, not {root!r}; without it, CIFARBN_DATA or ./data is used")
+        self.root = root
+        self.download = _truth("download", download)
+
+    def prepare_data(self) -> None:
+        """Download the data set if it is missing; Lightning calls this in one process per machine."""
+        cifar10.find_cifar10(self.root, self.download)
+
+    def read(self) -> tuple[Images, Images]:
+        """Read and verify the files."""
+        return cifar10.read_cifar10(self.root, self.download)
+
+
+class Shapes(DataModule):
+    """The embedded data set, always the same images; other options as for `DataModule`."""
+
+    def __init__(
+        self,
+        train_size: int = 10_000,
+        test_size: int = 2000,
+        *,
+        val_size: int = 1000,
+        mean: Sequence[float] = shapes.MEAN,
+        std: Sequence[float] = shapes.STD,
+        **options: Any,
+    ) -> None:
+        self.train_size = _whole("train_size", train_size, at_least=1)
+        self.test_size = _whole("test_size", test_size, at_least=1)
+        super().__init__(
+            name="shapes",
+            classes=shapes.CLASSES,
+            train_size=train_size,
+            val_size=val_size,
+            mean=mean,
+            std=std,
+            **options,
+        )
+
+    def read(self) -> tuple[Images, Images]:
+        """Draw the images."""
+        return (
+            shapes.draw_shapes(self.train_size, shapes.TRAIN_SEED),
+            shapes.draw_shapes(self.test_size, shapes.TEST_SEED),
+        )
+
+
+def _split(images: Images, val_size: int, seed: int) -> tuple[Images, Images]:
+    """Return the training images and `val_size` validation images, each in their original order."""
+    if not val_size:
         return images, images[:0]
-    selected = torch.zeros(len(images), dtype=torch.bool)
-    selected[torch.randperm(len(images), generator=keyed_generator(purpose, seed))[:count]] = True
-    return images[~selected], images[selected]
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    held_out[torch.randperm(len(images), generator=keyed_generator("split", seed))[:val_size]] = True
+    return images[~held_out], images[held_out]
 
 
-def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return the mean and the standard deviation of each channel, pixels scaled to [0, 1], to four decimals.
-
-    Computed from counts of the 256 values, so the result is exact and does not depend on the order of the images.
-    """
-    values = torch.arange(256).double() / 255
-    means, stds = [], []
-    for channel in range(3):
-        counts = torch.zeros(256, dtype=torch.int64)
-        for block in images.pixels[:, channel].split(4096):  # bincount converts its input to int64
-            counts += torch.bincount(block.flatten(), minlength=256)
-        weights = counts.double() / counts.sum()
-        mean = weights @ values
-        means.append(round(mean.item(), 4))
-        stds.append(round((weights @ (values - mean) ** 2).sqrt().item(), 4))
-    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
-
-
-def number_of(key: str, share: int | float, total: int) -> int:
-    """Return how many of `total` training images a number or a fraction of them is.
-
-    Raises:
-        UserError: if no training image would be left.
-    """
-    count = share if isinstance(share, int) else max(1, round(share * total))
-    if count >= total:
-        raise UserError(f"data.{key} must be below the number of training images, {total}, not {count}")
-    return count
-
-
-def check_share(key: str, value: Any) -> int | float:
-    """Return a number of images, or a fraction between 0 and 1 of them.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    if isinstance(value, float):
-        if not 0 < value < 1:
-            raise UserError(f"data.{key} must be a whole number, or a fraction between 0 and 1, not {value!r}")
-        return value
-    return check_whole(key, value, at_least=0)
-
-
-def check_whole(key: str, value: Any, at_least: int | None = None) -> int:
-    """Return a whole number.
-
-    Raises:
-        UserError: if it is not one, or below `at_least`.
-    """
+def _whole(key: str, value: Any, at_least: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"data.{key} must be a whole number, not {value!r}")
     if at_least is not None and value < at_least:
@@ -262,29 +246,10 @@ def check_whole(key: str, value: Any, at_least: int | None = None) -> int:
     return value
 
 
-def check_flag(key: str, value: Any) -> bool:
-    """Return a bool.
-
-    Raises:
-        UserError: if it is not one.
-    """
+def _truth(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"data.{key} must be true or false, not {value!r}")
     return value
-
-
-def check_size(key: str, value: Any) -> tuple[int, int]:
-    """Return (height, width) for a whole number, or a pair of them.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    pair = [value, value] if isinstance(value, int) else value
-    try:
-        height, width = pair
-    except (TypeError, ValueError):
-        raise UserError(f"data.{key} must be a number of pixels, or [height, width], not {value!r}") from None
-    return check_whole(key, height, at_least=1), check_whole(key, width, at_least=1)
 
 
 def _three(key: str, values: Any) -> tuple[float, float, float]:

@@ -1,15 +1,12 @@
 """The embedded data set: ten classes of drawn 32x32 images, for use without CIFAR-10."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from cifarbn.data.images import IMAGE_SIZE, Images
-from cifarbn.data.memory import check_memory
-from cifarbn.data.module import DataModule, check_whole
 from cifarbn.data.randomness import keyed_generator
 
 TRAIN_SEED, TEST_SEED = 0, 1
@@ -20,38 +17,6 @@ STD = (0.295, 0.295, 0.295)
 """Per channel, of the training pixels scaled to [0, 1]; equal in all channels to two decimals."""
 
 _BLOCK = 1000  # images drawn together
-
-
-class Shapes(DataModule):
-    """The embedded data set, always the same images; other options as for `DataModule`."""
-
-    def __init__(
-        self,
-        train_size: int = 10_000,
-        test_size: int = 2000,
-        *,
-        val_size: int = 1000,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
-        **options: Any,
-    ) -> None:
-        self.train_size = check_whole("train_size", train_size, at_least=1)
-        self.test_size = check_whole("test_size", test_size, at_least=1)
-        super().__init__(
-            name="shapes",
-            classes=CLASSES,
-            train_size=train_size,
-            val_size=val_size,
-            image_size=(IMAGE_SIZE, IMAGE_SIZE),
-            mean=mean,
-            std=std,
-            **options,
-        )
-
-    def read(self) -> tuple[Images, Images]:
-        """Draw the images."""
-        check_memory(self.train_size + self.test_size, (IMAGE_SIZE, IMAGE_SIZE))
-        return draw_shapes(self.train_size, TRAIN_SEED), draw_shapes(self.test_size, TEST_SEED)
 
 
 def draw_shapes(n: int, seed: int) -> Images:

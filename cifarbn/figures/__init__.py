@@ -1,10 +1,10 @@
-"""Draw arrays as matplotlib figures; nothing here reads a file, depends on a run or keeps a figure open."""
+"""Arrays in, matplotlib figure out; nothing here reads a file, knows a run or keeps a figure open."""
 
 from cifarbn.figures.confusion import confusion_matrix
 from cifarbn.figures.curves import comparison, training_curves
 from cifarbn.figures.images import FeatureMaps, feature_maps, first_layer_filters, misclassified
 from cifarbn.figures.layers import Distribution, distributions, layers
-from cifarbn.figures.smoothness import along_gradient, bands, distance_curves, factors, lines
+from cifarbn.figures.smoothness import bands, distance_curves, factors, lines, walks
 from cifarbn.figures.structure import Layer, structure
 from cifarbn.figures.style import save
 
@@ -12,7 +12,6 @@ __all__ = [
     "Distribution",
     "FeatureMaps",
     "Layer",
-    "along_gradient",
     "bands",
     "comparison",
     "confusion_matrix",
@@ -27,4 +26,5 @@ __all__ = [
     "save",
     "structure",
     "training_curves",
+    "walks",
 ]

@@ -10,27 +10,27 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cifarbn.figures.style import MUTED, PALETTE, logarithmic, styled, wrapped
 
-# Validation and test curves often coincide, so the test curve is dashed.
+# Validation and test curves lie on each other more often than not, hence the dashes.
 PARTS = {
     "train": ("training", MUTED, "-"),
     "val": ("validation", PALETTE[0], "-"),
     "test_curve": ("test", PALETTE[1], (0, (3, 1.5))),
 }
-WIDTH = 3.9  # inches: fits a phone, and three figures fit side by side on a desktop screen
+WIDTH = 3.9  # inches: on a phone's screen as well, and three beside each other on a desk's
 OTHERS = "#c3c9d1"
-LOG_RATIO = 50  # a loss whose largest value exceeds its smallest by more than this ratio gets a logarithmic axis
+ORDERS_OF_MAGNITUDE = 50  # from which ratio of greatest to least a loss is drawn on a logarithmic axis
 QUANTITIES = {"loss": "loss", "acc": "accuracy"}
 
 
 @styled
 def training_curves(curves: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw loss and accuracy of each data split against epoch, for one group of runs.
+    """The training procedure of one group of runs: loss and accuracy of each part of the data against epoch.
 
-    A line is the mean over the runs; the band around it spans their minimum and maximum.
+    A line is the mean over the runs and the band about it reaches from the least to the greatest.
 
     Args:
-        curves: `split/quantity` -> (runs, epochs), NaN where not measured; split is train, val or test_curve, quantity
-            is loss or acc (a fraction). Missing curves are omitted.
+        curves: `part/quantity` -> (runs, epochs), NaN where not measured; part is train, val or test_curve, quantity
+            loss or acc (a fraction). What is missing is not drawn.
         title: of the figure.
     """
     measured = [q for q in QUANTITIES if any(np.isfinite(v).any() for name, v in curves.items() if name.endswith(q))]
@@ -43,44 +43,42 @@ def training_curves(curves: Mapping[str, np.ndarray], title: str) -> Figure:
         _finish(axes, quantity, QUANTITIES[quantity])
         axes.label_outer()
     figure.align_ylabels()
-    handles = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    _legend(figure, list(handles.values()), list(handles), ncols=3)
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    _legend(figure, list(shown.values()), list(shown), ncols=3)
     return figure
 
 
 @styled
-def comparison(curves: Mapping[str, np.ndarray], quantity: str, label: str, title: str) -> Figure:
-    """Draw one quantity of several groups against epoch: the mean over runs, with a band from minimum to maximum.
+def comparison(curves: Mapping[str, np.ndarray], quantity: str, what: str, title: str) -> Figure:
+    """One quantity of several groups against epoch, each the mean over its runs and a band from least to greatest.
 
-    The first groups get a colour each, in the given order; groups beyond the palette are grey.
+    The first groups are drawn in colour, in the order given; where there are more than colours, the others are grey.
 
     Args:
         curves: label -> (runs, epochs), NaN where not measured.
         quantity: "loss" or "acc" (a fraction).
-        label: of the vertical axis, such as "validation accuracy".
+        what: the label of the vertical axis, such as "validation accuracy".
         title: of the figure.
     """
     coloured = dict(zip(curves, PALETTE, strict=False))
     grey = len(curves) - len(coloured)
-    names = {group: wrapped(group, WIDTH - 0.6, 9) for group in coloured}
+    names = {label: wrapped(label, WIDTH - 0.6, 9) for label in coloured}
     lines = sum(name.count("\n") + 1 for name in names.values()) + bool(grey)
     figure = _figure(2.3 + 0.19 * lines, title)
     axes = figure.subplots()
-    for group in reversed(list(curves)):  # the first on top
-        _line_and_band(axes, curves[group], coloured.get(group, OTHERS), group, band=group in coloured)
-    _finish(axes, quantity, label)
+    for label in reversed(list(curves)):  # the first on top
+        _line_and_band(axes, curves[label], coloured.get(label, OTHERS), label, band=label in coloured)
+    _finish(axes, quantity, what)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    entries = {names[group]: handle for group in coloured if (handle := handles.get(group))}
+    shown = {names[label]: handle for label in coloured if (handle := handles.get(label))}
     if grey:
-        entries[f"{grey} other{'s' if grey > 1 else ''}"] = handles[list(curves)[-1]]
-    _legend(figure, list(entries.values()), list(entries))
+        shown[f"{grey} other{'s' if grey > 1 else ''}"] = handles[list(curves)[-1]]
+    _legend(figure, list(shown.values()), list(shown))
     return figure
 
 
 def _figure(height: float, title: str) -> Figure:
-    """Return an empty figure, `height` inches high plus the height of its title."""
+    """A figure with room for its title, and so many inches besides."""
     title = wrapped(title, WIDTH - 0.2)
     height += 0.17 * (title.count("\n") + 1)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -107,7 +105,7 @@ def _finish(axes: Axes, quantity: str, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if quantity == "acc":
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-    elif axes.dataLim.ymin > 0 and axes.dataLim.ymax > LOG_RATIO * axes.dataLim.ymin:
+    elif axes.dataLim.ymin > 0 and axes.dataLim.ymax > ORDERS_OF_MAGNITUDE * axes.dataLim.ymin:
         logarithmic(axes, "y")
 
 

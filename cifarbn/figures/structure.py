@@ -1,4 +1,4 @@
-"""A diagram of a model: its layers from top to bottom, with shortcuts, output shapes and parameter counts."""
+"""The diagram of a net: its layers from top to bottom, the shortcuts beside them, and what comes out of each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,18 +24,18 @@ class Layer(NamedTuple):
 
     Attributes:
         name: of the module, such as "layer1.0".
-        kind: "convolution", "block" (residual), "linear", "pool" or "other"; determines the colour.
-        text: in the box.
-        shape: of the output for one image: (C, H, W) or (C,).
-        parameters: number of parameters of one such box.
-        skip: operation on the shortcut around the box: "identity", "conv 1×1", ...; empty without a shortcut.
-        pooled: whether its output is also pooled and passed directly to the head.
-        repeat: number of consecutive boxes of this kind.
+        kind: "convolution", "block" (residual), "linear", "pool" or "other"; it gives the colour.
+        what: the text in the box.
+        shape: of the output for one picture: (C, H, W) or (C,).
+        parameters: of one such box.
+        skip: what stands on the shortcut round the box: "identity", "conv 1×1", ...; empty without a shortcut.
+        pooled: whether its output, pooled, goes to the head directly as well.
+        repeat: how many such boxes follow each other.
     """
 
     name: str
     kind: str
-    text: str
+    what: str
     shape: tuple[int, ...]
     parameters: int
     skip: str = ""
@@ -43,21 +43,21 @@ class Layer(NamedTuple):
     repeat: int = 1
 
 
-# Inches. Names and shortcuts are left of the boxes, pooling lines and numbers right of them.
+# Inches. The boxes stand between names and shortcuts on their left, and pooling lines and numbers on their right.
 LEFT, RIGHT = 1.5, 4.05
 SHORTCUT, BUS, SHAPE, PARAMETERS = LEFT - 0.42, RIGHT + 0.16, 5.15, 5.9
 BOX, GAP, TOP, WIDTH = 0.28, 0.26, 0.78, 6.0
-LONG_TEXT = 34  # characters that fit into a box at the default font size
+LONG_TEXT = 34  # characters that fit into a box at the usual size
 
 
 @styled
 def structure(layers: Sequence[Layer], title: str, input_shape: tuple[int, ...]) -> Figure:
-    """Draw a model from the input down to the logits, with the output shape and parameter count of every box.
+    """A net from the picture down to the logits, with the output's shape and the parameters of every box.
 
     Args:
-        layers: in the order of the forward pass.
+        layers: in the order in which the net applies them.
         title: of the figure.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one picture.
     """
     title = wrapped(title, WIDTH - 0.2)
     top = TOP + 0.19 * title.count("\n")
@@ -82,7 +82,7 @@ def structure(layers: Sequence[Layer], title: str, input_shape: tuple[int, ...])
     if pooled:
         _pooling(axes, pooled)
     total = sum(layer.parameters * layer.repeat for layer in layers)
-    axes.text(PARAMETERS, height - 0.22, f"{total:,} in total", ha="right", va="center", fontsize=9, fontweight="bold")
+    axes.text(PARAMETERS, height - 0.22, f"{total:,} in all", ha="right", va="center", fontsize=9, fontweight="bold")
     return figure
 
 
@@ -93,9 +93,9 @@ def _box(axes: Axes, layer: Layer, top: float) -> None:
     )
     axes.add_patch(box)
     centre = top + BOX / 2
-    text = f"{layer.repeat} × ( {layer.text} )" if layer.repeat > 1 else layer.text
-    size = 9 if len(text) <= LONG_TEXT else 9 * LONG_TEXT / len(text)
-    axes.text((LEFT + RIGHT) / 2, centre, text, ha="center", va="center", fontsize=size, color=INK)
+    times = f"{layer.repeat} × ( {layer.what} )" if layer.repeat > 1 else layer.what
+    size = 9 if len(times) <= LONG_TEXT else 9 * LONG_TEXT / len(times)
+    axes.text((LEFT + RIGHT) / 2, centre, times, ha="center", va="center", fontsize=size, color=INK)
     axes.text(0.08, centre, layer.name, ha="left", va="center", fontsize=8, color=MUTED)
     axes.text(SHAPE, centre, _size(layer.shape), ha="right", va="center", fontsize=8)
     count = f"{layer.parameters * layer.repeat:,}" if layer.parameters else "–"
@@ -103,7 +103,7 @@ def _box(axes: Axes, layer: Layer, top: float) -> None:
 
 
 def _shortcut(axes: Axes, layer: Layer, top: float) -> None:
-    """Draw a line from above the box around its left side to below it, clear of the next shortcut."""
+    """From above the box round its left side to below it, clear of the next box's."""
     colour = COLOURS[layer.kind][0]
     middle, above, below = (LEFT + RIGHT) / 2, top - 0.64 * GAP, top + BOX + 0.16 * GAP
     axes.plot([middle, SHORTCUT, SHORTCUT], [above, above, below], color=colour, lw=1.1, solid_joinstyle="round")
@@ -114,7 +114,7 @@ def _shortcut(axes: Axes, layer: Layer, top: float) -> None:
 
 
 def _pooling(axes: Axes, pooled: Sequence[float]) -> None:
-    """Draw a line from each pooled box along the right side down to the box that takes all of them."""
+    """From each box whose output goes to the head, down beside the others to the box that takes all of them."""
     colour = PALETTE[1]
     exits = [top + BOX / 2 for top in pooled]
     end = exits[-1] + BOX + GAP

@@ -1,4 +1,4 @@
-"""The style of all figures: palette, fonts and axes."""
+"""How all figures look: one palette, one type size, quiet axes."""
 
 import functools
 import math
@@ -14,8 +14,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
-# Okabe and Ito 2008, Color Universal Design, which is safe for colour-blind readers. Yellow is left out; pink, orange
-# and sky blue are darkened to a contrast of 3:1 on white; neighbours differ in lightness.
+# Okabe and Ito 2008, Color Universal Design: told apart with every kind of colour vision. Without its yellow, with its
+# pink, orange and sky blue darkened to a contrast of 3:1 on white, and ordered so that neighbours differ in lightness.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#b57c00", "#3a8fc7", "#5b4a9e")
 INK, MUTED, FAINT = "#24292f", "#6b7280", "#e3e6ea"
 
@@ -50,16 +50,16 @@ STYLE: Any = {
     "figure.titleweight": "bold",
     "figure.constrained_layout.w_pad": 0.06,
     "figure.constrained_layout.h_pad": 0.06,
-    "pdf.fonttype": 42,  # TrueType; many journals reject Type 3 fonts
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
 }
 
 Draw = TypeVar("Draw", bound=Callable[..., Figure])
 
 
 def styled(draw: Draw) -> Draw:
-    """Decorate a function so that it draws in this style, independent of the user's matplotlib settings.
+    """Let a function draw its figure in this style, whatever the user's own matplotlib settings are.
 
-    Dollar signs in the arguments are escaped, because matplotlib reads text between two of them as a formula.
+    A dollar in what it is given is a dollar: between two of them matplotlib would read a formula.
     """
 
     @functools.wraps(draw)
@@ -71,13 +71,13 @@ def styled(draw: Draw) -> Draw:
 
 
 def save(figure: Figure, file: BinaryIO, **options: Any) -> None:
-    """Write a figure to a file in this style: matplotlib reads font and resolution settings when it saves."""
+    """Write a figure to a file in this style: fonts and resolution are chosen at this moment, not when it is drawn."""
     with _style():
         figure.savefig(file, **options)
 
 
 def shades(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each of several ordered names, from light to dark, with a contrast of 3:1 on white."""
+    """A colour for each of several ordered names, from light to dark, all with a contrast of 3:1 on white."""
     if len(names) == 1:
         return {names[0]: PALETTE[0]}
     places = np.linspace(0.6, 0, len(names))  # above 0.63 plasma is too pale
@@ -85,9 +85,9 @@ def shades(names: Sequence[str]) -> dict[str, str]:
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic, with at least two labelled ticks over any range.
+    """Make an axis logarithmic, with at least two labelled ticks however little it spans.
 
-    An axis without positive data stays linear. Call this after everything is drawn.
+    One whose data have nothing positive stays linear. Call it when everything is drawn.
     """
     if not np.isfinite(getattr(axes.dataLim, f"minpos{which}")):
         return
@@ -99,7 +99,7 @@ def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 class _LogTicks(Locator):
-    """Ticks at powers of ten if at least three are in view, else also at 2 and 5 times those, else at round numbers."""
+    """Powers of ten where the view holds three, else with 2 and 5 between them, else round numbers."""
 
     def __call__(self) -> Any:
         return self.tick_values(*self.axis.get_view_interval())  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ class _LogTicks(Locator):
 
 
 def _as_power(value: float, _: Any) -> str:
-    """Format a tick: 0.05, 20, 10⁴, 2×10⁻⁶."""
+    """0.05, 20, 10⁴, 2×10⁻⁶."""
     if value <= 0 or 0.999e-3 < value < 0.999e4:
         return f"{value:.6g}"
     exponent = math.floor(math.log10(value) + 1e-9)
@@ -146,14 +146,14 @@ def _literal(value: Any) -> Any:
 
 
 def wrapped(text: str, inches: float, size: float = 10) -> str:
-    """Return the text with line breaks, so that it fits a width in inches at a font size in points, bold or not."""
+    """The text with line breaks, so that it fits in so many inches at a size in points, bold or not."""
     # DejaVu Sans Bold takes about 0.67 of its size per character, and 72 points are an inch.
     filled = textwrap.fill(text.replace(r"\$", "$"), max(int(inches * 72 / (0.67 * size)), 8))
-    return filled.replace("$", r"\$")  # a line break may have separated the backslash from the dollar
+    return filled.replace("$", r"\$")  # for the line may have ended between the two
 
 
 def bare(axes: Axes) -> None:
-    """Remove ticks, grid and spines from the axes, for images."""
+    """Take everything off the axes but what is drawn in them: for pictures."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)

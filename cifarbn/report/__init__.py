@@ -1,7 +1,7 @@
-"""Turn run folders into tables, figures and one page: `python -m cifarbn.report DIR ...`.
+"""From run folders to tables, figures and one page: `python -m cifarbn.report DIR ...`.
 
-`gather` reads the run folders and groups them; `table` summarises the groups; the sections listed in `write` draw the
-figures; `page` combines table and sections into index.html and report.md.
+`gather` reads the run folders and groups them; `table` condenses the groups; each of the sections that `write` lists
+turns them into figures; `page` puts table and sections into index.html and report.md.
 """
 
 from cifarbn.report.gather import Group, RunRecord, RunSet, gather

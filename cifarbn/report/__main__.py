@@ -1,7 +1,6 @@
 """The command line: `python -m cifarbn.report DIR ...`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,86 +8,64 @@ from cifarbn.cli.command_line import data_root, friendly_errors
 from cifarbn.errors import UserError
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
-from cifarbn.report.trained_model import best_models
+from cifarbn.report.trained_model import look_inside
 from cifarbn.report.write import default_folder, write_report
 from cifarbn.runs.load import check_prefixes
 
-OLD_OPTIONS = {"--picture": "--image", "--nets": "--models"}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Gather the runs under some folders and write their report.
-
-    Args:
-        arguments: of the command line; None for those of this process.
-    """
+    """Gather the runs under some folders and write their report."""
     parser = argparse.ArgumentParser(
-        prog="python -m cifarbn.report",
-        description="Write tables, figures and an HTML page about all runs under each DIR.",
+        prog="python -m cifarbn.report", description="Tables, figures and one page from the run folders under each DIR."
     )
     parser.add_argument(
         "folders",
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="folder of a run or a sweep, or multirun_outputs/ itself; several folders share one report",
+        help="a sweep's folder, a run's, or multirun_outputs/ itself; of several, all runs are put into one report",
     )
-    parser.add_argument("--out", type=Path, help="output folder (default: report/ in the first DIR)")
+    parser.add_argument("--out", type=Path, help="where the report goes (default: report/ in the first DIR)")
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="also instantiate classes of this package, such as your own models; may be given several times",
+        help="build the runs' models and data from this package of your own as well; may be given several times",
     )
     parser.add_argument(
-        "--image", help="test image for the feature maps: a class name or an index (default: the first ship)"
+        "--picture", help="whose feature maps to draw: a class, or a test picture's number (default: ship)"
     )
     parser.add_argument(
         "--data-root",
         type=Path,
         default=Path(data_root()),
-        help="folder that holds cifar-10-batches-py (default: the environment variable CIFARBN_DATA, else ./data)",
+        help="the folder that holds cifar-10-batches-py (default: the environment variable CIFARBN_DATA, else ./data)",
     )
     parser.add_argument(
-        "--models",
-        type=int,
-        default=4,
-        metavar="N",
-        help="draw feature maps, filters, mistakes and structure of the N best groups (default: 4)",
+        "--nets", type=int, default=4, help="of how many groups, from the best, to look into the net (default: 4)"
     )
-    args = parser.parse_intermixed_args(modern(sys.argv[1:] if arguments is None else arguments))
+    chosen = parser.parse_intermixed_args(arguments)
     with friendly_errors():
-        for folder in args.folders:
+        for folder in chosen.folders:
             if not folder.is_dir():
-                raise UserError(f"there is no folder {folder}; `python -m cifarbn.train` creates multirun_outputs/")
-        if args.models < 0:
-            raise UserError(f"--models must be at least 0, not {args.models}")
-        options = Options(args.image, args.data_root, args.models, check_prefixes(args.trust))
-        out = args.out or default_folder(args.folders[0])
-        runs = gather(*args.folders)
-        write_report(runs, out, options)
-        for run, _, reason in runs.excluded:
-            print(f"excluded: {run}: {reason}")
-        for run, _, reason in runs.read_in_part:
-            print(f"partly read: {run}: {reason}")
-        # Printed but not on the page, because these messages contain paths of this machine.
-        for reason in dict.fromkeys(model.exclusion_reason for model in best_models(runs, options)):
-            if reason:
-                print(f"no feature maps, filters and mistakes: {reason}")
+                raise UserError(f"there is no folder {folder}; `python -m cifarbn.train` makes multirun_outputs/")
+        if chosen.nets < 0:
+            raise UserError(f"--nets must be at least 0, not {chosen.nets}")
+        options = Options(chosen.picture, chosen.data_root, chosen.nets, check_prefixes(chosen.trust))
+        out = chosen.out or default_folder(chosen.folders[0])
+        sweep = gather(*chosen.folders)
+        write_report(sweep, out, options)
+        for run, _, reason in sweep.excluded:
+            print(f"left out: {run}: {reason}")
+        for run, _, reason in sweep.read_in_part:
+            print(f"read in part: {run}: {reason}")
+        # Not on the page: it says where things are on this machine.
+        for exclusion_reason in dict.fromkeys(
+            inside.exclusion_reason for inside in look_inside(sweep, options) if inside.exclusion_reason
+        ):
+            print(f"no look into the net: {exclusion_reason}")
         print(out / "index.html")
-
-
-def modern(arguments: Sequence[str]) -> list[str]:
-    """Replace the old spelling of options, with a notice on standard error."""
-    renamed = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option in OLD_OPTIONS:
-            print(f"note: {option} is now called {OLD_OPTIONS[option]}", file=sys.stderr)
-            argument = OLD_OPTIONS[option] + equals + value
-        renamed.append(argument)
-    return renamed
 
 
 if __name__ == "__main__":

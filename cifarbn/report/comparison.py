@@ -1,4 +1,4 @@
-"""The experiments of a publication, one per row: the published accuracy next to the measured one."""
+"""The experiments of a source, row by row: its number beside the measured one."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment of a publication, and the runs that repeat it.
+    """One experiment that a source describes, and the runs that repeat it.
 
     Attributes:
         name: as on the command line, such as "course_report/l2".
-        source: its place in the publication.
-        target: published test accuracy, a fraction; None if none is published.
-        base: name of the row that this experiment modifies, if that row is in the table.
-        changes: differences between the runs and the publication, as `key: published -> ours`.
-        folders: names of the run folders, whether they exist or not.
+        source: where it stands there.
+        target: the test accuracy given there, a fraction; None if none is.
+        base: the name of the row that this one changes, if it is one of the table's.
+        changes: what the runs do otherwise than the source, as `key: its -> ours`.
+        folders: of the runs, by name, made or not.
     """
 
     name: str
@@ -36,51 +36,48 @@ class Row:
 
 
 def comparison(
-    rows: Sequence[Row], sweep: RunSet, text: str, *, comparable: bool, conflicts: Mapping[str, str] = NOTHING
+    rows: Sequence[Row], sweep: RunSet, text: str, *, comparable: bool, refused: Mapping[str, str] = NOTHING
 ) -> Section:
-    """Return the section that compares published and measured accuracies.
+    """The section with one line a row, in the order given.
 
-    Args:
-        rows: one line each, in this order.
-        sweep: the runs.
-        text: a paragraph under the heading.
-        comparable: whether the runs repeat the published experiments. If so, the table has a column with the gap; if
-            not, it compares each row's gain over its base row with the published gain.
-        conflicts: name of a run folder -> why the run in it is not the expected one; these runs are excluded.
+    `refused` holds, by folder, why what is there is not the run that belongs there; none of them counts.
+
+    Where the runs are not the source's experiments (`comparable` is false) there is no gap; what a row changes of the
+    one it builds on stands beside the same difference in the source instead.
     """
     records = {run.folder.name: run for group in sweep.groups for run in group.runs + group.excluded}
-    records = {name: run for name, run in records.items() if name not in conflicts}
-    problems = {name: f"conflict: {why}" for name, why in conflicts.items()} | sweep.unreadable
+    records = {name: run for name, run in records.items() if name not in refused}
+    troubles = {name: f"refused: {why}" for name, why in refused.items()} | sweep.unreadable
     measured = {row.name: _estimate(row, records) for row in rows}
     targets = {row.name: row.target for row in rows}
-    published = "published, %" if comparable else "published (full-size experiment), %"
+    its = "the source's, %" if comparable else "the source's own experiment, %"
     columns: dict[str, list[str]] = {"experiment": [row.name for row in rows]}
-    columns[published] = [number(row.target, scale=100) for row in rows]
+    columns[its] = [number(row.target, scale=100) for row in rows]
     estimates = [measured[row.name] for row in rows]
-    columns["measured, %"] = [plus_minus(e.mean, e.std, scale=100) if e else "" for e in estimates]
+    columns["measured here, %"] = [plus_minus(e.mean, e.std, scale=100) if e else "" for e in estimates]
     columns["95 % interval"] = [interval(e.mean, e.half_width, scale=100) if e else "" for e in estimates]
     if comparable:
         columns["gap"] = [points(_minus(_mean(measured[row.name]), row.target)) for row in rows]
     else:
-        columns["modifies"] = [row.base or "" for row in rows]
-        columns["gain, published"] = [points(_minus(row.target, targets.get(row.base or ""))) for row in rows]
-        columns["gain, measured"] = [
+        columns["builds on"] = [row.base or "" for row in rows]
+        columns["points more: the source"] = [points(_minus(row.target, targets.get(row.base or ""))) for row in rows]
+        columns["points more: here"] = [
             points(_minus(_mean(measured[row.name]), _mean(measured.get(row.base or "")))) for row in rows
         ]
-    if not all(measured[row.name] for row in rows if _runs(row, records)):  # regressions have no accuracy
-        columns["training loss"] = ["" if measured[row.name] else _loss(row, records) for row in rows]
+    if not all(measured[row.name] for row in rows if _runs(row, records)):  # those that classify nothing
+        columns["training loss here"] = ["" if measured[row.name] else _loss(row, records) for row in rows]
     columns["n"] = [str(len(_runs(row, records))) for row in rows]
     columns["data"] = [", ".join(dict.fromkeys(run.data for run in _runs(row, records))) for row in rows]
-    columns["excluded or missing"] = [_missing(row, records, problems) for row in rows]
-    columns["changes"] = ["; ".join(row.changes) or "none" for row in rows]
-    columns["source"] = [row.source for row in rows]
-    table = {heading: cells for heading, cells in columns.items() if any(cells)}
-    lines = [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
-    return Section("Published and measured accuracy", text, table=table, files={"comparison.csv": as_csv(lines)})
+    columns["does not count"] = [_missing(row, records, troubles) for row in rows]
+    columns["changed"] = ["; ".join(row.changes) or "nothing" for row in rows]
+    columns["where in the source"] = [row.source for row in rows]
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    lines = [dict(zip(shown, cells, strict=True)) for cells in zip(*shown.values(), strict=True)]
+    return Section("Beside the source", text, table=shown, files={"comparison.csv": as_csv(lines)})
 
 
 def _runs(row: Row, records: Mapping[str, RunRecord]) -> list[RunRecord]:
-    """Return the row's included runs."""
+    """The row's runs that count."""
     return [run for name in row.folders if (run := records.get(name)) and not run.exclusion_reason]
 
 
@@ -91,24 +88,24 @@ def _estimate(row: Row, records: Mapping[str, RunRecord]) -> Estimate | None:
 
 
 def _loss(row: Row, records: Mapping[str, RunRecord]) -> str:
-    """Return the mean over runs of the last epoch's training loss."""
+    """The mean of the last epochs' losses."""
     losses = [run.result.get("metrics", {}).get("train/loss") for run in _runs(row, records)]
     known = [loss for loss in losses if loss is not None]
     return f"{sum(known) / len(known):.4g}" if known else ""
 
 
-def _missing(row: Row, records: Mapping[str, RunRecord], problems: Mapping[str, str]) -> str:
-    """Return how many runs are excluded or missing, and why."""
-    reasons = Counter(
-        records[name].exclusion_reason if name in records else problems.get(name, "not started")
+def _missing(row: Row, records: Mapping[str, RunRecord], troubles: Mapping[str, str]) -> str:
+    """How many runs do not count, and why."""
+    why = Counter(
+        records[name].exclusion_reason if name in records else troubles.get(name, "not begun")
         for name in row.folders
         if name not in records or records[name].exclusion_reason
     )
-    return "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return "; ".join(f"{count} {trouble}" for trouble, count in why.items())
 
 
-def _mean(measured: Estimate | None) -> float | None:
-    return measured.mean if measured else None
+def _mean(found: Estimate | None) -> float | None:
+    return found.mean if found else None
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Loss and accuracy of every group against epoch."""
+"""The training curves: how every group got where the table says it is."""
 
 import csv
 import io
@@ -12,24 +12,24 @@ from cifarbn.report.gather import Group, RunSet
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.runs.schema import EPOCH_COLUMNS, EpochColumn
 
-MOST_FIGURES = 16  # of single groups; the comparison figures and curves.csv include all groups
+MOST_FIGURES = 16  # of single groups; the comparison and curves.csv have all of them
 
 
-class Split(NamedTuple):
-    """A data split: its columns of metrics.csv, and its name."""
+class Part(NamedTuple):
+    """A part of the data: its columns of metrics.csv, and its name."""
 
     loss: EpochColumn
     accuracy: EpochColumn
     name: str
 
 
-TRAINING = Split("train/loss", "train/acc", "training")
-VALIDATION = Split("val/loss", "val/acc", "validation")
-TEST = Split("test_curve/loss", "test_curve/acc", "test")
+TRAINING = Part("train/loss", "train/acc", "training")
+VALIDATION = Part("val/loss", "val/acc", "validation")
+TEST = Part("test_curve/loss", "test_curve/acc", "test")
 
 
 def training_curves(sweep: RunSet, options: Options) -> Section | None:
-    """Return the figures that compare accuracy and loss of all groups, then one figure per group."""
+    """Accuracy and loss of all groups against each other, then the training procedure of each."""
     groups = [group for group in sweep.counted if _measured(group.curves(TRAINING.loss))]
     if not groups:
         return None
@@ -38,9 +38,9 @@ def training_curves(sweep: RunSet, options: Options) -> Section | None:
         drawings += _comparisons(data, [group for group in groups if group.data == data])
     for group, name in zip(groups[:MOST_FIGURES], slugs(groups), strict=False):
         drawings.append(_procedure(group, name))
-    text = "Each line is the mean over a group's runs; the band spans their minimum and maximum."
+    text = "Each line is the mean over a group's runs, and the band about it reaches from the least to the greatest."
     if len(groups) > MOST_FIGURES:
-        text += f" Only the first {MOST_FIGURES} groups have figures of their own; curves.csv has all {len(groups)}."
+        text += f" Single figures of the first {MOST_FIGURES} groups only; curves.csv has all {len(groups)}."
     return Section("Training curves", text, drawings, {"curves.csv": _as_csv(groups)})
 
 
@@ -48,33 +48,33 @@ def _comparisons(data: str, groups: list[Group]) -> list[Drawing]:
     drawings: list[Drawing] = []
     if len(groups) == 1:
         return drawings
-    split = _compared(groups)
-    for column, quantity, noun in ((split.accuracy, "acc", "accuracy"), (split.loss, "loss", "loss")):
+    part = _compared(groups)
+    for column, quantity, noun in ((part.accuracy, "acc", "accuracy"), (part.loss, "loss", "loss")):
         curves = {group.label: group.curves(column) for group in groups}
         curves = {label: values for label, values in curves.items() if _measured(values)}
         if not curves:
             continue
         drawn = [group for group in groups if group.label in curves]
-        label = f"{split.name} {noun}"
-        figure = figures.comparison(curves, quantity, label, f"{label.capitalize()}: {names_and_n(drawn)}")
-        caption = f"{label.capitalize()} of all groups, in the order of the table. {data_and_n(drawn)}"
+        what = f"{part.name} {noun}"
+        figure = figures.comparison(curves, quantity, what, f"{what.capitalize()}: {names_and_n(drawn)}")
+        caption = f"{what.capitalize()} of all groups, best in the table first. {data_and_n(drawn)}"
         if missing := [group.label for group in groups if group.label not in curves]:
-            caption = caption.replace("of all groups", f"of the groups that measured it (not {', '.join(missing)})")
+            caption = caption.replace("of all groups", f"of the groups that measured it, without {', '.join(missing)}")
         if noun == "loss" and len({str(group.config.get("loss")) for group in drawn}) > 1:
-            caption += " The groups minimise different losses, whose values are not comparable."
-        ends = [f"{group} ends at {_last(values, quantity)}" for group, values in curves.items()]
-        alt = f"Line chart of {label} against epoch for {len(curves)} groups. {'; '.join(ends[:10])}."
+            caption += " The groups were trained by different losses, whose values do not compare with each other."
+        ends = [f"{label} ends at {_last(values, quantity)}" for label, values in curves.items()]
+        alt = f"Line chart of {what} against epoch for {len(curves)} groups. {'; '.join(ends[:10])}."
         drawings.append(Drawing(f"comparison-{data}-{noun}", figure, caption, alt))
     return drawings
 
 
-def _compared(groups: list[Group]) -> Split:
-    """Return the data split on which to compare groups, preferably one that they were not trained on.
+def _compared(groups: list[Group]) -> Part:
+    """The part of the data that groups are compared on: what they did not train on, where that is known.
 
-    Validation if every group has it; else test if at least as many groups have a test curve; else training, which
-    every group has. Nothing is selected by the test curve.
+    Validation where every group has it, else the test curve where no fewer groups have that, else training, which every
+    group has. Nothing is selected by the test curve.
     """
-    validated, tested = (sum(_measured(group.curves(split.loss)) for group in groups) for split in (VALIDATION, TEST))
+    validated, tested = (sum(_measured(group.curves(part.loss)) for group in groups) for part in (VALIDATION, TEST))
     if validated == len(groups):
         return VALIDATION
     return TEST if tested and tested >= validated else TRAINING
@@ -84,7 +84,7 @@ def _procedure(group: Group, name: str) -> Drawing:
     curves: dict[str, np.ndarray] = {column: group.curves(column) for column in EPOCH_COLUMNS}
     ends = [f"{column} ends at {_last(v, column.partition('/')[2])}" for column, v in curves.items() if _measured(v)]
     alt = f"Line charts against epoch for {group.label}: {', '.join(ends)}."
-    caption = f"Loss and accuracy of {group.label}. {data_and_n([group])}"
+    caption = f"Training procedure of {group.label}. {data_and_n([group])}"
     return Drawing(f"curves-{name}", figures.training_curves(curves, heading(group)), caption, alt)
 
 

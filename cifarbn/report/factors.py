@@ -1,9 +1,8 @@
-"""Ratios of every measure between two families that differ only in normalisation: table and figures."""
+"""By which factor every definition differs between two families that differ in the norm only: table and figures."""
 
 import csv
 import io
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -18,9 +17,8 @@ from cifarbn.runs.measures import MEASURES, PREDICTIVENESS, Curve, Origin
 from cifarbn.smoothness.factors import FEWEST, Factor, factor, factor_at_matched_loss
 
 ORIGIN = {measure.name: measure.origin for measure in MEASURES}
-# Measured on the minibatch of one step, so that the loss at that step is known.
-OF_PROBES = [measure.name for measure in MEASURES if measure.table.one_minibatch]
-WARM_UP = 10  # initial steps excluded from the ratios: the models have not learnt anything yet
+OF_PROBES = [measure.name for measure in MEASURES if measure.table.one_minibatch]  # these have a loss at their start
+WARM_UP = 10  # first steps left out of the factors: there the nets have not learnt anything yet
 LOSS_TOLERANCE = 0.1
 COLUMNS = (
     *("matched", "definition", "source", "true steps", "lr", "reference", "other"),
@@ -30,15 +28,15 @@ COLUMNS = (
 
 
 class Comparison(NamedTuple):
-    """One ratio between two families.
+    """One factor between two families.
 
     Attributes:
-        matched: what is equal for both: "step" (the same steps), "distance" (the same multiple of the optimizer's step
-            length along the gradient) or "loss" (pairs of probes whose initial losses are equal within 10 %).
-        definition: name of the measure.
-        share: the multiple of the step length if the distance is matched, else None.
+        matched: what the two have in common: "step" (the same steps), "distance" (the same number of true steps along
+            the gradient) or "loss" (probes that start from losses equal within 10 %, paired).
+        definition: the name of what was measured.
+        share: how many true steps, where the distance is matched; else None.
         rate: the learning rate of both.
-        factor: the ratio of the reference to the other.
+        factor: the reference over the other.
     """
 
     matched: str
@@ -48,54 +46,52 @@ class Comparison(NamedTuple):
     factor: Factor
 
 
-def compare(reference: Family, other: Family, curves: Mapping[str, Mapping[str, Curve]]) -> list[Comparison]:
-    """Return all ratios that the recordings allow, by measure and learning rate; the first 10 steps are excluded.
+def compare(reference: Family, other: Family, found: Mapping[str, Mapping[str, Curve]]) -> list[Comparison]:
+    """Every factor that the recordings allow, by definition and rate; the first 10 steps left out.
 
     Args:
         reference: the family in the numerator.
-        other: the family in the denominator.
-        curves: name of a run -> measure -> curve.
+        other: the one in the denominator.
+        found: name of run -> definition -> its curve.
     """
     rates = [rate for rate in reference.runs if rate in other.runs]
-    probed = {run.name: at_true_steps(run.recordings) for family in (reference, other) for _, run in family.each()}
+    walked = {run.name: at_true_steps(run.recordings) for family in (reference, other) for _, run in family.each()}
     matched: list[tuple[str, str, float | None, Mapping[str, Curve | None]]] = [
-        ("step", name, None, {run: measured.get(name) for run, measured in curves.items()}) for name in ORIGIN
+        ("step", name, None, {run: curves.get(name) for run, curves in found.items()}) for name in ORIGIN
     ]
     matched += [
-        ("distance", *key, {run: measured.get(key) for run, measured in probed.items()})
+        ("distance", *key, {run: curves.get(key) for run, curves in walked.items()})
         for key in itertools.product(AT_ONE_DISTANCE, SHARES)
     ]
-    matched += [
-        ("loss", name, None, {run: measured.get(name) for run, measured in curves.items()}) for name in OF_PROBES
-    ]
+    matched += [("loss", name, None, {run: curves.get(name) for run, curves in found.items()}) for name in OF_PROBES]
     results = []
-    for quantity, name, share, by_run in matched:
+    for how, name, share, curves in matched:
         for rate in rates:
             first, second = (
                 [
                     (_losses_at(run, curve), _after_warm_up(curve))
                     for run in family.runs[rate]
-                    if (curve := by_run[run.name])
+                    if (curve := curves[run.name])
                 ]
                 for family in (reference, other)
             )
-            if quantity == "loss":
-                ratio = factor_at_matched_loss(first, second, tolerance=LOSS_TOLERANCE)
+            if how == "loss":
+                one = factor_at_matched_loss(first, second, tolerance=LOSS_TOLERANCE)
             else:
-                ratio = factor([values for _, values in first], [values for _, values in second])
-            if ratio:
-                results.append(Comparison(quantity, name, share, rate, ratio))
+                one = factor([values for _, values in first], [values for _, values in second])
+            if one:
+                results.append(Comparison(how, name, share, rate, one))
     return results
 
 
 def as_csv(pairs: Iterable[tuple[Family, Family, list[Comparison]]]) -> str:
-    """Format the ratios as CSV, one row per pair of families, measure and learning rate."""
+    """A row for every pair of families and every factor between them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for reference, other, comparisons in pairs:
-        for matched, definition, share, rate, ratio in comparisons:
-            interval = [f"{end:.4g}" for end in ratio.interval] if ratio.interval else ["", ""]
+        for matched, definition, share, rate, one in comparisons:
+            interval = [f"{end:.4g}" for end in one.interval] if one.interval else ["", ""]
             writer.writerow(
                 (
                     *(
@@ -104,62 +100,65 @@ def as_csv(pairs: Iterable[tuple[Family, Family, list[Comparison]]]) -> str:
                         ORIGIN.get(definition, Origin.CONTROL),
                         "" if share is None else f"{share:g}",
                     ),
-                    *(rate, reference.label, other.label, *(f"{median:.6g}" for median in ratio.medians)),
-                    *(f"{ratio.factor:.4g}", *interval, _over(ratio) if ratio.interval else ""),
-                    *(*ratio.runs, *ratio.probes),
+                    *(rate, reference.label, other.label, *(f"{median:.6g}" for median in one.medians)),
+                    *(f"{one.factor:.4g}", *interval, _over(one) if one.interval else "", *one.runs, *one.probes),
                 )
             )
     return text.getvalue()
 
 
-def drawings(
-    reference: Family, other: Family, comparisons: list[Comparison], suffix: str, ending: str
-) -> list[Drawing]:
-    """Return the figure of the ratios of all measures, and that of ratios at matched distance and loss.
+def drawings(reference: Family, other: Family, comparisons: list[Comparison], suffix: str, words: str) -> list[Drawing]:
+    """The figure of where definitions disagree, and that of factors at matched distance and loss.
 
     Args:
         reference: the family in the numerator.
-        other: the family in the denominator.
-        comparisons: the ratios between them.
-        suffix: appended to the figures' names if there are several pairs.
-        ending: of every caption.
+        other: the one in the denominator.
+        comparisons: the factors between them.
+        suffix: of the figures' names, where there are several pairs.
+        words: the end of every caption.
     """
-    axis = f"{reference.label} divided by {other.label}; above 1, {other.label} is smoother"
+    side = f"{reference.label} over {other.label}: right of 1, {other.label} is smoother"
     drawn: list[Drawing] = []
     steps = [c for c in comparisons if c.matched == "step"]
     if steps:
-        origins = Counter(ORIGIN[name] for name in _rows(steps))
+        blocks = [
+            sum(ORIGIN[name] is who for name in _rows(steps)) for who in dict.fromkeys(ORIGIN[n] for n in _rows(steps))
+        ]
         caption = (
-            f"For each measure and learning rate, the median of {reference.label} over its steps or probes (without "
-            f"the first {WARM_UP} steps), divided by the median of {other.label}. Blocks from top to bottom: "
-            f"{', '.join(origins)}. {_n(steps)} {ending}"
+            f"For each definition and learning rate the median of {reference.label} over its steps or probes (the "
+            f"first {WARM_UP} steps left out), divided by that of {other.label}. Blocks: the report's, the course's, "
+            f"the paper's, controls. {_n(steps)} {words}"
         )
-        title = "Ratio of each smoothness measure"
-        figure = figures.factors(_rows(steps), axis, title, list(origins.values()))
-        drawn.append(Drawing(f"ratios{suffix}", figure, caption, f"Ratios by measure. {_reading(steps)}."))
+        figure = figures.factors(_rows(steps), side, "Where definitions disagree", blocks)
+        drawn.append(
+            Drawing(
+                f"where-definitions-disagree{suffix}", figure, caption, f"Factors by definition. {_reading(steps)}."
+            )
+        )
     distance = [c for c in comparisons if c.matched == "distance" and c.definition == PREDICTIVENESS]
     loss = [c for c in comparisons if c.matched == "loss"]
     if distance or loss:
         parts = []
         if distance:
             parts.append(
-                "Upper rows: the gradient distance at a multiple of the optimizer's step length along the gradient, "
-                "for the probes that reach that far, which differ between distances."
+                "Upper rows: the gradient's distance so many true optimizer steps along the gradient, for the probes "
+                "whose walk reaches there: not the same ones at every distance."
             )
         if loss:
             parts.append(
-                f"{'Lower rows' if distance else 'Rows'}: every measure over pairs of probes, one of each model, "
-                f"whose initial losses are equal within {LOSS_TOLERANCE:.0%}."
+                f"{'Lower rows' if distance else 'Rows'}: every definition over pairs of probes, one of each net, "
+                f"whose losses at the start are equal within {LOSS_TOLERANCE:.0%}."
             )
-        matched = distance + loss
+        shown = distance + loss
         caption = (
-            f"Ratios of {reference.label} to {other.label} under equal conditions. {' '.join(parts)} {_n(matched)} "
-            f"factors.csv has all measures. {ending}"
+            f"As where definitions disagree, between equals: {reference.label} over {other.label}. {' '.join(parts)} "
+            f"{_n(shown)} factors.csv has all definitions. {words}"
         )
-        title = "Ratios at equal distance and at equal loss"
-        figure = figures.factors(_rows(matched), axis, title, [len(_rows(distance)), len(_rows(loss))])
-        alt = f"Ratios at equal distance and at equal loss. {_reading(matched)}."
-        drawn.append(Drawing(f"ratios-at-equal-distance-and-loss{suffix}", figure, caption, alt))
+        figure = figures.factors(
+            _rows(shown), side, "At matched distance and at matched loss", [len(_rows(distance)), len(_rows(loss))]
+        )
+        alt = f"Factors at matched distance and loss. {_reading(shown)}."
+        drawn.append(Drawing(f"factors-at-matched-distance-and-loss{suffix}", figure, caption, alt))
     return drawn
 
 
@@ -169,7 +168,7 @@ def _after_warm_up(curve: Curve) -> np.ndarray:
 
 
 def _losses_at(run: RunRecord, curve: Curve) -> np.ndarray:
-    """Return the training loss at the steps of a curve; NaN where metrics.csv has none."""
+    """The training loss of the curve's steps, NaN where metrics.csv has none."""
     steps = np.asarray(curve[0])
     known, losses = run.steps["step"], run.steps["step/loss"]
     if not len(known):
@@ -179,32 +178,32 @@ def _losses_at(run: RunRecord, curve: Curve) -> np.ndarray:
 
 
 def _rows(comparisons: list[Comparison]) -> dict[str, dict[str, Factor]]:
-    """Return row of a figure -> learning rate -> ratio."""
+    """Row of a figure -> learning rate -> factor."""
     rows: dict[str, dict[str, Factor]] = {}
-    for comparison in comparisons:
-        name = comparison.definition
-        if comparison.share is not None:
-            name = f"gradient distance at {comparison.share:g} step length{'' if comparison.share <= 1 else 's'}"
-        rows.setdefault(name, {})[comparison.rate] = comparison.factor
+    for one in comparisons:
+        name = one.definition
+        if one.share is not None:
+            name = f"gradient distance at {one.share:g} true step{'' if one.share <= 1 else 's'}"
+        rows.setdefault(name, {})[one.rate] = one.factor
     return rows
 
 
 def _n(comparisons: list[Comparison]) -> str:
-    """Return the number of runs and probes behind each dot, and the meaning of its interval."""
-    ratios = [comparison.factor for comparison in comparisons]
-    runs = _from_to(n for ratio in ratios for n in ratio.runs)
-    probes = _from_to(n for ratio in ratios for n in ratio.probes)
+    """How many runs and probes each dot rests on, and what its interval covers."""
+    factors = [one.factor for one in comparisons]
+    runs = _from_to(n for one in factors for n in one.runs)
+    probes = _from_to(n for one in factors for n in one.probes)
     text = (
-        f"Each dot: n = {runs} run{'' if runs == '1' else 's'} of each model with {probes} steps or probes in total. "
+        f"Each dot: n = {runs} run{'' if runs == '1' else 's'} of each net, {probes} steps or probes of all its runs. "
     )
-    over = dict.fromkeys(_over(ratio) for ratio in ratios if ratio.interval)
+    over = dict.fromkeys(_over(one) for one in factors if one.interval)
     if over:
-        text += f"Each line is a 95 % bootstrap interval over {' or '.join(over)}. "
+        text += f"A line is a 95 % interval of the bootstrap over {' or '.join(over)}. "
     if "probes" in over:
-        text += "An interval over the probes of a single run does not cover the variation between seeds. "
+        text += "Over the probes of a single run it says nothing about other seeds. "
     if "probes and seeds" in over:
-        text += "With few seeds the interval is too narrow. "
-    if not all(ratio.interval for ratio in ratios):
+        text += "Over a few seeds it is too narrow. "
+    if len([one for one in factors if one.interval]) < len(factors):
         text += f"A hollow dot has fewer than {FEWEST} probes and no interval. "
     return text.rstrip()
 
@@ -214,12 +213,12 @@ def _from_to(numbers: Iterable[int]) -> str:
     return f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
 
 
-def _over(ratio: Factor) -> str:
-    return "probes and seeds" if ratio.over_seeds else "probes"
+def _over(one: Factor) -> str:
+    return "probes and seeds" if one.over_seeds else "probes"
 
 
 def _reading(comparisons: list[Comparison]) -> str:
     return "; ".join(
-        f"{name}: {min(f.factor for f in by_rate.values()):.2g} to {max(f.factor for f in by_rate.values()):.2g}"
-        for name, by_rate in _rows(comparisons).items()
+        f"{name}: {min(f.factor for f in values.values()):.2g} to {max(f.factor for f in values.values()):.2g}"
+        for name, values in _rows(comparisons).items()
     )

@@ -1,4 +1,4 @@
-"""Phrases shared by captions of families: the data, the number of runs, and the meaning of a band."""
+"""What captions of figures of families say alike: the data, how many runs are drawn, and what a band shows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -7,19 +7,19 @@ from cifarbn.report.families import Family
 from cifarbn.runs.measures import Curve
 
 SCALE = (
-    "Multiplying a weight that precedes batch normalisation by c leaves the loss unchanged and divides the curvature "
-    "by c²: beta is not invariant to reparametrisation, so compare models also by the scale-invariant beta (each "
-    "weight perturbed alone, relative to its own norm; the median over weights)."
+    "A weight before batch normalisation times c leaves the loss alone and divides the curvature by c²: raw beta is "
+    "not invariant to reparametrisation, so compare it between nets together with the scale-invariant beta (each "
+    "weight walked alone by shares of its own norm; the median over weights)."
 )
-SEEDS = "Each band spans the median edges over the seeds; the pale band spans all seeds."
-SEED_LINES = "Each line is the median over the seeds; the pale band spans all seeds."
+SEEDS = "Filled: between the median edges over the seeds; paler: what any seed reaches."
+SEED_LINES = "Lines: the median over the seeds; paler: what any seed reaches."
 
 
 def ending(families: list[Family], drawn: Mapping[str, str]) -> str:
     """Return the end of every caption: the data, and how many runs of each family are drawn."""
-    families = [family for family in families if family.label in drawn]
+    shown = [family for family in families if family.label in drawn]
     counts = "; ".join(f"{label}: {number}" for label, number in drawn.items())
-    return data_of(families).replace(" Nothing", f" {counts}. Nothing")
+    return data_of(shown).replace(" Nothing", f" {counts}. Nothing")
 
 
 def data_of(families: list[Family]) -> str:
@@ -29,12 +29,12 @@ def data_of(families: list[Family]) -> str:
     batches = dict.fromkeys(
         str(run.config.get("data", {}).get("batch_size", "full")) for family in families for _, run in family.each()
     )
-    size = f", {data['train_size']:,} training images" if "train_size" in data else ""
-    return f"Data: {run.data}{size}, batch size {' or '.join(batches)}. Nothing is smoothed."
+    size = f", {data['train_size']:,} training pictures" if "train_size" in data else ""
+    return f"Data: {run.data}{size}, batch {' or '.join(batches)}. Nothing is smoothed."
 
 
 def runs_at(by_rate: Mapping[str, int]) -> str:
-    """Return for example: n = 1 run at each of lr 0.001, 0.002 and n = 3 runs at lr 0.004."""
+    """Return such as: n = 1 run at each of lr 0.001, 0.002 and n = 3 runs at lr 0.004."""
     parts = []
     for n in dict.fromkeys(by_rate.values()):
         rates = [rate for rate, runs in by_rate.items() if runs == n]

@@ -1,4 +1,4 @@
-"""Feature maps of a test image and filters of the first layer, from the trained models."""
+"""What the trained nets see: the feature maps of a test picture and the filters of the first layer."""
 
 from itertools import pairwise
 
@@ -14,87 +14,87 @@ from cifarbn.report.captions import count
 from cifarbn.report.gather import RunSet
 from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.report.structure import is_block
-from cifarbn.report.trained_model import GroupModel, best_models
+from cifarbn.report.trained_model import Inside, look_inside
 
-SHIP = "ship"  # as in figure 9 of the course report
+SHIP = "ship"  # as in the report's figure 9
 MOST_STAGES = 16
 
 
 def feature_maps(sweep: RunSet, options: Options) -> Section | None:
-    """Return the feature maps of one test image: the output of each residual block or stage of convolutions.
+    """What comes out of every residual block, or of every stage of convolutions, for one test picture.
 
     Raises:
-        UserError: if the user asks for an image that is in no group's data.
+        UserError: where the user asks for a picture that no group's data has.
     """
-    drawings, errors = [], []
-    for model in best_models(sweep, options):
+    drawings, refusals = [], []
+    insides = look_inside(sweep, options)
+    for inside in insides:
         try:
-            if drawing := _feature_maps(model, options.image):
+            if drawing := _feature_maps(inside, options.picture):
                 drawings.append(drawing)
-        except UserError as error:
-            errors.append(error)
-    if errors and not drawings:
-        raise errors[0]
-    text = "Left: the mean over all channels; right of it: the first channels. Each map is scaled separately."
+        except UserError as refusal:
+            refusals.append(refusal)
+    if refusals and not drawings:
+        raise refusals[0]
+    text = "Left the mean over all channels, beside it the first channels one by one; each map is scaled by itself."
     return Section("Feature maps", text, drawings) if drawings else None
 
 
 def first_layer_filters(sweep: RunSet, options: Options) -> Section | None:
-    """Return the filters of the first convolution, of models with colour input."""
+    """The filters of the first convolution, where it looks at colours."""
     drawings = []
-    for model in best_models(sweep, options):
-        modules = model.trained.model.modules() if model.trained else ()
+    for inside in look_inside(sweep, options):
+        modules = inside.trained.model.modules() if inside.trained else ()
         first = next((m for m in modules if isinstance(m, nn.Conv2d) and m.weight.shape[1] == 3), None)
         if first is None:
             continue
         weight = first.weight.detach().numpy()
-        caption = f"First-layer filters of {model.description}."
+        caption = f"First-layer filters of {inside.whose}."
         size = f"{weight.shape[2]} by {weight.shape[3]} pixels"
-        alt = f"{count(len(weight), 'filter')} of {size}, as small colour images."
-        figure = figures.first_layer_filters(weight, model.heading)
-        drawings.append(Drawing(f"filters-{model.slug}", figure, caption, alt, pictorial=True))
-    text = "Weights as colours: grey is zero; all filters of a model share one scale."
+        alt = f"{count(len(weight), 'filter')} of {size}, as small colour pictures."
+        figure = figures.first_layer_filters(weight, inside.heading)
+        drawings.append(Drawing(f"filters-{inside.slug}", figure, caption, alt, pictorial=True))
+    text = "Weights as colours: grey is zero, and all filters of a net are scaled alike."
     return Section("First-layer filters", text, drawings) if drawings else None
 
 
-def choose_image(request: str | None, test: Images, classes: tuple[str, ...]) -> tuple[int, str]:
-    """Return the index of the requested test image, and its class.
+def choose_image(wanted: str | None, test: Images, classes: tuple[str, ...]) -> tuple[int, str]:
+    """The number of the wanted test picture, and its class.
 
     Args:
-        request: a class name, for the first image of that class; an index; or None for the first ship, or image 0 if
-            there is no such class.
-        test: the test images.
+        wanted: a class, for its first picture; or a number; or None for a ship, or picture 0 where there is none.
+        test: the test pictures.
         classes: the name of each label.
 
     Raises:
-        UserError: if there is no such class or index.
+        UserError: where there is no such class or number.
     """
-    if request is None:
-        request = SHIP if SHIP in classes else "0"
-    if request in classes:
-        request = str(int((test.labels == classes.index(request)).int().argmax()))
-    if not request.isdecimal() or int(request) >= len(test):
+    if wanted is None:
+        wanted = SHIP if SHIP in classes else "0"
+    if wanted in classes:
+        wanted = str(int((test.labels == classes.index(wanted)).int().argmax()))
+    if not wanted.isdecimal() or int(wanted) >= len(test):
         raise UserError(
-            f"there is no test image {request!r}: use one of the classes {', '.join(classes)}, "
-            f"or an index below {len(test)}"
+            f"there is no test picture {wanted!r}: a class is one of {', '.join(classes)}; "
+            f"a number is below {len(test)}"
         )
-    return int(request), classes[int(test.labels[int(request)])]
+    return int(wanted), classes[int(test.labels[int(wanted)])]
 
 
 @torch.inference_mode()
-def stage_outputs(model: nn.Module, image: Tensor) -> list[FeatureMaps]:
-    """Return the outputs of a model's stages for one normalised image (1, 3, H, W), in the order of the forward pass.
+def stage_outputs(net: nn.Module, picture: Tensor) -> list[FeatureMaps]:
+    """What the net's stages make of one normalised picture (1, 3, H, W), in the order of the net.
 
-    The stages are the residual blocks. Without residual blocks, they are the inputs of the max pools, unless a pool
-    directly follows a convolution; then, or without pools, they are the outputs of the convolutions.
+    Stages are the residual blocks; where there are none, what goes into each max pool, unless pools come right after
+    convolutions; where there is neither, what comes out of each convolution.
     """
-    stages: list[FeatureMaps] = []
+    found: list[FeatureMaps] = []
 
     def keep(name: str, maps: Tensor) -> None:
-        if isinstance(maps, Tensor) and maps.ndim == 4:  # a user's own block may return anything
-            stages.append(FeatureMaps(name, maps[0].float().numpy().copy()))
+        if isinstance(maps, Tensor) and maps.ndim == 4:  # a block of a user's own may give anything
+            found.append(FeatureMaps(name, maps[0].float().numpy().copy()))
 
-    modules = list(model.named_modules())
+    modules = list(net.named_modules())
     blocks = [(name, module) for name, module in modules if is_block(module)]
     pools = [
         module
@@ -110,30 +110,30 @@ def stage_outputs(model: nn.Module, image: Tensor) -> list[FeatureMaps]:
         for name, module in blocks or convolutions:
             handles.append(module.register_forward_hook(lambda _, __, maps, name=name: keep(name, maps)))
     try:
-        model(image)
+        net(picture)
     finally:
         for handle in handles:
             handle.remove()
-    return stages
+    return found
 
 
-def _feature_maps(model: GroupModel, request: str | None) -> Drawing | None:
-    if model.trained is None or model.test is None:
+def _feature_maps(inside: Inside, wanted: str | None) -> Drawing | None:
+    if inside.trained is None or inside.test is None:
         return None
-    index, true_class = choose_image(request, model.test, model.trained.classes)
-    pixels = model.test.pixels[index]
-    stages = stage_outputs(model.trained.model, model.trained.normalise(pixels[None]))
+    index, truth = choose_image(wanted, inside.test, inside.trained.classes)
+    pixels = inside.test.pixels[index]
+    stages = stage_outputs(inside.trained.model, inside.trained.normalise(pixels[None]))
     if not stages:
         return None
-    confidence, label = model.trained.probabilities(pixels[None])[0].max(0)
-    predicted = f"predicted {model.trained.classes[int(label)]} ({float(confidence):.0%})"
-    drawn = [stages[i] for i in np.unique(np.linspace(0, len(stages) - 1, MOST_STAGES).round().astype(int))]
-    subtitle = f"test image {index}: {true_class},\n{predicted}"
-    figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), model.heading, subtitle, drawn)
-    caption = f"Feature maps of {model.description}"
-    caption += f"; {len(drawn)} of its {count(len(stages), 'block')}." if len(drawn) < len(stages) else "."
+    sure, label = inside.trained.probabilities(pixels[None])[0].max(0)
+    called = f"called {inside.trained.classes[int(label)]} ({float(sure):.0%})"
+    shown = [stages[i] for i in np.unique(np.linspace(0, len(stages) - 1, MOST_STAGES).round().astype(int))]
+    subtitle = f"test picture {index}: {truth},\n{called}"
+    figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), inside.heading, subtitle, shown)
+    caption = f"Feature maps of {inside.whose}"
+    caption += f"; {len(shown)} of its {count(len(stages), 'block')}." if len(shown) < len(stages) else "."
     alt = (
-        f"Test image {index}, {true_class}, {predicted}; below it, one row per stage, the output of "
-        f"{', '.join(stage.name for stage in drawn)}."
+        f"Test picture {index}, {truth}, {called}; below it, row by row, the maps that come out of "
+        f"{', '.join(stage.name for stage in shown)}."
     )
-    return Drawing(f"features-{model.slug}", figure, caption, alt, pictorial=True)
+    return Drawing(f"features-{inside.slug}", figure, caption, alt, pictorial=True)

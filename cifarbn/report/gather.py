@@ -1,4 +1,4 @@
-"""Read the runs under some folders and group them by everything except their seed."""
+"""The runs under some folders, grouped by everything but their seed."""
 
 import json
 import math
@@ -22,19 +22,19 @@ from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Re
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
 
-DEAD_STEPS = 100  # a run whose last 100 steps or more made no progress is dead
+DEAD_STEPS = 100  # at the end of a run without a sign of life, for it to be dead
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """The contents of one run folder.
+    """What one run folder says.
 
     Attributes:
-        folder: path of the run folder.
-        name: the folder, relative to the folder given to `gather`.
-        result: the contents of `result.json`.
-        same_as: name of another run of the same experiment and seed, which is included instead of this one.
-        faults: why metrics.csv or recordings.npz could not be read; complete once both have been accessed.
+        folder: where it is.
+        name: the folder, relative to the report's.
+        result: what its `result.json` holds.
+        same_as: the name of another run of the same experiment and seed, which counts in place of this one.
+        faults: why its metrics.csv or recordings.npz could not be read; complete when both were asked for.
     """
 
     folder: Path
@@ -45,58 +45,58 @@ class RunRecord:
 
     @cached_property
     def exclusion_reason(self) -> str | None:
-        """Return why this run is excluded from all means, or None: only finished runs that did not die are included."""
+        """Why this run counts in no mean, or None: only a run that was finished and did not die counts."""
         status = self.result["status"]
         if status == Status.RUNNING:
-            return "unfinished: still running, or killed; rerun the same command to continue it"
+            return "unfinished: still running, or killed; the same command continues it"
         if status == Status.INTERRUPTED:
-            return "interrupted; rerun the same command to continue it"
+            return "interrupted; the same command continues it"
         if status != Status.DONE:
-            # The error of an old result may have several lines, or contain paths.
-            return f"{status}: {without_folders(self.result.get('error') or 'no error message')}"
+            # An old result's error may have several lines, or say where things were.
+            return f"{status}: {without_folders(self.result.get('error') or 'without a message')}"
         if bad := [name for name, value in self.result.get("metrics", {}).items() if not math.isfinite(value)]:
-            return f"{', '.join(bad)} is not a finite number"
+            return f"its {', '.join(bad)} is not a finite number"
         if (step := self._died()) is not None:
-            return f"dead since step {step}: the loss stays at that of a constant prediction, or the gradient is zero"
+            return f"dead since step {step}: its loss stays at that of a guess, or it has no gradient"
         if self.same_as:
-            return f"same experiment and seed as {self.same_as}, which is included instead"
+            return f"the same experiment and seed as {self.same_as}, which counts"
         return None
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the resolved config, without paths."""
+        """The resolved config, without paths."""
         return self.result["config"]
 
     @property
     def seed(self) -> int | None:
-        """Return the run's seed, if its config has one."""
+        """The run's seed, if its config has one."""
         return self.config.get(SEED)
 
     @property
     def data(self) -> str:
-        """Return the data set's name on the command line, such as cifar10 or shapes; file names contain it."""
+        """The data set's name on the command line, such as cifar10 or shapes; it is part of the names of files."""
         target = str(self.config.get("data", {}).get("_target_", "unknown data"))
         name = self.result.get("data", {}).get("name") or target.rpartition(".")[2].lower()
         return re.sub(r"[^\w +-]", "_", name, flags=re.ASCII)[:40]
 
     @property
     def epochs(self) -> dict[str, np.ndarray]:
-        """Return column of metrics.csv -> (E,) float64, NaN if not measured: `epoch` (from 0), `train/loss`, ..."""
+        """Column of metrics.csv -> (E,) float64, NaN where not measured: `epoch` (from 0), `train/loss`, ..."""
         measured = np.any([np.isfinite(self._metrics[name]) for name in EPOCH_COLUMNS], axis=0)
         return {name: column[measured] for name, column in self._metrics.items()}
 
     @property
     def steps(self) -> dict[StepColumn, np.ndarray]:
-        """Return column of metrics.csv -> (T,) float64: `step` (from 0), `lr`, `step/loss`, `step/acc`, ..."""
+        """Column of metrics.csv -> (T,) float64: `step` (from 0), `lr`, `step/loss`, `step/acc`, `step/grad_norm`."""
         return {name: self._metrics[name] for name in STEP_COLUMNS}
 
     @cached_property
     def recordings(self) -> dict[Key, np.ndarray]:
-        """Return the arrays of recordings.npz; empty if there are none or the file cannot be read."""
+        """Arrays of recordings.npz; empty where the run recorded nothing, or nothing that can be read."""
         try:
             return read_recordings(self.folder)
         except UserError as fault:
-            self.faults.append(f"{fault}; the run is omitted from smoothness figures")
+            self.faults.append(f"{fault}; the run is in no figure of smoothness")
             return {}
 
     @cached_property
@@ -104,7 +104,7 @@ class RunRecord:
         try:
             return read_metrics(self.folder)
         except UserError as fault:
-            self.faults.append(f"{fault}; the run is omitted from training curves")
+            self.faults.append(f"{fault}; the run has no curves")
             return {name: np.empty(0) for name in COLUMNS}
 
     def _died(self) -> int | None:
@@ -114,12 +114,12 @@ class RunRecord:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ only in their seed.
+    """Runs that differ in nothing but their seed.
 
     Attributes:
-        label: readable name that distinguishes the group.
-        runs: the included runs, by seed; may be empty.
-        excluded: runs excluded from all means; their `exclusion_reason` is set.
+        label: what sets this group apart from the others, to be read by people.
+        runs: those that count, by seed; maybe none.
+        excluded: those that count in no mean, with `exclusion_reason`.
     """
 
     label: str
@@ -128,31 +128,31 @@ class Group:
 
     @property
     def data(self) -> str:
-        """Return the data set's name."""
+        """The data set's name."""
         return (self.runs + self.excluded)[0].data
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the config of one of the group's runs."""
+        """The config of one of its runs."""
         return (self.runs + self.excluded)[0].config
 
     @property
     def target(self) -> float | None:
-        """Return the published test accuracy of the experiment, as a fraction, if it states one.
+        """The accuracy that the experiment expects, as a fraction, if it states one.
 
-        None if further overrides change the experiment, because the published accuracy does not apply then.
+        None, too, where the command line changed the experiment, for then it is another one.
         """
         overrides = (self.runs + self.excluded)[0].result.get("overrides", [])
         kept = all(role_of(override) for override in overrides)
         return self.config.get("target") if kept else None
 
     def metric(self, name: str) -> list[float]:
-        """Return the final values of a metric such as `test/acc`, for the runs that have it."""
+        """The final values of a metric such as `test/acc`, of the runs that have it."""
         values = (run.result.get("metrics", {}).get(name) for run in self.runs)
         return [value for value in values if value is not None]
 
     def curves(self, name: str) -> np.ndarray:
-        """Return a column such as `val/acc`, (runs, epochs), NaN where a run has no value."""
+        """(runs, epochs) of a column such as `val/acc`, NaN where a run has no value."""
         return _pad([run.epochs[name] for run in self.runs])
 
 
@@ -162,9 +162,9 @@ class RunSet:
 
     Attributes:
         roots: these folders.
-        groups: ordered by data set, then best accuracy first; groups without included runs come last.
-        same: override -> value, for overrides that are the same in all runs.
-        unreadable: folder -> problem, for run folders whose result.json cannot be read.
+        groups: the best first, in the order of data set and accuracy; those of which no run counts come last.
+        same: override -> value, of the overrides that are the same in all runs.
+        unreadable: folder -> what is wrong, of the run folders whose result.json cannot be read.
     """
 
     roots: Sequence[Path]
@@ -174,33 +174,33 @@ class RunSet:
 
     @property
     def counted(self) -> list[Group]:
-        """Return the groups with at least one included run."""
+        """The groups with a run that counts."""
         return [group for group in self.groups if group.runs]
 
     @property
     def constant(self) -> dict[str, str]:
-        """Return config key -> value, for keys that are the same in all runs; without the seed."""
+        """Key of the config -> value, of all keys that are the same in all runs; the seed is not among them."""
         first, *others = (dict(leaves(group.config)) for group in self.groups)
         return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
 
     @property
     def excluded(self) -> list[tuple[str, str, str]]:
-        """Return (run, group, reason) of every excluded run."""
+        """(run, group, reason) of every run that counts in no mean."""
         runs = [(run.name, group.label, str(run.exclusion_reason)) for group in self.groups for run in group.excluded]
         return runs + [(folder, "", reason) for folder, reason in self.unreadable.items()]
 
     @property
     def read_in_part(self) -> list[tuple[str, str, str]]:
-        """Return (run, group, reason) of runs with an unreadable file; complete once all sections are built."""
+        """(run, group, reason) of the runs of which a file could not be read; complete once the sections are made."""
         runs = ((group, run) for group in self.groups for run in group.runs + group.excluded)
         return [(run.name, group.label, "; ".join(run.faults)) for group, run in runs if run.faults]
 
 
 def gather(*roots: Path) -> RunSet:
-    """Read every run folder under some folders; each may be a run folder itself. Symbolic links are followed.
+    """Read every run folder under some folders, or these folders themselves. Links to folders are followed.
 
     Raises:
-        UserError: if there is no run folder.
+        UserError: if there is none.
     """
     unreadable: dict[str, str] = {}
     by_config: dict[str, list[RunRecord]] = {}
@@ -208,7 +208,7 @@ def gather(*roots: Path) -> RunSet:
         try:
             result = stored_result(folder)
             if result is None:
-                raise UserError(f"{RESULT} is a broken link")
+                raise UserError(f"{RESULT} is a link that leads nowhere")
         except UserError as error:
             unreadable[name] = f"unreadable: {without_folders(str(error))}"
             continue
@@ -217,21 +217,21 @@ def gather(*roots: Path) -> RunSet:
         experiment = json.dumps(_identity(result["config"]), sort_keys=True)
         by_config.setdefault(experiment, []).append(RunRecord(folder, name, result))
     if not by_config:
-        problems = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
-        raise UserError(f"{problems}. `python -m cifarbn.train` creates run folders under multirun_outputs/")
-    members = [_once_each(runs) for runs in by_config.values()]
-    labels, same = name_groups([runs[0].result for runs in members])
+        found = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
+        raise UserError(f"{found}. `python -m cifarbn.train` makes runs under multirun_outputs/")
+    together = [_once_each(runs) for runs in by_config.values()]
+    labels, same = name_groups([runs[0].result for runs in together])
     groups = [
         Group(label, [run for run in runs if not run.exclusion_reason], [run for run in runs if run.exclusion_reason])
-        for label, runs in zip(labels, members, strict=True)
+        for label, runs in zip(labels, together, strict=True)
     ]
     return RunSet(roots, sorted(groups, key=_rank), same, unreadable)
 
 
 def constant_loss(result: Result) -> float | None:
-    """Return the loss of a constant prediction under the run's loss function, or None if unknown.
+    """What a constant prediction would cost under the run's own loss, or None where that is not known.
 
-    Old results, without `constant_prediction_loss`, only name their loss function; the default is cross entropy.
+    Results from before `constant_prediction_loss` was recorded name their loss only; the default is cross entropy.
     """
     if "constant_prediction_loss" in result:
         return result["constant_prediction_loss"]
@@ -246,10 +246,10 @@ def constant_loss(result: Result) -> float | None:
 
 
 def _run_folders(roots: Sequence[Path], unreadable: dict[str, str]) -> Iterator[tuple[Path, str]]:
-    """Yield every run folder under the roots with its name, sorted; add unreadable folders to `unreadable`.
+    """Every run folder under the roots and its name, sorted; into `unreadable` goes what cannot be looked into.
 
-    Hidden folders are skipped. Each folder is visited once, however many links lead to it, and links to a parent of
-    its root are not followed.
+    Hidden folders are passed over. Each folder is visited once, by whatever way, and no link to a folder that its
+    root lies in: a link may lead back.
     """
     visited: set[str] = set()
     names = [clean(root.resolve().name) for root in roots]
@@ -259,7 +259,7 @@ def _run_folders(roots: Sequence[Path], unreadable: dict[str, str]) -> Iterator[
             continue
         above = {str(folder) for folder in root.resolve().parents}
         errors: list[OSError] = []
-        has_run = False
+        found = False
         for here, below, files in os.walk(root, followlinks=True, onerror=errors.append):
             real = os.path.realpath(here)
             if real in visited or real in above:
@@ -267,23 +267,23 @@ def _run_folders(roots: Sequence[Path], unreadable: dict[str, str]) -> Iterator[
                 continue
             visited.add(real)
             if RESULT in (*files, *below):
-                has_run = True
+                found = True
                 yield Path(here), _name(here, root, before, len(roots) > 1)
             below[:] = sorted(name for name in below if not name.startswith("."))
         for error in errors:
             unreadable[_name(error.filename, root, before, len(roots) > 1)] = f"unreadable: {error.strerror}"
-        if not has_run and not errors:
-            unreadable[before] = f"there is no run folder (a folder with a {RESULT})"
+        if not found and not errors:
+            unreadable[before] = f"there is no run folder (with a {RESULT})"
 
 
 def _name(folder: str, root: Path, root_name: str, several: bool) -> str:
-    """Return a folder's path relative to its root, preceded by the root's name if needed to identify the run."""
+    """A folder's name, relative to its root; with the root's own name where that is one of several, or the run."""
     parts = Path(os.path.relpath(folder, root)).parts
     return clean("/".join([root_name, *parts] if several or not parts else parts))
 
 
 def _identity(node: Any, prefix: str = "") -> Any:
-    """Return the part of a config that identifies the experiment, without the seed; 1e-3 and "0.001" are equal."""
+    """What the configs of one experiment's runs have in common: no seed, and 1e-3, 0.001 and "1e-3" are one number."""
     if isinstance(node, Mapping):
         return {
             key: _identity(value, f"{prefix}{key}.")
@@ -299,15 +299,15 @@ def _identity(node: Any, prefix: str = "") -> Any:
 
 
 def _once_each(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return the runs of one experiment by seed; repeated runs of a seed refer to the first, which is included."""
-    included: dict[int, str] = {}
-    runs_by_seed = []
+    """The runs of one experiment by seed; of several that count with one seed, all but the first know which does."""
+    counting: dict[int, str] = {}
+    told = []
     for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name)):
         if run.seed is not None and not run.exclusion_reason:
-            first = included.setdefault(run.seed, run.name)
+            first = counting.setdefault(run.seed, run.name)
             run = run if first == run.name else replace(run, same_as=first, faults=[])
-        runs_by_seed.append(run)
-    return runs_by_seed
+        told.append(run)
+    return told
 
 
 def _rank(group: Group) -> tuple[bool, str, float, str]:

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and confidence interval over runs that differ only in their seed."""
+"""Mean, standard deviation and confidence interval of a few runs that differ in nothing but their seed."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """An estimate of the expected value over seeds from n runs.
+    """What n runs say about the mean of all runs that could have been made.
 
     Attributes:
         n: number of runs.
         mean: of the n values.
-        std: sample standard deviation (n - 1 in the denominator); None for a single run.
+        std: with n - 1 in the denominator; None for a single run, which says nothing about its spread.
         half_width: of the confidence interval of the mean, `mean ± half_width`; None for a single run.
     """
 
@@ -26,10 +26,10 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Estimate the mean with Student's t interval, which is exact for normally distributed values.
+    """Estimate the mean with Student's t, which is exact for few runs where these are normal about their mean.
 
     Raises:
-        ValueError: if there are no values.
+        ValueError: without any value.
     """
     n = len(values)
     if not n:
@@ -42,5 +42,5 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def student_t(confidence: float, degrees: int) -> float:
-    """Return the t with P(-t < T < t) = confidence, for Student's T with `degrees` degrees of freedom."""
-    return float(stdtrit(degrees, (1 + confidence) / 2))  # equals scipy.stats.t.ppf, which is slower to import
+    """Return the t with P(-t < T < t) = confidence, for Student's T with so many degrees of freedom."""
+    return float(stdtrit(degrees, (1 + confidence) / 2))  # as scipy.stats.t.ppf, which takes longer to import

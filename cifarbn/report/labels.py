@@ -1,4 +1,4 @@
-"""Short names for groups of runs, made of the overrides that distinguish them."""
+"""Short names for groups of runs: what sets each apart, as it was said on the command line."""
 
 import math
 from collections import Counter
@@ -10,29 +10,30 @@ from cifarbn.runs.identity import EXECUTION_KEYS, SEED, Tag, keys_with
 from cifarbn.runs.schema import Result
 
 UNNAMED = (*EXECUTION_KEYS, SEED, *keys_with(Tag.NOTE))
-# Other choices keep their key: `augment none` is clearer than `none`.
+# The `none` of `augment=none` does not say what it is.
 CHOICES_THAT_NAME_THEMSELVES = keys_with(Tag.CHOICE)
 
 LONGEST_VALUE = 100  # characters
 
 
 def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
-    """Return a unique label for each of several groups, given the result of one run of each.
+    """A label for each of several groups, given one run's result of each; and what all of them have in common.
 
-    A label holds the overrides that differ between groups: `model=vgg_a optim.lr=1e-3` becomes "vgg_a, lr 0.001".
-    Overrides implied by the experiment name are omitted from the label. If two labels are equal, the config keys that
-    differ between their groups are appended.
+    A label holds the overrides that differ between groups: `model=vgg_a optim.lr=1e-3` becomes "vgg_a, lr 0.001", for a
+    config choice is shorter than the keys it stands for. What is the same in all groups of one experiment, but not in
+    those of another, the experiment's name stands for. Where that leaves two groups alike, the config's own keys
+    that tell them apart are added. All labels differ.
 
     Returns:
-        The labels, and override -> value for those overrides that are the same in all groups.
+        The labels, and override -> value of those overrides that are the same in all groups.
     """
     overrides = [_overrides(result) for result in results]
     configs = [dict(leaves(result.get("config", {}))) for result in results]
-    keys = sorted({key for by_key in overrides for key in by_key}, key=lambda key: ("." in key, key))
-    # A group that does not override a key has the default value of its config, unless the key is a config group.
+    keys = sorted({key for said in overrides for key in said}, key=lambda key: ("." in key, key))
+    # A key that one group left to its default still has a value there, unless it names a choice.
     values = [
-        {key: value for key in keys if (value := by_key.get(key, config.get(key))) is not None}
-        for by_key, config in zip(overrides, configs, strict=True)
+        {key: value for key in keys if (value := said.get(key, config.get(key))) is not None}
+        for said, config in zip(overrides, configs, strict=True)
     ]
     differing = [key for key in keys if len({group.get(key) for group in values}) > 1]
     telling = [key for key in differing if key == "experiment" or not _follows_from_experiment(key, values)]
@@ -42,7 +43,7 @@ def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
 
 
 def short(value: Any) -> str:
-    """Format a value: 0.001 for 1e-3, at most 6 digits; only the last part of a path."""
+    """A value as people write it: 0.001 for 1e-3, and at most 6 digits; of a path only its last part."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -59,10 +60,10 @@ def _overrides(result: Result) -> dict[str, str]:
 
 
 def _follows_from_experiment(key: str, groups: Sequence[Mapping[str, str]]) -> bool:
-    """Return whether all groups belong to an experiment, and each experiment has a single value of this key."""
-    pairs = {(group.get("experiment"), group.get(key)) for group in groups}
-    experiments = {experiment for experiment, _ in pairs}
-    return None not in experiments and len(pairs) == len(experiments)
+    """Whether all groups are of an experiment, and the groups of each have one value of this key."""
+    found = {(group.get("experiment"), group.get(key)) for group in groups}
+    experiments = {experiment for experiment, _ in found}
+    return None not in experiments and len(found) == len(experiments)
 
 
 def _label(values: Mapping[str, str]) -> str:
@@ -78,8 +79,8 @@ def _label(values: Mapping[str, str]) -> str:
 
 
 def _tell_apart(names: list[str], configs: list[dict[str, str]]) -> list[str]:
-    """Append to repeated names the config keys in which their groups differ."""
-    unique = list(names)
+    """Add to names that occur twice the keys of the config in which their groups differ."""
+    told = list(names)
     for name, count in Counter(names).items():
         if count == 1:
             continue
@@ -87,10 +88,10 @@ def _tell_apart(names: list[str], configs: list[dict[str, str]]) -> list[str]:
         keys = sorted({key for i in alike for key in configs[i]} - set(UNNAMED))
         differing = [key for key in keys if len({configs[i].get(key) for i in alike}) > 1]
         for i in alike:
-            unique[i] = ", ".join(part for part in (name, _label(_some(configs[i], differing))) if part)
-    if len(unique) == 1:
-        return [unique[0] or "all runs"]
-    return [name or "defaults" for name in unique] if len(set(unique)) == len(unique) else _number(unique)
+            told[i] = ", ".join(part for part in (name, _label(_some(configs[i], differing))) if part)
+    if len(told) == 1:
+        return [told[0] or "all runs"]
+    return [name or "the defaults" for name in told] if len(set(told)) == len(told) else _number(told)
 
 
 def _some(config: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:
@@ -102,7 +103,7 @@ def _number(names: list[str]) -> list[str]:
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every dotted key of a nested config with its formatted value, except the seed."""
+    """Every dotted key of a nested config with its value as people write it; without seeds."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")

@@ -13,54 +13,48 @@ from cifarbn.runs.measures import ActivationDriftKeys, CovariateShiftKeys, Key, 
 from cifarbn.smoothness.bands import SeedBand, over_seeds
 
 PLACES = {"early": 0.0, "middle": 0.5, "last": 1.0}
-"""The layers drawn, as positions between the first measured layer (0) and the last (1)."""
-ABREAST = 3  # families side by side in a figure of distributions
+"""Which layers are drawn, as shares of the way from the first one that is measured to the last."""
+ABREAST = 3  # families beside each other in a figure of distributions
 
 Probed = Mapping[str, Sequence[Recordings]]
 """Family -> the recordings of its runs."""
 LayerKeys = type[CovariateShiftKeys] | type[ActivationDriftKeys]
 DRAWN: tuple[LayerKeys, ...] = (CovariateShiftKeys, ActivationDriftKeys)
-"""The recorders whose per-layer measurements are drawn here."""
+"""The recorders whose layers are drawn here."""
 
 
 def covariate_shift(families: list[Family]) -> list[Drawing]:
-    """Draw cos(G, G') and ||G - G'|| of some layers, one figure per learning rate.
+    """Draw cos(G, G') and ||G - G'|| of some layers, a figure for each learning rate: the paper's figures 3 and 9.
 
-    As in figures 3 and 9 of Santurkar et al. 2018 (arXiv 1805.11604). The first layer is omitted: no layer precedes
-    it, so its shift is exactly 0.
+    The first layer is not drawn: no layer precedes it, so that its shift is exactly 0.
     """
     caption = (
-        "Internal covariate shift (Santurkar et al. 2018, definition 2.1, figures 3 and 9): G is the gradient of a "
-        "layer, G′ its gradient on the same minibatch after all preceding layers have been updated. Without covariate "
-        "shift the cosine is 1 and the distance 0, as for the first layer, which is omitted."
+        "Internal covariate shift (Santurkar et al. 2018, definition 2.1, figures 3 and 9): G is a layer's "
+        "gradient, G′ the same on the same minibatch with all layers before it already updated. Without a shift "
+        "the cosine is 1 and the distance 0, as in the first layer, which is not drawn."
     )
-    alt = "Cosine and distance of a layer's gradient before and after the update of the preceding layers"
+    alt = "Cosine and distance of a layer's gradient before and after the update below it"
     title = "Internal covariate shift"
     return _against_step(families, CovariateShiftKeys, "covariate-shift", title, caption, alt, skipped=1)
 
 
 def activation_moments(families: list[Family]) -> list[Drawing]:
-    """Draw mean and standard deviation of some layers' outputs against the step, one figure per learning rate."""
+    """Draw mean and standard deviation of some layers' outputs against the step, a figure for each learning rate."""
     caption = (
-        "Mean and standard deviation of layer outputs, after normalisation (if any) and before the activation, on the "
-        "minibatch of each measured step. They show how stable the distribution of inputs to the next layer is "
-        "(Santurkar et al. 2018, section 2, draw the change of both moments)."
+        "Mean and standard deviation of layers' outputs, after the normalisation where there is one and before the "
+        "activation, on the minibatch of each measured step: how stable their distribution is (Santurkar et al. "
+        "2018, section 2, who draw the change of both moments)."
     )
-    alt = "Mean and standard deviation of layer outputs against the step"
+    alt = "Mean and standard deviation of layers' outputs against the step"
     return _against_step(
-        families,
-        ActivationDriftKeys,
-        "activation-moments",
-        "Mean and standard deviation of layer outputs",
-        caption,
-        alt,
+        families, ActivationDriftKeys, "activation-moments", "Moments of layers' outputs", caption, alt
     )
 
 
 def _against_step(
     families: list[Family], keys: LayerKeys, name: str, title: str, caption: str, alt: str, skipped: int = 0
 ) -> list[Drawing]:
-    """Draw measurements of some layers against the step, one figure per learning rate; omit the first `skipped`."""
+    """Draw some layers' measurements against the step, a figure for each learning rate, without the first `skipped`."""
     drawings = []
     for rate, probed in _by_rate(families, keys).items():
         first = {label: min(skipped, len(runs[0][keys.layers]) - 1) for label, runs in probed.items()}
@@ -73,9 +67,9 @@ def _against_step(
 
 
 def activation_distributions(families: list[Family]) -> list[Drawing]:
-    """Draw histograms of some layers' outputs against the step, as in figure 2 of Santurkar et al. 2018.
+    """Draw the histograms of some layers' outputs against the step: the paper's figure 2.
 
-    Of the run with the lowest seed of each family, at the learning rate with the most families.
+    At the learning rate that most families have been probed at, of the run of the lowest seed of each family.
     """
     keys = ActivationDriftKeys
     by_rate = _by_rate(families, keys)
@@ -85,7 +79,7 @@ def activation_distributions(families: list[Family]) -> list[Drawing]:
     probed, drawings = by_rate[rate], []
     labels = list(probed)
     for number, start in enumerate(range(0, len(labels), ABREAST), 1):
-        abreast = {label: probed[label] for label in labels[start : start + ABREAST]}
+        shown = {label: probed[label] for label in labels[start : start + ABREAST]}
         panels = {
             f"{place} layer": {
                 label: figures.Distribution(
@@ -93,29 +87,27 @@ def activation_distributions(families: list[Family]) -> list[Drawing]:
                     runs[0][keys.edges],
                     runs[0][keys.histogram][:, _at(share, 0, len(runs[0][keys.layers]))],
                 )
-                for label, runs in abreast.items()
+                for label, runs in shown.items()
             }
             for place, share in PLACES.items()
         }
-        of_run = {
-            label: f"one run of {count(len(runs[0][keys.step]), 'measurement')}" for label, runs in abreast.items()
-        }
+        of_run = {label: f"one run of {count(len(runs[0][keys.step]), 'measurement')}" for label, runs in shown.items()}
         caption = (
-            "Distribution of layer outputs during training (Santurkar et al. 2018, figure 2), after normalisation (if "
-            "any) and before the activation; darker bins hold a larger fraction of a minibatch's outputs. Values "
-            "outside the axis are counted in the outermost bins. Layers: "
-            f"{_named(abreast, keys, dict.fromkeys(abreast, 0))}. {ending(families, of_run)}"
+            "How the distribution of layers' outputs moves during training (Santurkar et al. 2018, figure 2): the "
+            "darker, the more of a minibatch's outputs, after the normalisation where there is one and before the "
+            "activation; what lies beyond the axis is counted at its ends. Layers: "
+            f"{_named(shown, keys, dict.fromkeys(shown, 0))}. {ending(families, of_run)}"
         )
-        title = f"Distribution of layer outputs, lr\N{NO-BREAK SPACE}{rate}"
-        alt = f"Histograms of layer outputs against the step, for {', '.join(abreast)}, lr {rate}."
+        title = f"Distribution of layers' outputs, lr\N{NO-BREAK SPACE}{rate}"
+        alt = f"Histograms of layers' outputs against the step, for {', '.join(shown)}, lr {rate}."
         name = "activation-distributions" + (f"-{number}" if len(labels) > ABREAST else "")
         drawings.append(Drawing(name, figures.distributions(panels, title), caption, alt))
     return drawings
 
 
 def _by_rate(families: list[Family], keys: LayerKeys) -> dict[str, Probed]:
-    """Return learning rate -> family -> the recordings of its runs that have these measurements."""
-    by_rate = {
+    """Learning rate -> family -> the recordings of its runs that have such measurements."""
+    found = {
         rate: {
             family.label: runs
             for family in families
@@ -123,13 +115,13 @@ def _by_rate(families: list[Family], keys: LayerKeys) -> dict[str, Probed]:
         }
         for rate in dict.fromkeys(rate for family in families for rate in family.runs)
     }
-    return {rate: probed for rate, probed in by_rate.items() if probed}
+    return {rate: probed for rate, probed in found.items() if probed}
 
 
 def _columns(keys: LayerKeys) -> list[Layers]:
-    """Return the columns in which measures of a recorder are drawn, linear axes first."""
-    columns = [column for measure, column in shown_in(Layers) if measure.table is keys]
-    return sorted(columns, key=lambda column: column.log)
+    """What the measures of a recorder show of each layer, linear axes first."""
+    shown = [column for measure, column in shown_in(Layers) if measure.table is keys]
+    return sorted(shown, key=lambda column: column.log)
 
 
 def _log(keys: LayerKeys) -> list[str]:
@@ -137,7 +129,7 @@ def _log(keys: LayerKeys) -> list[str]:
 
 
 def _panels(probed: Probed, keys: LayerKeys, first: Mapping[str, int]) -> dict[str, dict[str, dict[str, SeedBand]]]:
-    """Return position of a layer -> quantity -> family -> its curves over seeds."""
+    """Place of a layer -> quantity -> family -> its curves over seeds."""
     return {
         f"{place} layer": {
             column.label: {
@@ -159,7 +151,7 @@ def _at(share: float, first: int, layers: int) -> int:
 
 
 def _named(probed: Probed, keys: LayerKeys, first: Mapping[str, int]) -> str:
-    """Return the numbers (from 1) and module names of the drawn layers, by family if they differ."""
+    """Which layers are drawn: numbers from 1 and their modules' names, by family where these differ."""
 
     def of(label: str) -> str:
         names = probed[label][0][keys.layers]
@@ -180,12 +172,12 @@ def _drawn(probed: Probed, step: Key) -> dict[str, str]:
 
 
 def _medians(panels: Mapping[str, Mapping[str, Mapping[str, SeedBand]]]) -> str:
-    """Return the medians over the steps of the curves in the middle panels."""
+    """The medians over the steps of what the middle panels show."""
     place = list(panels)[len(panels) // 2]
     parts = [
-        f"{label}: median {quantity} {np.median(curve.low):.3g}"
-        for quantity, by_family in panels[place].items()
-        for label, curve in by_family.items()
-        if len(curve.low)
+        f"{label}: median {quantity} {np.median(one.low):.3g}"
+        for quantity, shown in panels[place].items()
+        for label, one in shown.items()
+        if len(one.low)
     ]
     return f"{place.capitalize()}: {'; '.join(parts)}."

@@ -1,4 +1,4 @@
-"""The report as one page: index.html, which is self-contained, and the same content as Markdown."""
+"""The report as one page: index.html, which needs nothing beside it, and the same as Markdown."""
 
 import re
 from base64 import b64encode
@@ -17,18 +17,16 @@ from cifarbn.report.section import Section
 from cifarbn.runs.untrusted import clean
 
 CSS_PIXELS_PER_INCH = 96
-EXCLUDED = "Excluded from all means"
-READ_IN_PART = "Partly read"
-# The files with the numbers of the table, in the same folder as the page.
-NUMBERS = {"table.csv": " (the table, unrounded)", "table.tex": " (for LaTeX)", "runs.csv": " (one row per run)"}
+# The files of the table, beside the page.
+NUMBERS = {"table.csv": " (the table, unrounded)", "table.tex": " (for LaTeX)", "runs.csv": " (a row a run)"}
 
 
 class Image(NamedTuple):
-    """A figure as a PNG file.
+    """A figure as drawn.
 
     Attributes:
-        png: contents of the file.
-        inches: width of the figure.
+        png: the file's bytes.
+        inches: its width.
     """
 
     png: bytes
@@ -46,17 +44,17 @@ class Image(NamedTuple):
 
 
 def html_page(
-    sweep: RunSet, sections: Sequence[Section], images: Mapping[str, Image], lead: Section | None = None
+    sweep: RunSet, sections: Sequence[Section], images: Mapping[str, Image], opening: Section | None = None
 ) -> str:
-    """Return the page: table, excluded runs, then the sections. It has no scripts, and images are embedded.
+    """The page: table, what was left out, then the sections. No script, no network; images are part of it.
 
-    Links lead to the numbers and figures as separate files; the page is complete without them.
+    Its links lead to the same numbers and figures as files beside it, and it says as much without these.
 
     Args:
         sweep: the runs.
         sections: below the table, in this order.
-        images: one for each drawing, by its name.
-        lead: section above the table.
+        images: of every drawing, by its name.
+        opening: above the table.
     """
     return _HTML.get_template("page.html").render(
         sweep=sweep,
@@ -65,49 +63,47 @@ def html_page(
         columns=table.columns(sweep) if sweep.counted else {},
         notes=notes(sweep),
         numbers=NUMBERS,
-        excluded_heading=EXCLUDED,
-        read_in_part_heading=READ_IN_PART,
-        lead=lead,
+        opening=opening,
         sections=sections,
         images=images,
         provenance=provenance(sweep),
     )
 
 
-def markdown_page(sweep: RunSet, sections: Sequence[Section], lead: Section | None = None) -> str:
-    """Return the same page as Markdown, with the images in figures/."""
+def markdown_page(sweep: RunSet, sections: Sequence[Section], opening: Section | None = None) -> str:
+    """The same for GitHub and editors; its images are the files in figures/."""
     parts = [f"# {markdown(title(sweep))}", markdown(summary(sweep))]
-    if lead:
-        parts += [*_markdown_section(lead), "## All runs, best first"]
+    if opening:
+        parts += [*_markdown_section(opening), "## All runs, best first"]
     if sweep.counted:
         parts.append(table.as_markdown(table.columns(sweep)).rstrip())
     parts += [*map(markdown, notes(sweep)), _markdown_files(NUMBERS)]
-    for heading, runs in ((EXCLUDED, sweep.excluded), (READ_IN_PART, sweep.read_in_part)):
+    for heading, runs in (("Left out of every mean", sweep.excluded), ("Read in part", sweep.read_in_part)):
         lines = [
             f"- {markdown_code(run)}{f' ({markdown(group)})' if group else ''}: {markdown(reason)}"
             for run, group, reason in runs
         ]
         parts += [f"## {heading}", "\n".join(lines)] if lines else []
     if sweep.same:
-        overrides = ", ".join(markdown_code(f"{key}={value}") for key, value in sweep.same.items())
-        parts.append(f"Common to all runs: {overrides}")
+        said = ", ".join(markdown_code(f"{key}={value}") for key, value in sweep.same.items())
+        parts.append(f"The same in all runs: {said}")
     for section in sections:
         parts += _markdown_section(section)
     return "\n\n".join([*parts, "---", markdown(provenance(sweep))]) + "\n"
 
 
 def title(sweep: RunSet) -> str:
-    """Return the title: the names of the folders, without their paths."""
+    """The folders' names; not where they are, for that is the machine's."""
     return f"Runs of {', '.join(clean(root.resolve().name) for root in sweep.roots)}"
 
 
 def summary(sweep: RunSet) -> str:
-    """Return the number of runs and groups, the data and the device."""
+    """How many runs, and of what."""
     runs = sum(len(group.runs) for group in sweep.groups)
     text = f"{count(runs, 'run')} in {count(len(sweep.counted), 'group')}"
-    text += "; runs of a group differ only in the seed." if len(sweep.counted) > 1 else "."
+    text += "; groups differ in more than the seed." if len(sweep.counted) > 1 else "."
     if excluded := len(sweep.excluded):
-        text += f" {count(excluded, 'run')} excluded, see below."
+        text += f" {count(excluded, 'run')} left out, see below."
     if not sweep.counted:
         return text
     hardware = table.devices(sweep)
@@ -116,28 +112,28 @@ def summary(sweep: RunSet) -> str:
 
 
 def notes(sweep: RunSet) -> list[str]:
-    """Return the notes needed to interpret the table."""
+    """What a reader must know to read the table right."""
     if not sweep.counted:
-        return ["No run has finished yet."]
+        return ["No run has finished yet, so there is nothing to average."]
     several = any(len(group.runs) > 1 for group in sweep.counted)
-    notes = ["Accuracies are measured after the last epoch; nothing was selected by the test set."]
+    found = ["Accuracies are those after the last epoch; nothing was selected by the test set."]
     if several:
-        notes[0] += " ± is the sample standard deviation over runs; the interval is Student's t interval of the mean."
+        found[0] += " ± is the standard deviation over the runs (n − 1), and the interval is Student's for their mean."
     if any(len(group.runs) == 1 for group in sweep.counted):
-        notes.append("With n = 1 the spread over seeds is unknown, so small differences may be due to chance.")
+        found.append("A group with n = 1 has no spread: a difference from its neighbours may be chance.")
     if any(group.target is not None for group in sweep.counted):
-        notes.append("The gap is measured minus target accuracy, in percentage points.")
+        found.append("The gap is measured minus target, in percentage points.")
     if len({group.data for group in sweep.counted}) > 1:
-        notes.append("Results on different data sets are not comparable.")
-    return [" ".join(notes)]
+        found.append("Groups on different data do not compare with each other.")
+    return [" ".join(found)]
 
 
 def provenance(sweep: RunSet) -> str:
-    """Return the code and package versions of the runs."""
+    """Which code and packages made the runs."""
     results = [run.result for group in sweep.groups for run in group.runs + group.excluded]
     versions = {f"{name} {version}" for result in results for name, version in result.get("versions", {}).items()}
     commits = {str(result.get("git_commit") or "no commit")[:20] for result in results}
-    return f"Versions: {', '.join(sorted(versions)) or 'unknown'}; code: {', '.join(sorted(commits))}."
+    return f"Made by {', '.join(sorted(versions)) or 'unknown versions'}; code: {', '.join(sorted(commits))}."
 
 
 def _markdown_section(section: Section) -> list[str]:
@@ -152,7 +148,7 @@ def _markdown_section(section: Section) -> list[str]:
 
 
 def _markdown_files(files: Mapping[str, str]) -> str:
-    return f"Files: {', '.join(f'[{name}]({name}){description}' for name, description in files.items())}."
+    return f"Files: {', '.join(f'[{name}]({name}){what}' for name, what in files.items())}."
 
 
 def _kind(heading: str) -> str:
@@ -162,7 +158,7 @@ def _kind(heading: str) -> str:
 
 
 def _whole_parts(label: str) -> str:
-    """Return a label that breaks lines between its parts, not between a key and its value."""
+    """A label whose line ends between its parts, not between a key and its value."""
     return ", ".join(re.sub(" (?=[^ ]+$)", NO_BREAK, part) for part in label.split(", "))
 
 

@@ -1,4 +1,4 @@
-"""Read metrics.csv and recordings.npz of a run; a damaged file raises one clear error."""
+"""A run's metrics.csv and recordings.npz, read so that what is damaged is named and nothing else suffers."""
 
 import csv
 import io
@@ -29,19 +29,20 @@ STEP: StepColumn = "step"
 EPOCH: StepColumn = "epoch"
 COUNTS = (STEP, EPOCH)
 
-# Every array that a recorder writes. Axes in NEEDED must have their array of coordinates; other axes need not.
+# Every array of numbers that a recorder writes. Without these axes an array has no meaning; what only names the places
+# along another one may be missing.
 KEYS = {str(key): key for table in TABLES for key in table.keys()}
 NEEDED = "TSL"
 
 
 def read_metrics(folder: Path) -> dict[str, NDArray]:
-    """Return every column of metrics.csv by name: (T,) float64, NaN if a field is empty or a column is missing.
+    """Return every column of metrics.csv, by its name: (T,) float64, NaN where a field is empty or a column missing.
 
-    Unknown columns are ignored, and columns may be in any order, since a spreadsheet may have saved the file again. An
-    incomplete last row, left by a killed run, is ignored.
+    Other columns than this program's are passed over, and their order is no matter: a table program may have saved the
+    file again. A last row without an end is one that a killed run could not finish.
 
     Raises:
-        UserError: one line that names the file, if a run cannot have written it.
+        UserError: in one line that names the file, if it is not what a run writes.
     """
     try:
         check_regular_file(folder / METRICS)
@@ -53,48 +54,48 @@ def read_metrics(folder: Path) -> dict[str, NDArray]:
     header, _, body = text[: text.rfind("\n") + 1].partition("\n")
     names = next(csv.reader([header]), [])
     if missing := [name for name in COUNTS if names.count(name) != 1]:
-        raise _bad(f"must have exactly one column {' and one '.join(missing)}")
+        raise _bad(f"has not one column {' and one '.join(missing)}")
     if twice := [name for name in COLUMNS if names.count(name) > 1]:
         raise _bad(f"has the column {twice[0]} twice")
-    known = [name for name in COLUMNS if name in names]
-    values = _numbers(body, [names.index(name) for name in known], len(names))
-    table = dict(zip(known, values.T, strict=True))
+    found = [name for name in COLUMNS if name in names]
+    values = _numbers(body, [names.index(name) for name in found], len(names))
+    table = dict(zip(found, values.T, strict=True))
     for name, column in table.items():
         _check_column(name, column)
     return {name: table.get(name, np.full(len(values), np.nan)) for name in COLUMNS}
 
 
 def read_recordings(folder: Path) -> dict[Key, NDArray]:
-    """Return the arrays of recordings.npz; empty if there is no such file.
+    """Return the arrays of recordings.npz; none where there is no such file.
 
     Raises:
-        UserError: one line that names the file, if it is damaged or an array has an unexpected shape.
+        UserError: in one line that names the file, if it is damaged, or an array is not of the shape that is drawn.
     """
     try:
         check_regular_file(folder / RECORDINGS)
         with (folder / RECORDINGS).open("rb") as file, np.load(file) as archive:
-            arrays = {KEYS.get(name, Key(name)): array for name, array in archive.items()}
+            found = {KEYS.get(name, Key(name)): array for name, array in archive.items()}
     except FileNotFoundError:
         return {}
     except UserError:
         raise
-    except Exception as error:  # a damaged archive can raise anything
+    except Exception as error:  # whatever a damaged archive may lead to
         raise UserError(f"{RECORDINGS} cannot be read ({_reason(error)})") from error
-    empty = [key.prefix for key, array in arrays.items() if key.short == "step" and not array.size]
-    arrays = {key: array for key, array in arrays.items() if key.prefix not in empty}
-    _check_shapes(arrays)
+    nothing = [key.prefix for key, array in found.items() if key.short == "step" and not array.size]
+    found = {key: array for key, array in found.items() if key.prefix not in nothing}
+    _check_shapes(found)
     try:
-        for name, (steps, values) in curves(arrays).items():
+        for name, (steps, values) in curves(found).items():
             if steps.shape != values.shape:
-                raise ValueError(f"{name} must have one value per step")
-        probe_bands(arrays)
-    except Exception as error:  # a required array is missing or malformed
-        raise UserError(f"{RECORDINGS} has missing or malformed arrays ({_reason(error)})") from error
-    return arrays
+                raise ValueError(f"{name} has not a value for each step")
+        probe_bands(found)
+    except Exception as error:  # an array that is needed is missing, or holds something else
+        raise UserError(f"{RECORDINGS} does not hold what a recorder writes ({_reason(error)})") from error
+    return found
 
 
 def _numbers(body: str, columns: Sequence[int], width: int) -> NDArray:
-    """Return the rows as (T, columns); numpy is twenty times faster than csv and float of Python."""
+    """(T, columns) of the rows; numpy reads them twenty times as fast as Python's own csv and float do."""
     if not body.strip():
         return np.empty((0, len(columns)))
     filled = re.sub(r"(?<=,)(?=[,\n])|^(?=,)", "nan", body.replace('""', ""), flags=re.MULTILINE)
@@ -111,7 +112,7 @@ def _first_fault(body: str, columns: Sequence[int], width: int) -> str:
     for row in rows:
         line = rows.line_num + 1  # the header is line 1
         if row and len(row) != width:
-            return f"has {len(row)} fields in line {line}, but {width} in its header"
+            return f"has {len(row)} fields in line {line}, and {width} in its header"
         for i in columns if row else ():
             try:
                 float(row[i] or "nan")
@@ -122,47 +123,46 @@ def _first_fault(body: str, columns: Sequence[int], width: int) -> str:
 
 def _check_column(name: str, column: NDArray) -> None:
     if np.any(np.abs(column[np.isfinite(column)]) > LARGEST):
-        raise _bad(f"has a value of {name} whose magnitude exceeds {LARGEST:.1g}")
+        raise _bad(f"has a value of {name} beyond {LARGEST:.1g}, which no run measures")
     if name in COUNTS:
         if not (np.isfinite(column).all() and (column >= 0).all() and (column == np.floor(column)).all()):
             raise _bad(f"has a value of {name} that is not a whole number")
         if (np.diff(column) < (name == STEP)).any():
-            raise _bad(f"has a column {name} that is not in increasing order")
+            raise _bad(f"has its column {name} out of order")
 
 
-def _check_shapes(arrays: Recordings) -> None:
+def _check_shapes(found: Recordings) -> None:
     lengths: dict[str, int] = {}
-    for key, array in arrays.items():
+    for key, array in found.items():
         if key.axes is None:
             continue
-        # An axis is as long as the array of its coordinates.
-        coordinates = [f"{key.prefix}.{AXES.get(axis, axis)}" for axis in key.axes]
-        for axis, name, length in zip(key.axes, coordinates, array.shape, strict=False):
-            if (along := arrays.get(Key(name))) is not None:
-                length = int(along.shape[0]) if along.ndim == 1 else -1
+        measures = [
+            f"{key.prefix}.{AXES.get(axis, axis)}" for axis in key.axes
+        ]  # of which array an axis has the length
+        for axis, measure, length in zip(key.axes, measures, array.shape, strict=False):
+            if (measuring := found.get(Key(measure))) is not None:
+                length = int(measuring.shape[0]) if measuring.ndim == 1 else -1
             elif axis in NEEDED:
-                raise UserError(f"{RECORDINGS} has no {name}, which {key} needs")
+                raise UserError(f"{RECORDINGS} has no {measure}, which {key} needs")
             elif axis.isdigit():
                 length = int(axis)
-            lengths.setdefault(name, length)
-        shape = tuple(lengths.get(name, -1) for name in coordinates)
+            lengths.setdefault(measure, length)
+        shape = tuple(lengths.get(measure, -1) for measure in measures)
         if array.shape != shape or array.dtype.kind not in "fiu":
             raise UserError(f"{RECORDINGS}: {key} is {array.dtype} {array.shape}, not numbers {shape}")
         if (np.abs(array[np.isfinite(array)].astype(float)) > LARGEST).any():
-            raise UserError(f"{RECORDINGS}: {key} has a value whose magnitude exceeds {LARGEST:.1g}")
+            raise UserError(f"{RECORDINGS} has a {key} beyond {LARGEST:.1g}, which no run measures")
         if key.short == "step" and (np.diff(array) <= 0).any():
-            raise UserError(f"{RECORDINGS}: {key} is not in increasing order")
-    if HeldOutKeys.acc in arrays and str(arrays.get(HeldOutKeys.source)) not in HeldOutKeys.SOURCES:
-        raise UserError(
-            f"{RECORDINGS}: {HeldOutKeys.acc} needs {HeldOutKeys.source}, one of {', '.join(HeldOutKeys.SOURCES)}"
-        )
-    every = arrays.get(ProbeKeys.every)
-    if ProbeKeys.step in arrays and (every is None or every.ndim or every.dtype.kind not in "iu" or every < 1):
-        raise UserError(f"{RECORDINGS}: {ProbeKeys.every} must be a whole number of at least 1")
-    if (histogram := arrays.get(ActivationDriftKeys.histogram)) is not None:
-        edges = arrays.get(ActivationDriftKeys.edges)
+            raise UserError(f"{RECORDINGS} has a {key} out of order")
+    if HeldOutKeys.acc in found and str(found.get(HeldOutKeys.source)) not in HeldOutKeys.SOURCES:
+        raise UserError(f"{RECORDINGS} does not say what {HeldOutKeys.acc} was measured on")
+    every = found.get(ProbeKeys.every)
+    if ProbeKeys.step in found and (every is None or every.ndim or every.dtype.kind not in "iu" or every < 1):
+        raise UserError(f"{RECORDINGS} does not say how often it probed")
+    if (histogram := found.get(ActivationDriftKeys.histogram)) is not None:
+        edges = found.get(ActivationDriftKeys.edges)
         if edges is None or edges.dtype.kind not in "fiu" or edges.shape != (histogram.shape[2] + 1,):
-            raise UserError(f"{RECORDINGS}: {ActivationDriftKeys.edges} must have one edge more than there are bins")
+            raise UserError(f"{RECORDINGS} does not say the edges of {ActivationDriftKeys.histogram}")
 
 
 def _bad(fault: str) -> UserError:

@@ -1,4 +1,4 @@
-"""A section of the report: a heading, a paragraph, figures, and files with the numbers."""
+"""What a section of the report is: a heading, a paragraph, figures, and files for whoever wants the numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from cifarbn.report.gather import RunSet
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure with its caption and description.
+    """One figure with its words.
 
     Attributes:
         name: of its files, without suffix; unique in the report.
-        figure: at most 5.5 inches wide, which a phone shows almost without scrolling.
-        caption: shown under the figure, plain text: what is drawn, the data, the number of runs.
-        alt: text alternative for screen readers, with the numbers that matter.
-        pictorial: whether it shows photos, whose colours dark mode must not invert.
+        figure: the figure; at most 5.5 inches wide, a phone shows no more without scrolling.
+        caption: shown under it, plain text: what is drawn, of which data, how many runs.
+        alt: for who cannot see it: what there is to be seen, with the numbers that matter.
+        pictorial: whether it shows pictures, whose colours must stay as they are in the dark.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Section:
     """One section of the report.
 
     Attributes:
-        title: the heading.
-        text: a paragraph under the heading, plain text; may be empty.
-        drawings: the figures.
-        files: name -> content of files written next to the page, such as the numbers of a figure.
+        title: its heading.
+        text: a paragraph under it, plain text; may be empty.
+        drawings: its figures.
+        files: name -> text of files to put beside the page, such as the numbers behind a figure.
         table: heading -> cells, shown under the text; may be empty.
-        points: a list under the table, plain text; may be empty.
+        points: a list under that, plain text; may be empty.
     """
 
     title: str
@@ -52,21 +52,21 @@ class Section:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the report.
+    """What the user may choose about the report.
 
     Attributes:
-        image: test image whose feature maps are drawn: a class name, for its first image, or an index. None for the
-            first ship, or image 0 if there is no such class.
-        data_root: folder that holds CIFAR-10; result.json contains no paths.
-        models: number of groups, from the best, whose trained model is loaded and drawn.
-        trust: the user's own packages whose classes may be instantiated to load a model.
+        picture: the test picture whose feature maps are drawn: a class's name for its first one, or a number. None
+            takes the first ship, or the first picture where there are no ships.
+        data_root: the folder that holds CIFAR-10; result.json does not know where that is on this machine.
+        nets: for how many groups, from the best, to look into the trained net.
+        trust: packages of the user's own, whose classes may be built for that.
     """
 
-    image: str | None = None
+    picture: str | None = None
     data_root: Path = Path("data")
-    models: int = 4
+    nets: int = 4
     trust: tuple[str, ...] = ()
 
 
 MakeSection: TypeAlias = Callable[[RunSet, Options], Section | None]
-"""Return a section, or None if the runs have nothing to show in it."""
+"""Makes a section, or None where the runs have nothing to show in it."""

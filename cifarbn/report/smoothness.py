@@ -1,8 +1,4 @@
-"""The smoothness section: figures of all recorded measures, and their ratios between models.
-
-It repeats figures 11 to 14 of the course report, the band of the course handout, and figures of Santurkar et al. 2018
-(arXiv 1805.11604).
-"""
+"""The smoothness section: the report's figures 11 to 14, the course's band, the paper's figures, and their factors."""
 
 import csv
 import io
@@ -26,43 +22,43 @@ from cifarbn.smoothness.bands import SeedBand, band, over_seeds
 
 DISTANCE_CURVES = 4  # steps in the figure of distance curves
 
-RATES = "Each learning rate is a different trajectory, so the band measures sensitivity to the learning rate."
+RATES = "The band runs over learning rates, that is over different trajectories: it measures sensitivity to the rate."
 
 
 def smoothness(sweep: RunSet, options: Options) -> Section | None:
-    """Return all figures that the recordings allow, and the values of all measures as CSV."""
+    """All figures that the recordings allow, and every definition's values as one long table."""
     everyone = find_families(sweep)
     families = [family for family in everyone if family.runs]
-    measured = {run.name: curves(run.recordings) for family in families for _, run in family.each()}
-    if not any(measured.values()):
+    found = {run.name: curves(run.recordings) for family in families for _, run in family.each()}
+    if not any(found.values()):
         return None
-    pairs = [(plain, other, factors.compare(plain, other, measured)) for plain, other in find_pairs(families)]
+    pairs = [(plain, other, factors.compare(plain, other, found)) for plain, other in find_pairs(families)]
     drawings: list[Drawing] = []
     sets = list(dict.fromkeys(family.data for family in families))
     for data in sets:
         alike = [family for family in families if family.data == data]
-        own = _drawings(alike, measured, [pair for pair in pairs if pair[0].data == data])
+        own = _drawings(alike, found, [pair for pair in pairs if pair[0].data == data])
         drawings += own if len(sets) == 1 else [replace(d, name=f"{d.name}-{data}") for d in own]
     excluded = {name: why for family in everyone for name, why in family.excluded.items()}
-    text = "Definitions of smoothness from several publications, and control measures, on the same runs. "
-    text += "Excluded from all bands: " + "; ".join(f"{n} ({w})" for n, w in excluded.items()) + "." if excluded else ""
-    files = {"smoothness.csv": _as_csv(families, measured), "factors.csv": factors.as_csv(pairs)}
-    names = {name for own in measured.values() for name in own}
-    points = [f"{m.name} ({m.origin.source}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in names]
+    text = "Three definitions of smoothness, and controls, of the same runs. "
+    text += "Left out of every band: " + "; ".join(f"{n} ({w})" for n, w in excluded.items()) + "." if excluded else ""
+    files = {"smoothness.csv": _as_csv(families, found), "factors.csv": factors.as_csv(pairs)}
+    measured = {name for own in found.values() for name in own}
+    points = [f"{m.name} ({m.origin.source}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in measured]
     return Section("Smoothness", text.strip(), drawings, files, points=points)
 
 
 def _drawings(
     families: list[Family],
-    measured: Mapping[str, Mapping[str, Curve]],
+    found: Mapping[str, Mapping[str, Curve]],
     pairs: list[tuple[Family, Family, list[factors.Comparison]]],
 ) -> list[Drawing]:
-    """Return all figures of families on the same data."""
+    """All figures of families on the same data."""
     drawings = [
         *_accuracy(families),
-        *_over_rates(families, measured),
-        *_per_rate(families, measured),
-        *_along_gradient(families),
+        *_over_rates(families, found),
+        *_per_rate(families, found),
+        *_walks(families),
         *_distances(families),
         *covariate_shift(families),
         *activation_moments(families),
@@ -70,45 +66,45 @@ def _drawings(
     ]
     for number, (plain, other, comparisons) in enumerate(pairs, 1):
         suffix = f"-{number}" if len(pairs) > 1 else ""
-        end = f"{SCALE} {data_of([plain, other])}"
-        drawings += factors.drawings(plain, other, comparisons, suffix, end)
+        words = f"{SCALE} {data_of([plain, other])}"
+        drawings += factors.drawings(plain, other, comparisons, suffix, words)
     return drawings
 
 
 def _accuracy(families: list[Family]) -> list[Drawing]:
     recorded = {
         family.label: {
-            rate: recordings
+            rate: with_it
             for rate, runs in family.runs.items()
-            if (recordings := [run.recordings for run in runs if HeldOutKeys.acc in run.recordings])
+            if (with_it := [run.recordings for run in runs if HeldOutKeys.acc in run.recordings])
         }
         for family in families
     }
     recorded = {label: by_rate for label, by_rate in recorded.items() if by_rate}
     if not recorded:
         return []
-    accuracies = {
+    found = {
         label: {rate: [(r[HeldOutKeys.step], r[HeldOutKeys.acc]) for r in runs] for rate, runs in by_rate.items()}
         for label, by_rate in recorded.items()
     }
-    first, *_ = (r for by_rate in recorded.values() for runs in by_rate.values() for r in runs)
-    every = int(np.diff(first[HeldOutKeys.step][:2])[0]) if len(first[HeldOutKeys.step]) > 1 else 0
-    source = HeldOutKeys.SOURCES[str(first[HeldOutKeys.source])]
-    final = _readings(accuracies, lambda values: float(values[-1]), "{:.1%}")
-    end = ending(families, {label: runs_of(by_rate) for label, by_rate in accuracies.items()})
+    one, *_ = (r for by_rate in recorded.values() for runs in by_rate.values() for r in runs)
+    every = int(np.diff(one[HeldOutKeys.step][:2])[0]) if len(one[HeldOutKeys.step]) > 1 else 0
+    source = HeldOutKeys.SOURCES[str(one[HeldOutKeys.source])]
+    ends = _readings(found, lambda values: float(values[-1]), "{:.1%}")
+    words = ending(families, {label: runs_of(by_rate) for label, by_rate in found.items()})
     caption = (
-        f"Accuracy on {source} images every {every} steps (figure 11 of the course report); one line per run. {end}"
+        f"Accuracy on {source} pictures every {every} steps (the report's figure 11), a line for each run. {words}"
     )
-    figure = figures.lines(accuracies, "accuracy", "Accuracy during training")
-    return [Drawing("accuracy-every-few-steps", figure, caption, f"Accuracy against step. At the end: {final}.")]
+    figure = figures.lines(found, "accuracy", "Accuracy during training")
+    return [Drawing("accuracy-every-few-steps", figure, caption, f"Accuracy against step. At the end: {ends}.")]
 
 
 def _readings(
-    curves: Mapping[str, Mapping[str, Sequence[Curve]]], read: Callable[[np.ndarray], float], form: str
+    found: Mapping[str, Mapping[str, Sequence[Curve]]], read: Callable[[np.ndarray], float], form: str
 ) -> str:
-    """Return one number per family and rate: of its run, or the median over runs with minimum and maximum."""
+    """For each family and rate one number of its run, or the median of its runs' with the least and the greatest."""
     families = []
-    for label, by_rate in curves.items():
+    for label, by_rate in found.items():
         parts = []
         for rate, runs in by_rate.items():
             values = [read(values) for _, values in runs]
@@ -120,37 +116,37 @@ def _readings(
     return "; ".join(families)
 
 
-def _over_rates(families: list[Family], measured: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
-    """Return the bands over learning rates: one band for each seed, then the median of their edges."""
+def _over_rates(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
+    """The bands over learning rates, the report's figure 12 and the course's: one for each seed, then their median."""
     drawings = []
     everyone = [run for family in families for _, run in family.each()]
     if losses := _bands_over_rates(families, {r.name: (r.steps["step"], r.steps["step/loss"]) for r in everyone}):
         figure = figures.bands(
-            {label: seed_band for label, (seed_band, _) in losses.items()},
+            {label: one for label, (one, _) in losses.items()},
             "training loss",
-            "Training loss: minimum and maximum over learning rates",
+            "Loss landscape as the report draws it: min and max over rates",
         )
         caption = (
-            "Minimum and maximum training loss over the learning rates at every step (figure 12 of the course report). "
+            "At every step the least and the greatest training loss over the learning rates (the report's figure 12). "
             f"{RATES} {_seeds(losses)}{ending(families, _bands_drawn(losses))}"
         )
         drawings.append(Drawing("loss-landscape-over-rates", figure, caption, _band_words(losses, "Training loss")))
-    for measure, style in shown_in(Band):
-        of_runs = {run: own[measure.name] for run, own in measured.items() if measure.name in own}
-        bands = _bands_over_rates(families, of_runs)
-        if not bands:
+    for measure, how in shown_in(Band):
+        of_runs = {run: own[measure.name] for run, own in found.items() if measure.name in own}
+        shown = _bands_over_rates(families, of_runs)
+        if not shown:
             continue
         figure = figures.bands(
-            {label: seed_band for label, (seed_band, _) in bands.items()},
-            style.label,
-            f"{style.title}: minimum and maximum over learning rates",
+            {label: one for label, (one, _) in shown.items()},
+            how.label,
+            f"{how.title}: min and max over rates",
             log=True,
         )
         caption = (
             f"{measure.meaning}: band over the learning rates. {measure.caveat} {RATES} "
-            f"{_seeds(bands)}{ending(families, _bands_drawn(bands))}"
+            f"{_seeds(shown)}{ending(families, _bands_drawn(shown))}"
         )
-        alt = _band_words(bands, measure.name.capitalize())
+        alt = _band_words(shown, measure.name.capitalize())
         drawings.append(Drawing(_file_name(measure.name), figure, caption, alt))
     return drawings
 
@@ -160,21 +156,19 @@ OverRates = Mapping[str, tuple[SeedBand, list[str]]]
 
 
 def _bands_over_rates(families: list[Family], curves: Mapping[str, Curve]) -> OverRates:
-    """Return the bands over learning rates of each family, over the seeds that have a run at every rate.
-
-    Families without such a seed are omitted.
+    """For each family the band over rates of every seed that has them all; without families that have no such seed.
 
     Args:
         families: with runs.
-        curves: name of a run -> curve, for runs that have one.
+        curves: by the names of the runs that have one.
     """
     bands: dict[str, tuple[SeedBand, list[str]]] = {}
     for family in families:
         edges, rates = [], []
         for by_rate in family.across_rates():
-            available = {rate: curves[run.name] for rate, run in by_rate.items() if run.name in curves}
-            if len(available) == len(by_rate) and not (own := band(available)).omitted:
-                edges.append((own.steps, own.low, own.high))
+            measured = {rate: curves[run.name] for rate, run in by_rate.items() if run.name in curves}
+            if len(measured) == len(by_rate) and not (one := band(measured)).omitted:
+                edges.append((one.steps, one.low, one.high))
                 rates = list(by_rate)
         if edges:
             bands[family.label] = over_seeds(edges), rates
@@ -183,44 +177,44 @@ def _bands_over_rates(families: list[Family], curves: Mapping[str, Curve]) -> Ov
 
 def _bands_drawn(bands: OverRates) -> dict[str, str]:
     return {
-        label: f"n = {count(seed_band.seeds, 'seed')} with a run at each of lr {', '.join(rates)}"
-        for label, (seed_band, rates) in bands.items()
+        label: f"n = {count(one.seeds, 'seed')} with a run at each of lr {', '.join(rates)}"
+        for label, (one, rates) in bands.items()
     }
 
 
 def _seeds(bands: OverRates) -> str:
-    return f"{SEEDS} " if any(seed_band.seeds > 1 for seed_band, _ in bands.values()) else ""
+    return f"{SEEDS} " if any(one.seeds > 1 for one, _ in bands.values()) else ""
 
 
-def _band_words(bands: OverRates, quantity: str) -> str:
+def _band_words(bands: OverRates, what: str) -> str:
     widths = "; ".join(f"{label}: median width {_middle(b.high - b.low):.3g}" for label, (b, _) in bands.items())
-    return f"{quantity}, minimum to maximum over learning rates, against the step. {widths}."
+    return f"{what} between its least and greatest over learning rates, against the step. {widths}."
 
 
-def _per_rate(families: list[Family], measured: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
-    """Return figures with one line per run, as figures 13 and 14 of the course report."""
+def _per_rate(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> list[Drawing]:
+    """A line for each run: the report's figures 13 and 14."""
     drawings = []
-    for measure, style in shown_in(Lines):
-        by_family = {
+    for measure, how in shown_in(Lines):
+        shown = {
             family.label: {
-                rate: own
+                rate: measured
                 for rate, runs in family.runs.items()
-                if (own := [measured[run.name][measure.name] for run in runs if measure.name in measured[run.name]])
+                if (measured := [found[run.name][measure.name] for run in runs if measure.name in found[run.name]])
             }
             for family in families
         }
-        by_family = {label: by_rate for label, by_rate in by_family.items() if by_rate}
-        if not by_family:
+        shown = {label: by_rate for label, by_rate in shown.items() if by_rate}
+        if not shown:
             continue
-        end = ending(families, {label: runs_of(by_rate) for label, by_rate in by_family.items()})
-        where = f" ({style.where})" if style.where else ""
-        text = (f"{measure.meaning}; one line per run{where}.", measure.caveat, end)
+        words = ending(families, {label: runs_of(by_rate) for label, by_rate in shown.items()})
+        where = f" ({how.where})" if how.where else ""
+        text = (f"{measure.meaning}, a line for each run{where}.", measure.caveat, words)
         drawings.append(
             Drawing(
                 _file_name(measure.name),
-                figures.lines(by_family, style.label, f"{style.title or measure.name}, per learning rate", log=True),
+                figures.lines(shown, how.label, f"{how.title or measure.name}, per learning rate", log=True),
                 " ".join(part for part in text if part),
-                f"{measure.name} against step, medians: {_readings(by_family, _middle, '{:.3g}')}.",
+                f"{measure.name} against step, medians: {_readings(shown, _middle, '{:.3g}')}.",
             )
         )
     return drawings
@@ -230,68 +224,66 @@ def _file_name(measure: str) -> str:
     return measure.replace(" ", "-").lower()
 
 
-def _along_gradient(families: list[Family]) -> list[Drawing]:
-    """Return figure 4 of Santurkar et al. 2018 for each learning rate: median edges over runs, and their range."""
+def _walks(families: list[Family]) -> list[Drawing]:
+    """The paper's figure 4, one for each learning rate: the median edges over its runs, and how far any reaches."""
     drawings = []
     for rate in dict.fromkeys(rate for family in families for rate in family.runs):
         probed = {
-            family.label: of_runs
+            family.label: seen
             for family in families
-            if (of_runs := [bands for run in family.runs.get(rate, []) if (bands := probe_bands(run.recordings))])
+            if (seen := [walk for run in family.runs.get(rate, []) if (walk := probe_bands(run.recordings))])
         }
         if not probed:
             continue
-        panels = {
-            panel.label: {
-                family: over_seeds([bands[panel.label] for bands in of_runs]) for family, of_runs in probed.items()
-            }
+        shown = {
+            panel.label: {family: over_seeds([walk[panel.label] for walk in seen]) for family, seen in probed.items()}
             for _, panel in shown_in(ProbePanel)
         }
         lines = [panel.label for _, panel in shown_in(ProbePanel) if panel.edges is None]
         drawn = {
-            family: f"n = {count(len(of_runs), 'run')} of {span(map(_probes, of_runs), 'probe')}"
-            for family, of_runs in probed.items()
+            family: f"n = {count(len(seen), 'run')} of {span((_probes(walk) for walk in seen), 'probe')}"
+            for family, seen in probed.items()
         }
-        example = next(
+        one = next(
             run.recordings
             for family in families
             for run in family.runs.get(rate, [])
             if ProbeKeys.gradient.loss in run.recordings
         )
-        s = example[ProbeKeys.s]
+        s = one[ProbeKeys.s]
         settings = (
-            f"Every {int(example[ProbeKeys.every])} steps, loss and gradient are evaluated at {len(s)} points along "
-            f"the gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in fp32, "
-            "with batch normalisation in training mode. The probe does not affect training."
+            f"At every {int(one[ProbeKeys.every])}th step the loss and the gradient at {len(s)} points along the "
+            f"gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in fp32, "
+            "batch normalisation in train mode; training goes on from where it was."
         )
         medians = "; ".join(
             f"{family}: median {quantity} {_middle(own.low):.3g}"
             for quantity in lines
-            for family, own in panels[quantity].items()
+            for family, own in shown[quantity].items()
         )
-        seeds = f"{SEEDS} " if any(len(of_runs) > 1 for of_runs in probed.values()) else ""
+        seeds = f"{SEEDS} " if any(len(seen) > 1 for seen in probed.values()) else ""
         drawings.append(
             Drawing(
-                f"along-gradient-lr-{rate}",
-                figures.along_gradient(
-                    panels, f"Loss and gradient along the gradient direction, lr\N{NO-BREAK SPACE}{rate}", lines=lines
+                f"paper-figure-4-lr-{rate}",
+                figures.walks(
+                    shown, f"Along the gradient, as the paper measures it, lr\N{NO-BREAK SPACE}{rate}", lines=lines
                 ),
-                "Santurkar et al. 2018, figure 4: range of the loss, range of the gradient distance "
-                f"‖∇L(θ − s g) − g‖, and effective beta, the maximum of that distance divided by s‖g‖. {settings} "
-                f"{SCALE} {seeds}{ending(families, drawn)}",
-                f"Against the step at lr {rate}: {', '.join(panels)}. {medians}.",
+                "Santurkar et al. 2018, figure 4: band of the loss, band of the gradient distance "
+                f"‖∇L(θ − s g) − g‖, and effective beta, the greatest of that distance over s‖g‖. {settings} {SCALE} "
+                f"{seeds}{ending(families, drawn)}",
+                f"Against the step at lr {rate}: {', '.join(shown)}. {medians}.",
             )
         )
     return drawings
 
 
-def _probes(bands: Mapping[str, tuple[np.ndarray, ...]]) -> int:
-    steps, *_ = next(iter(bands.values()))
+def _probes(walk: Mapping[str, tuple[np.ndarray, ...]]) -> int:
+    steps, *_ = next(iter(walk.values()))
     return len(steps)
 
 
 def _distances(families: list[Family]) -> list[Drawing]:
-    """Return figure 11 of Santurkar et al. 2018, at the learning rate with the most families; one curve per run."""
+    """The paper's figure 11 at the learning rate that most families have been probed at, a curve for each run."""
     probed = {
         rate: {
             family.label: runs
@@ -303,45 +295,45 @@ def _distances(families: list[Family]) -> list[Drawing]:
     rate = max(probed, key=lambda rate: len(probed[rate]))
     if not probed[rate]:
         return []
-    distances: dict[str, dict[int, list[Curve]]] = {}
+    shown: dict[str, dict[int, list[Curve]]] = {}
     for label, runs in probed[rate].items():
         steps = runs[0][ProbeKeys.step]
-        drawn_steps = steps[np.unique(np.linspace(0, len(steps) - 1, DISTANCE_CURVES).round().astype(int))]
-        distances[label] = {
+        chosen = steps[np.unique(np.linspace(0, len(steps) - 1, DISTANCE_CURVES).round().astype(int))]
+        shown[label] = {
             int(step): [
                 (r[ProbeKeys.gradient.distance_moved][i], r[ProbeKeys.gradient.gradient_distance][i])
                 for r in runs
                 for i in np.flatnonzero(r[ProbeKeys.step] == step)
             ]
-            for step in drawn_steps
+            for step in chosen
         }
     drawn = {
         label: f"n = {span(map(len, by_step.values()), 'run')} at each of {count(len(by_step), 'step')}"
-        for label, by_step in distances.items()
+        for label, by_step in shown.items()
     }
-    title = f"Change of the gradient along its own direction, lr\N{NO-BREAK SPACE}{rate}"
+    title = f"How far the gradient changes along its own direction, lr\N{NO-BREAK SPACE}{rate}"
     caption = (
-        "Santurkar et al. 2018, figure 11: gradient distance against distance moved; one line per run and probed "
-        f"step. {ending(families, drawn)}"
+        "Santurkar et al. 2018, figure 11: gradient distance against distance moved, a line for each run at some of "
+        f"its probes. {ending(families, drawn)}"
     )
-    alt = "Gradient distance against distance moved along the gradient, one line for each of several steps."
-    return [Drawing("distance-curves", figures.distance_curves(distances, title), caption, alt)]
+    alt = "Gradient distance against distance moved along the gradient, a line for each of some steps."
+    return [Drawing("distance-curves", figures.distance_curves(shown, title), caption, alt)]
 
 
 def _middle(values: np.ndarray) -> float:
-    """Return the median of the finite values; NaN if there are none."""
+    """The median of the finite values; NaN where there are none."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else math.nan
 
 
-def _as_csv(families: list[Family], measured: Mapping[str, Mapping[str, Curve]]) -> str:
+def _as_csv(families: list[Family], found: Mapping[str, Mapping[str, Curve]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("step", "lr", "norm", "family", "seed", "definition", "source", "value"))
     origin = {measure.name: measure.origin for measure in MEASURES}
     for family in families:
         for rate, run in family.each():
-            for name, (steps, values) in measured[run.name].items():
+            for name, (steps, values) in found[run.name].items():
                 for step, value in zip(steps.tolist(), values.tolist(), strict=True):
                     if np.isfinite(value):
                         row = (step, rate, family.norm, family.label, run.seed, name, origin[name], f"{value:.6g}")

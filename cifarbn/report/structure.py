@@ -1,4 +1,4 @@
-"""Diagrams of the models, traced through their modules."""
+"""The structure of the nets, traced through the modules themselves."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -17,7 +17,7 @@ from cifarbn.report.section import Drawing, Options, Section
 from cifarbn.runs.load import build_model
 from cifarbn.runs.untrusted import clean
 
-LONG = 24  # boxes; in a longer model, equal consecutive boxes are merged
+LONG = 24  # boxes; in a longer net equal neighbours share one
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "convolution": (nn.Conv2d,),
     "linear": (nn.Linear,),
@@ -26,115 +26,115 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 
 
 def structures(sweep: RunSet, options: Options) -> Section | None:
-    """Return a diagram of each model that differs from the ones before it."""
+    """A diagram of each net whose modules are not those of one before it."""
     drawings: list[Drawing] = []
     seen: list[Any] = []
     drawn: set[tuple[Layer, ...]] = set()
     missing: list[str] = []
     for group, name in zip(sweep.counted, slugs(sweep.counted), strict=True):
-        if len(drawings) == options.models:
+        if len(drawings) == options.nets:
             break
-        if (config := group.config.get("model")) in seen:
+        if (model := group.config.get("model")) in seen:
             continue
-        seen.append(config)
+        seen.append(model)
         try:
-            model = build_model(group.config, options.trust)
-            shape, layers = _traced(model)
-        except UserError as error:  # for example a run of an older version; the rest of its report is still valid
+            net = build_model(group.config, options.trust)
+            shape, layers = _traced(net)
+        except UserError as error:  # such as a run of an older version: its numbers are still good
             missing.append(f"Not drawn: {group.label}: {error}.")
             continue
         if tuple(layers) not in drawn:
             drawn.add(tuple(layers))
-            drawings.append(_drawing(group, name, model, shape, layers))
-    text = "Traced through the modules of each model. The parameters of a box include those of its normalisation."
-    return Section("Model structure", text, drawings, points=missing) if drawings or missing else None
+            drawings.append(_drawing(group, name, net, shape, layers))
+    text = "Drawn from the modules themselves. A box counts the parameters of its normalisation too."
+    return Section("Structure of the nets", text, drawings, points=missing) if drawings or missing else None
 
 
-def trace(model: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
-    """Return the boxes of a model's diagram, in the order of the forward pass.
+def trace(net: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
+    """The boxes of a net's diagram, in the order in which it applies its modules.
 
-    A residual block is one box; layers that keep the shape (normalisation, activation, dropout) are added to the box
-    before them. A global-pool box is inserted where the input changes from feature maps to a vector; if that vector is
-    as long as the channels of all blocks together, it is the pool of every block, and the blocks are marked `pooled`.
+    A residual block is one box; layers that keep the shape (norms, activations, dropout) belong to the box before them.
+    Where a vector is taken after maps were given, a box for the pool over positions stands between; where it is as
+    long as the channels of all blocks together, it is the pool of all, which are `pooled`.
 
     Args:
-        model: maps (N, *shape) to (N, C) logits. It is set to eval mode; its buffers do not change.
-        shape: of the input for one image.
+        net: maps (N, *shape) to (N, C) logits. It is put into eval mode, and its buffers stay as they are.
+        shape: of the input for one picture.
     """
     layers: list[Layer] = []
-    for name, module, input_size, output_size in _calls(model.eval(), shape):
+    for name, module, taken, given in _calls(net.eval(), shape):
         kind = next((kind for kind, types in KINDS.items() if isinstance(module, types)), None)
-        if layers and len(input_size) < len(layers[-1].shape):
-            layers = _pooled(layers, input_size)
-            text = "pool of every block" if any(layer.pooled for layer in layers) else "global pool"
-            layers.append(Layer("", "pool", text, input_size, 0))
+        if layers and len(taken) < len(layers[-1].shape):
+            layers = _pooled(layers, taken)
+            what = "pool of every block" if any(layer.pooled for layer in layers) else "pool over positions"
+            layers.append(Layer("", "pool", what, taken, 0))
         if is_block(module):
-            skip = _shortcut(module)
-            layers.append(Layer(name, "block", _convolutions(module), output_size, _parameters(module), skip=skip))
+            block = Layer(name, "block", _convolutions(module), given, _parameters(module), skip=_shortcut(module))
+            layers.append(block)
         elif kind:
-            layers.append(Layer(name, kind, _operation(module), output_size, _parameters(module)))
-        elif not layers or input_size != output_size:
-            layers.append(Layer(name, "other", type(module).__name__, output_size, _parameters(module)))
+            layers.append(Layer(name, kind, _operation(module), given, _parameters(module)))
+        elif not layers or taken != given:
+            layers.append(Layer(name, "other", type(module).__name__, given, _parameters(module)))
         elif not _does_nothing(module):
             last = layers[-1]
-            text, parameters = f"{last.text} · {type(module).__name__}", last.parameters + _parameters(module)
-            layers[-1] = last._replace(text=text, shape=output_size, parameters=parameters)
+            what, parameters = f"{last.what} · {type(module).__name__}", last.parameters + _parameters(module)
+            layers[-1] = last._replace(what=what, shape=given, parameters=parameters)
     return layers
 
 
 def is_block(module: nn.Module) -> bool:
-    """Return whether a module is a residual block: it has a child `downsample`, torchvision's name for the shortcut."""
+    """Whether a module is a residual block: it has a child that is named as torchvision names the shortcut."""
     return "downsample" in dict(module.named_children())
 
 
-def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """Return a model's input shape: an image if it has convolutions, else the input size of its first linear layer."""
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+def input_shape(net: nn.Module) -> tuple[int, ...]:
+    """What a net takes: a picture (3, 32, 32) if it has convolutions, else as many numbers as its first matrix."""
+    if any(isinstance(module, nn.Conv2d) for module in net.modules()):
         return 3, IMAGE_SIZE, IMAGE_SIZE
-    return (next(module.in_features for module in model.modules() if isinstance(module, nn.Linear)),)
+    return (next(module.in_features for module in net.modules() if isinstance(module, nn.Linear)),)
 
 
-def _traced(model: nn.Module) -> tuple[tuple[int, ...], list[Layer]]:
-    """Return a model's input shape and the boxes of its diagram.
+def _traced(net: nn.Module) -> tuple[tuple[int, ...], list[Layer]]:
+    """A net's input and its boxes.
 
     Raises:
-        UserError: if the model cannot be traced, for example because it expects a different input.
+        UserError: where it cannot be traced, such as one of a user's own that takes something else.
     """
     try:
-        shape = input_shape(model)
-        return shape, trace(model, shape)
-    except Exception as error:  # a layer may raise anything on an unexpected input
+        shape = input_shape(net)
+        return shape, trace(net, shape)
+    except Exception as error:  # whatever its layers make of an input that they are not for
         reason = clean(f"{type(error).__name__}: {error}".split("\n")[0])
-        raise UserError(f"the model cannot be traced ({reason})") from error
+        raise UserError(f"its structure cannot be traced ({reason})") from error
 
 
-def _drawing(group: Group, name: str, model: nn.Module, shape: tuple[int, ...], layers: list[Layer]) -> Drawing:
+def _drawing(group: Group, name: str, net: nn.Module, shape: tuple[int, ...], layers: list[Layer]) -> Drawing:
     total = sum(layer.parameters for layer in layers)
-    boxes = _collapsed(layers) if len(layers) > LONG else layers
-    leaves = [m for block in model.modules() if is_block(block) for m in block.modules() if not list(m.children())]
-    others = dict.fromkeys(type(m).__name__ for m in leaves if not isinstance(m, (nn.Conv2d, nn.Identity)))
-    caption = f"Model structure of {group.label}."
+    shown = _collapsed(layers) if len(layers) > LONG else layers
+    inside = [m for block in net.modules() if is_block(block) for m in block.modules() if not list(m.children())]
+    others = dict.fromkeys(type(m).__name__ for m in inside if not isinstance(m, (nn.Conv2d, nn.Identity)))
+    caption = f"Structure of the net of {group.label}."
     if any(layer.skip for layer in layers):
-        caption += f" A line around a block is its shortcut; blocks also contain {' and '.join(others)}."
+        caption += f" A line round a block is its shortcut; its convolutions come with {' and '.join(others)}."
     if any(layer.pooled for layer in layers):
-        caption += " The line on the right connects the pooled output of every block to the head."
-    text = "; ".join(f"{layer.name} {layer.text}" for layer in boxes)
+        caption += " The line on the right takes every block's output, pooled, to the head."
+    boxes = "; ".join(f"{layer.name} {layer.what}" for layer in shown)
     size = f"{count(len(layers), 'layer')} and {count(total, 'parameter')}"
-    alt = f"Diagram of a model with {size}, from input to output: {text}."
-    return Drawing(f"structure-{name}", figures.structure(boxes, group.label, shape), caption, alt)
+    alt = f"Diagram of a net of {size}, from the picture down: {boxes}."
+    return Drawing(f"structure-{name}", figures.structure(shown, group.label, shape), caption, alt)
 
 
-def _calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, nn.Module, tuple[int, ...], tuple[int, ...]]]:
-    """Return (name, module, input shape, output shape) of every block and every leaf outside blocks, in call order."""
+def _calls(net: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, nn.Module, tuple[int, ...], tuple[int, ...]]]:
+    """(name, module, shape taken, shape given) of every block and every leaf outside of blocks, as they are called."""
     calls = []
 
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((name, module, tuple(inputs[0].shape[1:]), tuple(output.shape[1:])))
+    def note(name: str, module: nn.Module, taken: tuple[Tensor, ...], given: Tensor) -> None:
+        calls.append((name, module, tuple(taken[0].shape[1:]), tuple(given.shape[1:])))
 
-    handles = [m.register_forward_hook(lambda *call, name=name: note(name, *call)) for name, m in _boxes(model)]
+    handles = [m.register_forward_hook(lambda *call, name=name: note(name, *call)) for name, m in _boxes(net)]
     try:
         with torch.inference_mode():
-            model(torch.zeros(1, *shape))
+            net(torch.zeros(1, *shape))
     finally:
         for handle in handles:
             handle.remove()
@@ -150,10 +150,10 @@ def _boxes(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
         yield from _boxes(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _pooled(layers: Sequence[Layer], vector: tuple[int, ...]) -> list[Layer]:
-    """Return the layers, with blocks marked `pooled` if a vector of this size must be the pool of all blocks."""
-    channels = sum(layer.shape[0] for layer in layers if layer.kind == "block")
-    every = vector == (channels,) != layers[-1].shape[:1]
+def _pooled(layers: Sequence[Layer], taken: tuple[int, ...]) -> list[Layer]:
+    """The layers, with the blocks marked if a vector of that size can only be the means of all of them."""
+    blocks = sum(layer.shape[0] for layer in layers if layer.kind == "block")
+    every = taken == (blocks,) != layers[-1].shape[:1]
     return [layer._replace(pooled=every and layer.kind == "block") for layer in layers]
 
 

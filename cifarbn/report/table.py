@@ -16,56 +16,56 @@ from cifarbn.runs.schema import FINAL_METRICS, FinalMetric, throughout
 TEST_ACC: FinalMetric = "test/acc"
 VAL_ACC: FinalMetric = "val/acc"
 TRAIN_LOSS: FinalMetric = "train/loss"
-# Columns of text, and those of them that hold sentences.
-PROSE = ("excluded or missing", "changes", "source")
-WORDS = ("runs", "data", "device", "experiment", "modifies", *PROSE)
-# Omitted from the LaTeX table to fit a page; table.csv has all columns.
+# Columns that hold no numbers, and those of them that hold sentences.
+PROSE = ("does not count", "changed", "where in the source")
+WORDS = ("runs", "data", "device", "experiment", "builds on", *PROSE)
+# Too much for a page of paper; table.csv has everything.
 NOT_ON_PAPER = ("steps", "parameters", "training, s", "images/s", "device")
 LONG_LABEL, LABEL_WIDTH, FEW_COLUMNS = 22, "2.6cm", 6
 
 
 def rows(sweep: RunSet) -> list[dict[str, Any]]:
-    """Return one row per group with included runs, best first, with all columns; accuracies are fractions."""
+    """One row a group that counts, best first, with everything there is to tell; accuracies are fractions."""
     return [_row(group) for group in sweep.counted]
 
 
 def run_rows(sweep: RunSet) -> list[dict[str, Any]]:
-    """Return one row per run, including excluded runs, whose column `excluded` gives the reason."""
+    """One row a run, also of those that count in no mean; `excluded` says why."""
     runs = [(group, run) for group in sweep.groups for run in group.runs + group.excluded]
-    table = [_run_row(group, run) for group, run in runs]
-    return table + [{"run": name, "excluded": reason} for name, reason in sweep.unreadable.items()]
+    found = [_run_row(group, run) for group, run in runs]
+    return found + [{"run": name, "excluded": reason} for name, reason in sweep.unreadable.items()]
 
 
 def columns(sweep: RunSet) -> dict[str, list[str]]:
-    """Return the table for reading: heading -> one cell per group; empty columns are omitted."""
+    """The table for people: heading -> a cell a group, without the columns that nobody has anything in."""
     table = rows(sweep)
-    columns: dict[str, list[str]] = {"runs": [row["group"] for row in table], "n": [str(row["n"]) for row in table]}
+    shown: dict[str, list[str]] = {"runs": [row["group"] for row in table], "n": [str(row["n"]) for row in table]}
     for metric, heading in ((TEST_ACC, "test accuracy, %"), (VAL_ACC, "validation accuracy, %")):
-        columns[heading] = _means(table, metric, scale=100)
+        shown[heading] = _means(table, metric, scale=100)
         if metric == TEST_ACC:
-            columns["95 % interval"] = _intervals(table, metric, scale=100)
-            columns["target, %"] = [number(row["target"], scale=100) for row in table]
-            columns["gap"] = [points(row["gap"]) for row in table]
-    if not any(_has(columns[heading]) for heading in ("test accuracy, %", "validation accuracy, %")):
-        columns["training loss"] = _means(table, TRAIN_LOSS, digits=4)
-        columns["95 % interval"] = _intervals(table, TRAIN_LOSS, digits=4)
-    columns["data"] = [row["data"] for row in table]
-    columns["steps"] = [number(row["steps"] or None, 0) for row in table]
-    columns["parameters"] = [number(row["parameters"] or None, 0) for row in table]
-    columns["training, s"] = [number(row["seconds"], 0) for row in table]
-    columns["images/s"] = [number(row["images_per_second"] or None, 0) for row in table]
+            shown["95 % interval"] = _intervals(table, metric, scale=100)
+            shown["target, %"] = [number(row["target"], scale=100) for row in table]
+            shown["gap"] = [points(row["gap"]) for row in table]
+    if not any(_has(shown[heading]) for heading in ("test accuracy, %", "validation accuracy, %")):
+        shown["training loss"] = _means(table, TRAIN_LOSS, digits=4)
+        shown["95 % interval"] = _intervals(table, TRAIN_LOSS, digits=4)
+    shown["data"] = [row["data"] for row in table]
+    shown["steps"] = [number(row["steps"] or None, 0) for row in table]
+    shown["parameters"] = [number(row["parameters"] or None, 0) for row in table]
+    shown["training, s"] = [number(row["seconds"], 0) for row in table]
+    shown["images/s"] = [number(row["images_per_second"] or None, 0) for row in table]
     if len(devices(sweep)) > 1:
-        columns["device"] = [row["device"] for row in table]
-    return {heading: cells for heading, cells in columns.items() if _has(cells)}
+        shown["device"] = [row["device"] for row in table]
+    return {heading: cells for heading, cells in shown.items() if _has(cells)}
 
 
 def devices(sweep: RunSet) -> list[str]:
-    """Return the devices of all included runs; the table has a column for the device if there are several."""
+    """What the runs that count were trained on; the table has a column for it where there are several."""
     return list(dict.fromkeys(_device(run) for group in sweep.counted for run in group.runs))
 
 
 def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """Format rows as CSV; a missing key or a value of None gives an empty field."""
+    """The rows as CSV; a key that a row lacks, or a value of None, is an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in table for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -73,26 +73,26 @@ def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def as_markdown(table: Mapping[str, Sequence[str]]) -> str:
-    """Format columns as a GitHub table."""
-    head, *body = [list(table), *zip(*table.values(), strict=True)]
-    lines = [map(escape.markdown, head), ["---"] * len(table), *(map(escape.markdown, line) for line in body)]
+def as_markdown(shown: Mapping[str, Sequence[str]]) -> str:
+    """The columns as a GitHub table."""
+    head, *body = [list(shown), *zip(*shown.values(), strict=True)]
+    lines = [map(escape.markdown, head), ["---"] * len(shown), *(map(escape.markdown, line) for line in body)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_latex(sweep: RunSet) -> str:
-    r"""Format the columns that fit a printed page as a LaTeX tabular, which needs \usepackage{array, booktabs}."""
+    r"""The columns that an article's page has room for as a LaTeX tabular; needs \usepackage{array, booktabs}."""
     every = columns(sweep)
     alike = ["data"] if len(set(every.get("data", []))) <= 1 else []
     judged = ["validation accuracy, %"] if "test accuracy, %" in every else []
-    table = {heading: cells for heading, cells in every.items() if heading not in (*NOT_ON_PAPER, *alike, *judged)}
-    head, *body = [list(map(escape.latex, line)) for line in [list(table), *zip(*table.values(), strict=True)]]
-    alignment = "".join("l" if heading in WORDS else "r" for heading in table)
-    if max(map(len, table.get("runs", [])), default=0) > LONG_LABEL:
+    shown = {heading: cells for heading, cells in every.items() if heading not in (*NOT_ON_PAPER, *alike, *judged)}
+    head, *body = [list(map(escape.latex, line)) for line in [list(shown), *zip(*shown.values(), strict=True)]]
+    alignment = "".join("l" if heading in WORDS else "r" for heading in shown)
+    if max(map(len, shown.get("runs", [])), default=0) > LONG_LABEL:
         alignment = rf">{{\raggedright\arraybackslash}}p{{{LABEL_WIDTH}}}{alignment[1:]}"
         for line in body:
             line[0] = re.sub(r"(\\_|[/=,.])", r"\1\\allowbreak{}", line[0])
-    size = r"\small" if len(table) <= FEW_COLUMNS else r"\footnotesize"
+    size = r"\small" if len(shown) <= FEW_COLUMNS else r"\footnotesize"
     lines = [
         r"% \usepackage{array, booktabs}",
         rf"\begingroup{size}\setlength{{\tabcolsep}}{{3pt}}%",
@@ -115,7 +115,7 @@ def _row(group: Group) -> dict[str, Any]:
     measured, target = row[TEST_ACC], group.target
     row |= {"target": target, "gap": None if None in (measured, target) else measured - target}
     results = [run.result for run in group.runs]
-    # Steps actually taken: `max_steps` may end a run before the configured number of epochs.
+    # What was trained, which `max_steps` may end before the config's epochs are over.
     row["steps"] = _mean(result.get("steps") for result in results)
     row["parameters"] = results[0].get("parameters")
     row["seconds"] = _mean(result.get("seconds", {}).get("train") for result in results)

@@ -1,4 +1,4 @@
-"""The trained models of the best groups, loaded once for all sections that need them."""
+"""The trained nets of the best groups, opened once for all sections that look into them."""
 
 import inspect
 import json
@@ -19,20 +19,20 @@ from cifarbn.runs.load import TrainedModel, build, load_run, target_class
 from cifarbn.runs.schema import CHECKPOINT
 from cifarbn.runs.untrusted import clean
 
-# Options of the data that do not change the images.
+# Options of the data that do not change which pictures there are.
 OF_TRAINING = tuple(key.removeprefix("data.") for key in keys_with(Tag.TRAINING))
 
 
 @dataclass(frozen=True, eq=False)
-class GroupModel:
-    """The trained model of a group's first run.
+class Inside:
+    """The net of a group's first run.
 
     Attributes:
         group: the group.
-        slug: file name of the group.
-        trained: the model; None if it cannot be loaded, see `exclusion_reason`.
-        test: the test images; None if they cannot be loaded.
-        exclusion_reason: what is missing, and what to do about it.
+        slug: its name for files.
+        trained: the net; None where it cannot be had, and `exclusion_reason` says why.
+        test: the test pictures; None likewise.
+        exclusion_reason: what is missing and what to do about it.
     """
 
     group: Group
@@ -43,45 +43,45 @@ class GroupModel:
 
     @property
     def run(self) -> RunRecord:
-        """Return the run whose model is loaded: the included run with the lowest seed."""
+        """The run that is looked into: of those that count, the one of the lowest seed."""
         return self.group.runs[0]
 
     @property
     def heading(self) -> str:
-        """Return the title of the model's figures."""
+        """The title of its figures."""
         return f"{self.group.label} ({self.group.data}, one of {how_many([self.group])})"
 
     @property
-    def description(self) -> str:
-        """Return a description of the model for captions."""
+    def whose(self) -> str:
+        """Whose net it is, for a caption."""
         return f"{self.group.label} on {self.group.data}, one run (seed {self.run.seed}) of {how_many([self.group])}"
 
 
 @lru_cache(maxsize=1)
-def best_models(sweep: RunSet, options: Options) -> list[GroupModel]:
-    """Return the models of the first `options.models` groups, and the test images of their data."""
+def look_inside(sweep: RunSet, options: Options) -> list[Inside]:
+    """The nets of the first `options.nets` groups that count, and the test pictures of their data."""
     return [_open(group, slug, options) for group, slug in best(sweep, options)]
 
 
 def best(sweep: RunSet, options: Options) -> list[tuple[Group, str]]:
-    """Return the first `options.models` groups with included runs, each with its file name."""
-    return list(zip(sweep.counted, slugs(sweep.counted), strict=True))[: options.models]
+    """The first `options.nets` groups that count, each with its name for files."""
+    return list(zip(sweep.counted, slugs(sweep.counted), strict=True))[: options.nets]
 
 
-def _open(group: Group, slug: str, options: Options) -> GroupModel:
+def _open(group: Group, slug: str, options: Options) -> Inside:
     trained, run = None, group.runs[0]
     try:
         trained = _load(run, options)
-        test = _test_images(group.config.get("data"), options)
+        test = _test_pictures(group.config.get("data"), options)
         if not len(test) or int(test.labels.max()) >= len(trained.classes):
-            raise UserError("the test labels do not match the classes that the model was trained on")
+            raise UserError("its test pictures are not of the classes that it was trained on")
     except UserError as error:
-        return GroupModel(group, slug, trained, None, f"{group.label}: {error}")
-    return GroupModel(group, slug, trained, test)
+        return Inside(group, slug, trained, None, f"{group.label}: {error}")
+    return Inside(group, slug, trained, test)
 
 
 def _load(run: RunRecord, options: Options) -> TrainedModel:
-    """Load the run's model; record in `run.faults` if there is a checkpoint that cannot be loaded."""
+    """The run's net; the page says if there is a checkpoint and it cannot be opened."""
     try:
         return load_run(run.folder, options.trust)
     except UserError as error:
@@ -91,9 +91,9 @@ def _load(run: RunRecord, options: Options) -> TrainedModel:
         raise
 
 
-def _test_images(data: Any, options: Options) -> Images:
+def _test_pictures(data: Any, options: Options) -> Images:
     if not isinstance(data, Mapping) or "_target_" not in data:
-        raise UserError("cannot read the run's images: its config has no data._target_")
+        raise UserError("cannot read the run's pictures: its config does not say what they are")
     kept = {key: value for key, value in data.items() if key not in OF_TRAINING}
     return _read(json.dumps(kept), options.data_root, options.trust)
 
@@ -101,17 +101,17 @@ def _test_images(data: Any, options: Options) -> Images:
 @lru_cache(maxsize=4)
 def _read(data: str, root: Path, trust: tuple[str, ...]) -> Images:
     config = json.loads(data)
-    # result.json contains no paths, and a report downloads nothing.
+    # result.json leaves out where the files lie, for that is the machine's; and a report downloads nothing.
     here = {"root": root, "download": False}
     try:
         takes = inspect.signature(target_class(config["_target_"], trust)).parameters
         source = build(config, trust, **{key: value for key, value in here.items() if key in takes})
         test = source.read()[1] if hasattr(source, "read") else None
-        if not isinstance(test, Images):  # a user's own data module
-            raise UserError("its data module has no read() that returns training and test images")
+        if not isinstance(test, Images):  # a data module of the user's own
+            raise UserError("its data module has no read() that returns training and test pictures")
         return test
     except UserError as error:
-        raise UserError(f"cannot read the run's images: {error}") from error
-    except Exception as error:  # a data module of another version, or the user's own
+        raise UserError(f"cannot read the run's pictures: {error}") from error
+    except Exception as error:  # a data module of another version, or of the user's own
         reason = str(error.__cause__ or error).split("\n")[0]
-        raise UserError(f"cannot read the run's images ({clean(reason)})") from error
+        raise UserError(f"cannot read the run's pictures ({clean(reason)})") from error

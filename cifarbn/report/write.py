@@ -1,4 +1,4 @@
-"""Write the files of a report."""
+"""The report's files: which sections it has, and where everything goes."""
 
 import io
 import warnings
@@ -23,17 +23,17 @@ SECTIONS: tuple[MakeSection, ...] = (
     features.first_layer_filters,
     structure.structures,
 )
-"""In the order of the page, below the table; sections about accuracy come first."""
+"""In the order of the page, below the table: what concerns accuracy comes first."""
 
 PIXELS_PER_INCH = 160
 DEFAULTS = Options()
 
 
 def default_folder(root: Path) -> Path:
-    """Return the default output folder for the report about a folder.
+    """Return where the report of a folder goes, in that folder.
 
     Raises:
-        UserError: if it is a symbolic link, which may lead anywhere.
+        UserError: if there is a link of that name, which may lead anywhere.
     """
     out = root / "report"
     _refuse_link(out)
@@ -44,27 +44,22 @@ def write_report(
     sweep: RunSet,
     out: Path,
     options: Options = DEFAULTS,
-    lead: Section | None = None,
+    opening: Section | None = None,
     closing: Sequence[Section] = (),
 ) -> list[Section]:
-    """Write the report into a folder, replacing the files of an earlier report, and return the sections.
+    """Write the whole report into `out`, over what an earlier one left there; returns the sections.
 
-    index.html and report.md have the same content; table.csv, table.tex and runs.csv hold the numbers; figures/ holds
-    every figure as PNG and PDF. Symbolic links among these files are replaced, not followed.
+    `opening` stands before the table of all groups, `closing` after the other sections.
 
-    Args:
-        sweep: the runs.
-        out: the output folder; created if missing.
-        options: of the report.
-        lead: section above the table of all groups.
-        closing: sections below all others.
+    index.html and report.md show the same; table.csv, table.tex and runs.csv hold the numbers; figures/ holds every
+    figure as PNG and PDF. A link among them is replaced, never written through.
 
     Raises:
-        UserError: if the folder for the figures is a symbolic link.
+        UserError: if the folder of the figures is a link.
     """
     out = Path(out)
     sections = [section for make in SECTIONS if (section := make(sweep, options))] + list(closing)
-    everything = [*([lead] if lead else []), *sections]
+    everything = [*([opening] if opening else []), *sections]
     _refuse_link(out / "figures")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     images = {drawing.name: _save(drawing, out / "figures") for section in everything for drawing in section.drawings}
@@ -73,8 +68,8 @@ def write_report(
         "table.csv": table.as_csv(table.rows(sweep)),
         "table.tex": table.as_latex(sweep),
         "runs.csv": table.as_csv(table.run_rows(sweep)),
-        "report.md": markdown_page(sweep, sections, lead),
-        "index.html": html_page(sweep, sections, images, lead),
+        "report.md": markdown_page(sweep, sections, opening),
+        "index.html": html_page(sweep, sections, images, opening),
     }
     for name, text in files.items():
         _put(out / name, (csv_file(text) if name.endswith(".csv") else text).encode())
@@ -84,7 +79,7 @@ def write_report(
 def _save(drawing: Drawing, folder: Path) -> Image:
     pdf, png = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
-        # Names may contain letters that the font of the figure lacks; the page shows them.
+        # A name may be written in letters that the font lacks; the page has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         save(drawing.figure, pdf, format="pdf", metadata={"CreationDate": None})
         save(drawing.figure, png, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None})
@@ -95,7 +90,7 @@ def _save(drawing: Drawing, folder: Path) -> Image:
 
 
 def _put(file: Path, content: bytes) -> None:
-    """Replace a file; an existing link is replaced as well, not followed."""
+    """Replace a file, whatever stands there or where it is written first."""
     temporary_path(file).unlink(missing_ok=True)
     replace_file(file, lambda stream: stream.write(content))
 
@@ -103,5 +98,5 @@ def _put(file: Path, content: bytes) -> None:
 def _refuse_link(folder: Path) -> None:
     if folder.is_symlink():
         raise UserError(
-            f"{folder} is a symbolic link, which a report does not follow; remove it, or choose a folder with --out"
+            f"{folder} is a link, and the report does not follow it: remove it, or name a folder with --out"
         )

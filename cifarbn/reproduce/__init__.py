@@ -1,1 +1,1 @@
-"""Run the experiments of a publication within a time budget and write a page: `python -m cifarbn.reproduce`."""
+"""`python -m cifarbn.reproduce`: a source's experiments, as far as time allows, then its page."""

@@ -1,4 +1,4 @@
-"""Entry point of `python -m cifarbn.reproduce`."""
+"""The command."""
 
 from cifarbn.reproduce.suite import main
 

@@ -1,4 +1,4 @@
-"""Run several processes in parallel, and manage their devices, output and termination."""
+"""Run several processes side by side: their devices, their output, and their end."""
 
 import json
 import os
@@ -18,29 +18,28 @@ import torch
 from cifarbn.errors import UserError
 from cifarbn.fast.cores import cgroup_limit, usable_cpus
 
-# Resources of one run, for `--jobs auto`. Processes take turns on a GPU (unless NVIDIA MPS is running), so parallel
-# runs only use the time in which a single run leaves it idle: start-up, compilation, evaluation, and gaps between
-# kernels. The gaps take a larger share of the time on larger GPUs; therefore four runs for the 132 multiprocessors of
-# an H100, and fewer for smaller GPUs. Not yet measured.
+# What one run takes, for `--jobs auto`. Processes take turns on a GPU, unless NVIDIA's MPS shares it between them, so
+# what several gain is the time that one leaves it idle: start, compilation, evaluation, and gaps between kernels, which
+# grow with the GPU. Hence four for the 132 multiprocessors of an H100, fewer for a smaller one. Not yet measured.
 GPU_BYTES = 6 * 2**30
 MULTIPROCESSORS = 33
-CORES_PER_GPU_RUN = 3  # for the run itself and the threads that compile its kernels
-# One CPU run uses two cores well, so two cores execute one run. More cores have not been measured.
+CORES_BESIDE_A_GPU = 3  # the run itself, and the threads that compile its kernels
+# On CPUs one run uses two cores well, so two cores have one run. Runs on more cores have not been measured.
 CORES = 4
 BYTES = 6 * 2**30
 
-SECONDS_TO_SAVE = 5  # after a second Ctrl-C or SIGTERM, before processes are killed
-POLL_SECONDS = 0.1
+SECONDS_TO_SAVE = 5  # after a second Ctrl-C or SIGTERM; then a process is killed
+SECONDS_BETWEEN_LOOKS = 0.1
 
 Slot = dict[str, str]
-"""Environment variables that assign a process its share of the machine."""
+"""The environment variables that give a process its share of the machine."""
 
 
 def parse_jobs(text: str) -> int | None:
-    """Return the number of parallel processes; None for "auto".
+    """Return the number of processes; None for "auto".
 
     Raises:
-        UserError: if the text is neither an integer of at least 1 nor "auto".
+        UserError: if it is neither a number of at least 1 nor "auto".
     """
     if text == "auto":
         return None
@@ -50,15 +49,16 @@ def parse_jobs(text: str) -> int | None:
 
 
 def make_slots(jobs: int | None, most: int, *, on_gpus: bool) -> list[Slot]:
-    """Divide the machine into slots for parallel processes.
+    """Divide the machine.
 
-    Several slots share the available CPU cores equally, unless the user has set OMP_NUM_THREADS. With several GPUs,
-    each slot uses one of them, and the slots are spread over the GPUs. A single slot has no restrictions.
+    With several slots, each has an equal share of the CPU cores that this process may use, unless the user has set
+    OMP_NUM_THREADS; where there are several GPUs, each slot sees one of them, and neighbouring slots different ones.
+    A single slot changes nothing: its process sees the whole machine.
 
     Args:
-        jobs: number of parallel processes; None for as many as fit the machine.
-        most: total number of processes; more slots would leave cores idle.
-        on_gpus: whether the processes use GPUs, if there are any.
+        jobs: processes at a time; None for as many as the machine has room for.
+        most: processes in all: more slots than that would leave cores idle.
+        on_gpus: whether the processes use GPUs where there are any.
 
     Raises:
         UserError: if `jobs` is None and the GPUs cannot be queried.
@@ -68,7 +68,7 @@ def make_slots(jobs: int | None, most: int, *, on_gpus: bool) -> list[Slot]:
         rooms = _rooms_on_gpus() if gpus else [_room_on_cpu()]
     else:
         rooms = [len(range(first, jobs, len(gpus) or 1)) for first in range(len(gpus) or 1)]
-    # Use every GPU once before any GPU twice.
+    # One slot of each GPU before a second one of any.
     order = sorted((place, gpu) for gpu, room in enumerate(rooms) for place in range(room))[: max(1, most)]
     if len(order) <= 1:
         return [{}]
@@ -78,13 +78,13 @@ def make_slots(jobs: int | None, most: int, *, on_gpus: bool) -> list[Slot]:
 
 
 def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use, given its affinity and the container's limit."""
+    """Return the number of CPU cores that this process may use, by its affinity and its container's limit."""
     cores, limit = len(usable_cpus()), cgroup_limit()
     return cores if limit is None else max(1, min(cores, round(limit)))
 
 
 def gpu_names() -> list[str]:
-    """Return the visible GPUs as named in CUDA_VISIBLE_DEVICES, without creating a CUDA context."""
+    """Return the visible GPUs as CUDA_VISIBLE_DEVICES names them; makes no CUDA context."""
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else map(str, range(count))
@@ -96,7 +96,7 @@ def _room_on_cpu() -> int:
     return max(1, min(usable_cores() // CORES, memory // BYTES))
 
 
-# Executed in a separate process, because a CUDA context occupies half a gigabyte of GPU memory until its process ends.
+# In a process of its own, since a CUDA context would hold half a gigabyte of the card until the last run has ended.
 _QUERY = """
 import json, torch
 cuda = torch.cuda
@@ -106,13 +106,13 @@ print(json.dumps([[each, cuda.get_device_properties(i).multi_processor_count] fo
 
 
 def _rooms_on_gpus() -> list[int]:
-    """Return the number of runs that fit each visible GPU, at least one."""
+    """How many runs each visible GPU has room for: at least one."""
     query = subprocess.run([sys.executable, "-c", _QUERY], capture_output=True, text=True)
     if query.returncode:
         reason = (query.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"--jobs auto cannot query the GPUs ({reason}); give a number, such as --jobs 2")
     facts: list[tuple[int, int]] = json.loads(query.stdout.splitlines()[-1])
-    cores = usable_cores() // CORES_PER_GPU_RUN // len(facts)
+    cores = usable_cores() // CORES_BESIDE_A_GPU // len(facts)
     return [
         max(1, min(free // GPU_BYTES, multiprocessors // MULTIPROCESSORS, cores)) for free, multiprocessors in facts
     ]
@@ -128,16 +128,16 @@ class _Process:
 
 
 class SideBySide:
-    """Parallel processes, at most one per slot at a time. All of them end before the `with` block ends.
+    """Processes of which at most one per slot runs at a time. None of them outlives the `with` block.
 
-    An exception in the block, such as Ctrl-C or the SystemExit of a SIGTERM handler, sends SIGTERM to all processes and
-    waits until they have saved and ended. A second exception kills them after `SECONDS_TO_SAVE` seconds.
+    An exception in the block, such as Ctrl-C or the SystemExit of a SIGTERM handler, sends SIGTERM to all of them and
+    waits until they have saved and ended. A second one waits `SECONDS_TO_SAVE` seconds, then kills them.
 
-    With one slot, a process writes to the terminal directly. With several, every line of output is printed as a whole,
-    prefixed with the label of its process.
+    With one slot, a process has the terminal to itself. With several, each line of their output is printed whole,
+    behind the label of its process.
 
     Args:
-        slots: from `make_slots`.
+        slots: as `make_slots` gives them.
 
     Attributes:
         stopped: keys of the processes that were sent SIGTERM.
@@ -147,7 +147,7 @@ class SideBySide:
         self.slots = slots
         self.stopped: set[int] = set()
         self._running: list[_Process] = []
-        self._seconds: list[float] = []  # durations of the processes that were not stopped
+        self._seconds: list[float] = []  # of the processes that have ended by themselves
 
     def __enter__(self) -> "SideBySide":
         return self
@@ -168,15 +168,15 @@ class SideBySide:
             raise
 
     def wait_for_slot(self, deadline: float | None = None) -> bool:
-        """Wait until a slot is free and return True; at the deadline, stop all processes and return False.
+        """Wait until a slot is free, and return True; at the deadline stop all processes, and return False.
 
         Args:
-            deadline: in the time of time.monotonic().
+            deadline: of time.monotonic().
         """
         while not _has_passed(deadline):
             if self._reap() < len(self.slots):
                 return True
-            time.sleep(POLL_SECONDS)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         self.stop()
         return False
 
@@ -184,13 +184,13 @@ class SideBySide:
         """Start a process in a free slot.
 
         Args:
-            key: identifies the process in `stopped`.
-            arguments: the command line, including the program.
-            label: a short text, printed in front of each line of output.
+            key: for `stopped`.
+            arguments: of the command line, the program first.
+            label: a few words, printed in front of each line of its output.
         """
         slot = min(set(range(len(self.slots))) - {process.slot for process in self._running})
         environment = os.environ | self.slots[slot]
-        with _signals_held():  # a signal between start and entry in the list would leave the process running
+        with _signals_held():  # between the start of a process and its entry in the list, nobody would stop it
             if len(self.slots) == 1:
                 popen, output = subprocess.Popen(arguments, env=environment, text=True), None
             else:
@@ -207,22 +207,22 @@ class SideBySide:
             self._running.append(_Process(key, slot, popen, time.monotonic(), output))
 
     def wait_for_all(self, deadline: float | None = None) -> None:
-        """Wait until all processes have ended; at the deadline, stop them and wait until they have saved."""
+        """Wait until all processes have ended; at the deadline stop them, and wait until they have saved."""
         if not self._wait(deadline):
             self.stop()
             self._wait()
 
     def stop(self) -> None:
-        """Send SIGTERM once to each running process."""
+        """Send SIGTERM, once, to each running process."""
         for process in self._running:
             if process.key not in self.stopped and process.popen.poll() is None:
                 process.popen.send_signal(signal.SIGTERM)
-                self.stopped.add(process.key)  # after the signal: an exception in between must not leave it running
+                self.stopped.add(process.key)  # afterwards: an exception in between must not leave it running
 
     def seconds_left(self, waiting: int) -> float | None:
-        """Estimate the time until the running and `waiting` more processes end, from the mean duration so far.
+        """Estimate when `waiting` more processes and the running ones will have ended, each as long as the mean so far.
 
-        None until one process has ended without being stopped.
+        None until one has ended by itself.
         """
         if not self._seconds:
             return None
@@ -232,18 +232,18 @@ class SideBySide:
         return (running + each * waiting) / at_a_time
 
     def _wait(self, deadline: float | None = None) -> bool:
-        """Wait until all processes have ended, or until the deadline; return whether all have ended."""
+        """Wait until all processes have ended, at most until the deadline; return whether they have."""
         while self._reap():
             if _has_passed(deadline):
                 return False
-            time.sleep(POLL_SECONDS)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         return True
 
     def _reap(self) -> int:
-        """Remove ended processes from the list and return the number still running."""
+        """Take ended processes off the list; return how many still run."""
         for process in [each for each in self._running if each.popen.poll() is not None]:
             if process.output:
-                process.output.join(timeout=1)  # a child of the process may keep the pipe open
+                process.output.join(timeout=1)  # longer only where a process of its own still holds the pipe
             self._running.remove(process)
             if process.key not in self.stopped:
                 self._seconds.append(time.monotonic() - process.began)
@@ -258,7 +258,7 @@ _terminal = threading.Lock()
 
 
 def print_line(text: str) -> None:
-    """Print whole lines, not interleaved with those of other threads."""
+    """Print whole lines that those of other threads cannot interrupt."""
     with _terminal:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -267,7 +267,7 @@ def print_line(text: str) -> None:
 def _print_lines(output: IO[str], label: str) -> None:
     with output:
         for line in output:
-            # Keep reading even if our own output is closed: a process with a full pipe would wait forever.
+            # Keep reading when our own output is closed: a process whose pipe is full waits forever.
             with suppress(OSError, ValueError):
                 if line.strip():
                     print_line(f"[{label}] {line.rstrip()}")
@@ -275,12 +275,12 @@ def _print_lines(output: IO[str], label: str) -> None:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until after the block."""
+    """Deliver Ctrl-C and SIGTERM after the block instead of inside it."""
     held: list[int] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            if callable(signal.getsignal(number)):  # the started process inherits ignored signals
+            if callable(signal.getsignal(number)):  # one that is ignored must stay so in the process that is started
                 before[number] = signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield

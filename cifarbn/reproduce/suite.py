@@ -1,4 +1,4 @@
-"""The command line `python -m cifarbn.reproduce SUITE`: run the experiments of a publication, then write a page."""
+"""`python -m cifarbn.reproduce SUITE`: run a publication's experiments within a time budget, then write its page."""
 
 import argparse
 import os
@@ -22,136 +22,131 @@ from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import default_folder, write_report
 from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, print_line
-from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, experiments
-from cifarbn.runs import old_names
+from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, suite
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run, is_running
 from cifarbn.runs.identity import Role, Tag, folder_name, key_of, keys_of_role, keys_with, role_of
 from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
 
-# Overrides allowed for every run: those that do not define the experiment, except keys that this command sets.
-ALLOWED = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)
-SET_HERE = keys_with(Tag.SUITE)
+# What may be said of every run: whatever does not define the experiment, but what is chosen here already.
+HOW = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)
+CHOSEN_HERE = keys_with(Tag.SUITE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the experiments of a suite and write its page.
-
-    Args:
-        arguments: of the command line; None for those of this process.
-    """
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m cifarbn.reproduce",
-        description="Run the missing experiments of a publication, then write a page that compares published and "
-        "measured accuracies. Rerun the same command to continue an interrupted one.",
+        description="Make what is missing of a source's experiments, then write the page that puts its numbers beside "
+        "the measured ones. The same command again goes on where it was cut off.",
         epilog="\n".join(f"{name}: {text}" for name, text in SCALES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suite", choices=SUITES, type=modern_suite, help="the publication")
-    parser.add_argument("--scale", choices=SCALES, default="laptop", help="size of the experiments (default: laptop)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run seeds 0 to N-1 of each (default: 1)")
-    parser.add_argument("--budget", metavar="TIME", help="stop, save and write the page after 90m, 2h or 1h30m")
+    parser.add_argument("source", choices=SUITES, help="whose experiments")
+    parser.add_argument("--scale", choices=SCALES, default="laptop", help="how large (default: laptop)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, seeds 0 to N-1 (default: 1)")
+    parser.add_argument("--budget", metavar="TIME", help="such as 90m, 2h or 1h30m: then stop, save and write the page")
     parser.add_argument(
         "--jobs",
         default="1",
         metavar="N|auto",
-        help="number of parallel runs, spread over the GPUs or the CPU cores; auto: as many as fit the machine "
-        "(default: 1)",
+        help="runs at a time, on one GPU, spread over several, or with the CPU cores divided; auto: as many as the "
+        "machine has room for (default: 1)",
     )
-    # `record` includes every key below it.
-    keys = [key for key in keys_of_role(*ALLOWED) if key not in SET_HERE and not key.startswith("record.")]
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
-    args = parser.parse_intermixed_args(arguments)
+    # `record` stands for all that is below it.
+    keys = [key for key in keys_of_role(*HOW) if key not in CHOSEN_HERE and not key.startswith("record.")]
+    parser.add_argument("how", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
+    chosen = parser.parse_intermixed_args(arguments)
     with friendly_errors():
-        if bad := [o for o in args.overrides if role_of(o) not in ALLOWED or key_of(o) in SET_HERE]:
+        if strange := [said for said in chosen.how if role_of(said) not in HOW or key_of(said) in CHOSEN_HERE]:
             raise UserError(
-                f"cannot override {bad[0]} here; only {', '.join(keys)} are allowed. Use `python -m cifarbn.train` to "
-                "change an experiment"
+                f"{strange[0]}: this would change the experiments, which are those of the source and the scale. Only "
+                f"these can be said of every run: {', '.join(keys)}. `python -m cifarbn.train` changes anything"
             )
-        if args.seeds < 1:
-            raise UserError(f"--seeds must be at least 1, not {args.seeds}")
-        jobs = parse_jobs(args.jobs)
-        deadline = time.monotonic() + seconds(args.budget) if args.budget else None
-        # Turn SIGTERM into an exception, so that this process stops its runs before it ends.
+        if chosen.seeds < 1:
+            raise UserError(f"--seeds must be at least 1, not {chosen.seeds}")
+        jobs = parse_jobs(chosen.jobs)
+        deadline = time.monotonic() + seconds(chosen.budget) if chosen.budget else None
+        # The runs that this process makes must not outlive it.
         earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
-            sys.exit(reproduce(args.suite, args.scale, args.seeds, deadline, args.overrides, jobs))
+            sys.exit(reproduce(chosen.source, chosen.scale, chosen.seeds, deadline, chosen.how, jobs))
         finally:
             signal.signal(signal.SIGTERM, earlier)
 
 
 def reproduce(
-    suite: str,
+    source: str,
     scale: str,
     seeds: int,
     deadline: float | None = None,
-    overrides: Sequence[str] = (),
+    how: Sequence[str] = (),
     jobs: int | None = 1,
 ) -> int:
-    """Execute the runs, one process each, then write the page. Return the exit code.
+    """Make the runs, one process each, then the page. Returns the exit code.
 
     Args:
-        suite: a key of `SUITES`.
+        source: a key of `SUITES`.
         scale: a key of `SCALES`.
-        seeds: number of runs of each experiment.
-        deadline: in the time of time.monotonic(); then the runs save and end.
-        overrides: for every run, which do not define the experiment.
-        jobs: number of parallel runs; None for as many as fit the machine.
+        seeds: runs of each experiment.
+        deadline: of time.monotonic(); then the runs save and end.
+        how: overrides for every run that do not define the experiment.
+        jobs: runs at a time; None for as many as the machine has room for.
     """
-    root = Path("multirun_outputs") / f"{suite}_{scale}"
+    root = Path("multirun_outputs") / f"{source}_{scale}"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        planned = [Planned.of(name, scale, overrides) for name in experiments(suite, scale)]
-        # Run every experiment once before any second seed.
+        planned = [Planned.of(name, scale, how) for name in suite(source, scale)]
+        # Every experiment once before any a second time.
         runs = [(plan, seed) for seed in range(seeds) for plan in planned]
-        outcomes = _execute(runs, root, deadline, list(overrides), _slots(jobs, planned, len(runs)))
+        outcomes = _make(runs, root, deadline, list(how), _slots(jobs, planned, len(runs)))
     print(f"\n{table(outcomes)}")
     if left := len(runs) - len(outcomes):
-        print(f"\ntime budget exhausted, {left} of {len(runs)} runs not started; rerun the command to continue")
-    conflicts = {outcome.run: str(outcome.reason) for outcome in outcomes if outcome.status is End.CONFLICT}
+        print(f"\nthe time is up, {left} of {len(runs)} runs not begun; the same command goes on")
+    refused = {outcome.run: str(outcome.reason) for outcome in outcomes if outcome.status is End.CONFLICT}
     if any(outcome.status not in (End.CONFLICT, End.LOCKED) for outcome in outcomes):
-        print(f"\n{_write_page(suite, planned, root, scale, seeds, conflicts, overrides)}")
+        print(f"\n{_write_page(source, planned, root, scale, seeds, refused, how)}")
     return 1 if is_failure(outcomes) else 0
 
 
-def _execute(
-    runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None, options: list[str], slots: Sequence[Slot]
+def _make(
+    runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None, how: list[str], slots: Sequence[Slot]
 ) -> list[Outcome]:
-    """Execute the missing runs, one process each, and return the outcome of each run, in the order of `runs`.
+    """Make what is missing, one process a run, and return how each ended, in the order of `runs`.
 
-    At the deadline running processes save and end; runs that were never started have no outcome.
+    At the deadline the running ones save and end; those that have never begun are left out.
     """
     outcomes: dict[int, Outcome] = {}
-    started: list[int] = []
+    begun: list[int] = []
     folders = [root / _folder(plan, seed) for plan, seed in runs]
-    command_lines = [[*plan.overrides, f"seed={seed}"] for plan, seed in runs]
-    # Progress bars of parallel runs would overwrite each other. The user's own override comes later and wins.
+    experiments = [[*plan.overrides, f"seed={seed}"] for plan, seed in runs]
+    # The bars of several runs would overwrite each other; what the user says comes later, and counts.
     quiet = ["trainer.enable_progress_bar=false"] if len(slots) > 1 else []
     with SideBySide(slots) as processes:
         for index, (plan, seed) in enumerate(runs):
-            folder, overrides = folders[index], command_lines[index]
-            run = [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
+            folder, overrides = folders[index], experiments[index]
+            run = [*overrides, f"name={root.name}", *quiet, *_carried_out(plan, how)]
             try:
-                finished = _finished(run, folder)
+                there = _finished(run, folder)
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 outcomes[index] = conflict_outcome(folder, overrides, error)
                 continue
-            if finished:
+            if there:
                 outcomes[index] = _outcome(folder, overrides, ended_before=True, stopped=False)
             elif processes.wait_for_slot(deadline):
                 left = processes.seconds_left(len(runs) - index)
-                remaining = "" if left is None else f", about {duration(left)} remaining"
-                print_line(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{remaining}")
+                togo = "" if left is None else f", about {duration(left)} to go"
+                print_line(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{togo}")
                 processes.start(index, _command(run), _label(plan, seed, runs))
-                started.append(index)
+                begun.append(index)
             elif (folder / RESULT).exists():
                 outcomes[index] = _outcome(folder, overrides, ended_before=False, stopped=True)
         processes.wait_for_all(deadline)
-    for index in started:
+    for index in begun:
         stopped = index in processes.stopped
-        if not stopped or (folders[index] / RESULT).exists():  # otherwise it was stopped before training started
-            outcomes[index] = _outcome(folders[index], command_lines[index], ended_before=False, stopped=stopped)
+        if not stopped or (folders[index] / RESULT).exists():  # else it was stopped before it had begun
+            outcomes[index] = _outcome(folders[index], experiments[index], ended_before=False, stopped=stopped)
     return [outcomes[index] for index in sorted(outcomes)]
 
 
@@ -160,7 +155,7 @@ def _command(overrides: Sequence[str]) -> list[str]:
 
 
 def _label(plan: Planned, seed: int, runs: Sequence[tuple[Planned, int]]) -> str:
-    """Return a short label of a run: its experiment without the suite, and its seed if there are several."""
+    """A few words that tell a run from the others: its experiment without the source, and its seed if they differ."""
     name = plan.name.partition("/")[2]
     return f"{name} seed={seed}" if any(other for _, other in runs) else name
 
@@ -169,22 +164,22 @@ def _slots(jobs: int | None, planned: Sequence[Planned], runs: int) -> list[Slot
     """Divide the machine between the runs.
 
     Raises:
-        UserError: if parallel runs are requested and each would use several devices.
+        UserError: if several runs at a time are asked for and each would take several devices.
     """
     trainers = [plan.scaled.trainer for plan in planned]
     if jobs != 1 and any(starts_processes(trainer) or str(trainer.devices) != "1" for trainer in trainers):
         if jobs is None:
             return [{}]
         raise UserError(
-            f"--jobs {jobs} starts parallel runs on one device each, which excludes trainer=ddp and trainer.devices; "
-            "remove either. CUDA_VISIBLE_DEVICES selects the GPUs"
+            f"--jobs {jobs} makes several runs at a time, each on one device: leave out --jobs, or trainer.devices and "
+            "trainer=ddp. CUDA_VISIBLE_DEVICES chooses among the GPUs"
         )
     slots = make_slots(jobs, runs, on_gpus=any(trainer.accelerator != "cpu" for trainer in trainers))
     if len(slots) > 1:
         gpus = len({slot.get("CUDA_VISIBLE_DEVICES") for slot in slots})
         threads = slots[0].get("OMP_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]
         over = f" on {gpus} GPUs" if gpus > 1 else ""
-        print_line(f"up to {len(slots)} parallel runs{over}, {threads} CPU threads each")
+        print_line(f"up to {len(slots)} runs at a time{over}, CPU threads of each: {threads}")
     return slots
 
 
@@ -197,34 +192,34 @@ def _finished(overrides: list[str], folder: Path) -> bool:
     return run.finished
 
 
-def _execution_options(plan: Planned, options: Sequence[str]) -> list[str]:
-    """Return the execution options that apply to this run; for example, not every data set has a folder."""
-    execution = [override for override in options if role_of(override) in (Role.EXECUTION, Role.PLACE)]
+def _carried_out(plan: Planned, how: Sequence[str]) -> list[str]:
+    """What says only how a run is carried out, as far as it concerns this one: not every data set has a folder."""
+    said = [override for override in how if role_of(override) in (Role.EXECUTION, Role.PLACE)]
     group = plan.scaled.data
-    return [o for o in execution if not key_of(o).startswith("data.") or key_of(o).removeprefix("data.") in group]
+    return [o for o in said if not key_of(o).startswith("data.") or key_of(o).removeprefix("data.") in group]
 
 
 def _outcome(folder: Path, overrides: list[str], ended_before: bool, stopped: bool) -> Outcome:
     if not ended_before and is_running(folder):
         return Outcome(folder.name, overrides, End.LOCKED, reason="another process is executing it")
-    missing = "it ended before training started; see the messages above"
+    missing = "it ended before it began; see above"
     return read_outcome(folder, overrides, missing=missing, ended_before=ended_before, stopped=stopped)
 
 
 def _folder(plan: Planned, seed: int) -> str:
-    """Return the name of the run folder, from the overrides as Hydra parses them."""
+    """The run folder's name: that of the overrides as Hydra hands them on."""
     parsed = OverridesParser.create().parse_overrides([*plan.overrides, f"seed={seed}"])
     return folder_name([str(override.input_line) for override in parsed])
 
 
 def _write_page(
-    suite: str,
+    source: str,
     planned: Sequence[Planned],
     root: Path,
     scale: str,
     seeds: int,
-    conflicts: Mapping[str, str],
-    overrides: Sequence[str],
+    refused: Mapping[str, str],
+    how: Sequence[str],
 ) -> Path:
     names = {plan.name for plan in planned}
     rows = [
@@ -240,27 +235,19 @@ def _write_page(
     ]
     sweep = gather(root)
     text = f"Scale {scale}. {SCALES[scale]}"
-    lead = comparison(rows, sweep, text, comparable=scale in COMPARABLE, conflicts=conflicts)
-    roots = [override.partition("=")[2].strip("\"'") for override in overrides if key_of(override) == "data.root"]
+    opening = comparison(rows, sweep, text, comparable=scale in COMPARABLE, refused=refused)
+    roots = [override.partition("=")[2].strip("\"'") for override in how if key_of(override) == "data.root"]
     options = Options(data_root=Path([data_root(), *roots][-1]).expanduser())
     out = default_folder(root)
-    write_report(sweep, out, options, lead, [assumptions(suite)])
+    write_report(sweep, out, options, opening, [assumptions(source)])
     return out / "index.html"
 
 
-def modern_suite(name: str) -> str:
-    """Return today's name of a suite; an old name is accepted with a notice."""
-    if name not in old_names.SUITES:
-        return name
-    print(f"note: {name} is now called {old_names.SUITES[name]}", file=sys.stderr)
-    return old_names.SUITES[name]
-
-
 def seconds(text: str) -> float:
-    """Convert a time such as 45s, 90m, 2h or 1h30m to seconds.
+    """Seconds of a time such as 45s, 90m, 2h or 1h30m.
 
     Raises:
-        UserError: if the text has another form.
+        UserError: where it is none.
     """
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     if not match or not text:

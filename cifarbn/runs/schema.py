@@ -89,7 +89,6 @@ class Data(TypedDict, total=False):
     train_size: int
     val_size: int
     test_size: int
-    image_size: list[int]  # [height, width]
     mean: list[float]
     std: list[float]
     augmentation: dict[str, Any]

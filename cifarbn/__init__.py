@@ -5,6 +5,10 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifarbn.runs.load import load as load
 
 __version__ = "0.1.0"
 
@@ -18,3 +22,12 @@ if not _CHILD and (_MODULE or Path(sys.argv[0] if sys.argv else "").name.startsw
     # Importing torch and Lightning creates 430,000 permanent objects. Scanning them repeatedly would take the garbage
     # collector 1.6 s of a command's 4.5 s; `command_line.finish_imports` turns it on again.
     gc.disable()
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load` on first use, so that importing the package stays cheap."""
+    if name == "load":
+        from cifarbn.runs.load import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

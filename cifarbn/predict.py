@@ -1,32 +1,73 @@
-"""Classify images with a trained run: `python -m cifarbn.predict RUN image.png ...`."""
+"""Classify images with a trained run: `python -m cifarbn.predict RUN image.png folder ...`."""
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from cifarbn.cli.command_line import friendly_errors
-from cifarbn.data.images import IMAGE_SIZE
 from cifarbn.errors import UserError
 from cifarbn.formatting import text_row
 from cifarbn.runs.durable import check_regular_file
-from cifarbn.runs.load import TrainedModel, check_prefixes, load_run
+from cifarbn.runs.load import TrainedModel, load
+from cifarbn.runs.transform import Transform
 from cifarbn.runs.untrusted import clean
 
 BATCH_SIZE = 64  # images in memory at a time
 
 
-def read_image(file: Path) -> Tensor:
-    """Read an image file of any format as uint8 (3, 32, 32).
+class Prediction(NamedTuple):
+    """The classes of one image, or the reason why it cannot be read.
 
-    The image is rotated as its EXIF orientation demands, put on a white background if it is transparent, scaled so that
-    its shorter side has 32 pixels, and cropped to its centre.
+    Attributes:
+        file: the image file.
+        pixels: uint8 (3, H, W); None if the file cannot be read.
+        probabilities: (C,) float32; None if the file cannot be read.
+        error: why the file cannot be read.
+    """
+
+    file: Path
+    pixels: Tensor | None = None
+    probabilities: Tensor | None = None
+    error: str = ""
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files among `paths` as they are, and folders replaced by their image files, recursively and sorted.
+
+    In folders, files without the extension of an image format, hidden files and hidden folders are skipped.
+
+    Raises:
+        UserError: if a folder contains no image files.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        extensions = Image.registered_extensions()
+        images = sorted(
+            file
+            for file in inside
+            if file.suffix.lower() in extensions
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        )
+        if not images:
+            raise UserError(f"{clean(str(path))} contains no image files; use a folder of images such as .png or .jpg")
+        files += images
+    return files
+
+
+def read_image(file: Path, transform: Transform) -> Tensor:
+    """Read an image file of any format and size as uint8 (3, H, W); see `Transform.pixels`.
 
     Raises:
         UserError: if the file cannot be read.
@@ -34,14 +75,7 @@ def read_image(file: Path) -> Tensor:
     try:
         check_regular_file(file)
         with Image.open(file) as image:
-            if image.mode in ("I", "F"):
-                raise ValueError("its pixels have 32 bits per channel: save it with 8 or 16")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # Pillow would clip the values at 255
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return pil_to_tensor(ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+            return transform.pixels(image)
     except Exception as error:  # for damaged files, Pillow's decoders raise exceptions of any type
         reason = clean(str(error) or type(error).__name__)
         raise UserError(
@@ -49,38 +83,96 @@ def read_image(file: Path) -> Tensor:
         ) from error
 
 
-def table(files: Sequence[Path], trained: TrainedModel, top: int, failed: Callable[[UserError], None]) -> Iterator[str]:
-    """Yield the lines of a table with the `top` most probable classes of each file, as images are classified.
-
-    An image that cannot be read has no line; `failed` is called with the error instead.
-    """
-    names, classes = [clean(str(file)) for file in files], trained.classes
-    head = ("image", "class", "probability")
-    widths = (max(map(len, [*names, head[0]])), max(map(len, [*classes, head[1]])), len(head[2]))
-    yield text_row(head, "<<>", widths)
+def predict(files: Sequence[Path], trained: TrainedModel) -> Iterator[Prediction]:
+    """Yield the prediction for each file, in order; `BATCH_SIZE` images are read and classified at a time."""
     for first in range(0, len(files), BATCH_SIZE):
-        images = []
-        for name, file in zip(names[first:], files[first : first + BATCH_SIZE], strict=False):
+        batch: list[Prediction] = []
+        for file in files[first : first + BATCH_SIZE]:
             try:
-                images.append((name, read_image(file)))
+                batch.append(Prediction(file, read_image(file, trained.transform)))
             except UserError as error:
-                failed(error)
-        if not images:
-            continue
-        probabilities = trained.probabilities(torch.stack([pixels for _, pixels in images]))
-        for (name, _), row in zip(images, probabilities, strict=True):
-            values, labels = row.topk(min(top, len(classes)))
-            for value, label in zip(values.tolist(), labels.tolist(), strict=True):
-                yield text_row((name, classes[label], f"{value:.2%}"), "<<>", widths)
-                name = ""
+                batch.append(Prediction(file, error=str(error)))
+        images = [prediction.pixels for prediction in batch if prediction.pixels is not None]
+        rows = iter(trained.probabilities(torch.stack(images)) if images else ())
+        for prediction in batch:
+            yield prediction if prediction.pixels is None else prediction._replace(probabilities=next(rows))
+
+
+def as_rows(prediction: Prediction, classes: Sequence[str], top: int) -> list[tuple[str, str, str]]:
+    """Return (file, class, probability) of the `top` most probable classes; the file only in the first row."""
+    name = clean(str(prediction.file))
+    values, labels = _most_probable(prediction, top)
+    return [
+        ("" if rank else name, classes[label], f"{value:.2%}")
+        for rank, (value, label) in enumerate(zip(values, labels, strict=True))
+    ]
+
+
+def as_json(prediction: Prediction, classes: Sequence[str], top: int) -> str:
+    """Return one line of JSON: `image` and `classes` with their probabilities, or `image` and `error`."""
+    line: dict[str, object] = {"image": clean(str(prediction.file))}
+    if prediction.error:
+        return json.dumps(line | {"error": prediction.error})
+    values, labels = _most_probable(prediction, top)
+    ranked = [{"class": classes[label], "probability": value} for value, label in zip(values, labels, strict=True)]
+    return json.dumps(line | {"classes": ranked})
+
+
+def _most_probable(prediction: Prediction, top: int) -> tuple[list[float], list[int]]:
+    assert prediction.probabilities is not None
+    values, labels = prediction.probabilities.topk(min(top, len(prediction.probabilities)))
+    return values.tolist(), labels.tolist()
+
+
+def draw_feature_maps(prediction: Prediction, trained: TrainedModel, title: str, file: Path) -> None:
+    """Draw an image and the outputs of the model's stages, as in figure 9 of the course report, into a PNG file.
+
+    Raises:
+        UserError: if the model has no stages of feature maps.
+        OSError: if the file cannot be written.
+    """
+    from cifarbn import figures
+    from cifarbn.report.features import evenly_spaced, stage_outputs
+
+    pixels, probabilities = prediction.pixels, prediction.probabilities
+    assert pixels is not None and probabilities is not None
+    stages = stage_outputs(trained.model, trained.transform.normalise(pixels[None]))
+    if not stages:
+        raise UserError("the run's model has no convolutions, so it has no feature maps; leave out --feature-maps")
+    confidence, label = probabilities.max(0)
+    subtitle = f"{clean(prediction.file.name)},\npredicted {trained.classes[int(label)]} ({float(confidence):.0%})"
+    figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), title, subtitle, evenly_spaced(stages))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
+def feature_map_files(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Return the PNG in the folder `out` for each image file, numbered if several images have the same name."""
+    names: dict[Path, Path] = {}
+    for file in files:
+        name, number = file.stem, 1
+        while out / f"{name}.png" in names.values():
+            number += 1
+            name = f"{file.stem}-{number}"
+        names.setdefault(file, out / f"{name}.png")
+    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m cifarbn.predict", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run, under multirun_outputs/")
-    parser.add_argument("images", type=Path, nargs="+", help="image files of any format and size")
+    parser.add_argument(
+        "images", type=Path, nargs="+", help="image files of any format and size, or folders of images (recursive)"
+    )
     parser.add_argument("--top", type=int, default=3, help="number of classes to print per image (default 3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
+    parser.add_argument(
+        "--feature-maps",
+        type=Path,
+        metavar="FOLDER",
+        help="draw the feature maps of each image into a PNG file in this folder",
+    )
     parser.add_argument(
         "--trust",
         action="append",
@@ -92,17 +184,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with friendly_errors():
         if args.top < 1:
             raise UserError(f"--top must be at least 1, not {args.top}")
-        trained = load_run(args.run, check_prefixes(args.trust))
-        print(f"images are scaled and cropped at the centre to {IMAGE_SIZE}x{IMAGE_SIZE} pixels, RGB")
-        failures: list[UserError] = []
-
-        def failed(error: UserError) -> None:
-            failures.append(error)
-            print(f"error: {error}", file=sys.stderr)
-
-        for line in table(args.images, trained, args.top, failed):
-            print(line)
-        if failures:
+        trained = load(args.run, args.trust)
+        files = image_files(args.images)
+        maps = feature_map_files(files, args.feature_maps) if args.feature_maps else {}
+        height, width = trained.transform.image_size
+        widths = (
+            max(len("image"), *(len(clean(str(file))) for file in files)),
+            max(len("class"), *map(len, trained.classes)),
+            len("probability"),
+        )
+        if not args.json:
+            print(f"images are scaled and cropped at the centre to {width}x{height} pixels, RGB")
+            print(text_row(("image", "class", "probability"), "<<>", widths))
+        failed = False
+        for prediction in predict(files, trained):
+            if args.json:
+                print(as_json(prediction, trained.classes, args.top))
+            elif not prediction.error:
+                for row in as_rows(prediction, trained.classes, args.top):
+                    print(text_row(row, "<<>", widths))
+            if prediction.error:
+                failed = True
+                print(f"error: {prediction.error}", file=sys.stderr)
+            elif args.feature_maps:
+                draw_feature_maps(prediction, trained, clean(args.run.absolute().name), maps[prediction.file])
+        if args.feature_maps and any(file.exists() for file in maps.values()):
+            print(f"feature maps are in {args.feature_maps}", file=sys.stderr)
+        if failed:
             sys.exit(1)
 
 

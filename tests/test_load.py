@@ -25,6 +25,7 @@ from cifarbn.report.structure import structures
 from cifarbn.report.trained_model import best_models
 from cifarbn.runs.load import TrainedModel, build, build_model, check_prefixes, checked
 from cifarbn.runs.old_names import TARGETS
+from cifarbn.runs.transform import Transform
 
 CANARY = "canary"
 MODELS = [name for name in options("model") if not name.startswith("dln")]
@@ -188,7 +189,7 @@ def test_every_network_is_built_again_and_classifies(number):
     output = [f"model={MODELS[number]}", f"norm={norm}", f"activation={activation}", narrow]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         model = OmegaConf.to_container(compose("train", output).model, resolve=True)
-    trained = TrainedModel(build_model({"model": model}).eval(), (0.5,) * 3, (0.5,) * 3, ())
+    trained = TrainedModel(build_model({"model": model}).eval(), Transform((0.5,) * 3, (0.5,) * 3), ())
     assert trained.probabilities(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 10)
 
 

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cifarbn import predict
 from cifarbn.errors import UserError
 from cifarbn.models import ResNet
-from cifarbn.predict import BATCH_SIZE, main, read_image
+from cifarbn.predict import BATCH_SIZE, main
 from cifarbn.runs.load import TrainedModel, build_model, load_run
+from cifarbn.runs.transform import Transform
 from cifarbn.training.classifier import Classifier
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
@@ -53,6 +55,10 @@ def red(tmp_path):
     file = tmp_path / "red.png"
     Image.new("RGB", (64, 48), (255, 0, 0)).save(file)
     return file
+
+
+def read_image(file, size=(32, 32)):
+    return predict.read_image(file, Transform(MEAN, STD, size))
 
 
 def rewrite(run, **facts):
@@ -286,7 +292,7 @@ def test_for_any_pillow_raises_is_one_message(red, monkeypatch):
         def fail(*args, error=error):
             raise error
 
-        monkeypatch.setattr("cifarbn.predict.ImageOps.exif_transpose", fail)
+        monkeypatch.setattr("cifarbn.runs.transform.ImageOps.exif_transpose", fail)
         with pytest.raises(UserError, match=r"^cannot read .*red.png as an image \(.+\)"):
             read_image(red)
 
@@ -330,9 +336,8 @@ def test_an_avif_that_is_damaged_in_its_middle_is_one_message(tmp_path):
 
 def test_a_image_that_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    for file in (tmp_path / "pipe.png", tmp_path):
-        with pytest.raises(UserError, match="not a regular file"):
-            read_image(file)
+    with pytest.raises(UserError, match="not a regular file"):
+        read_image(tmp_path / "pipe.png")
 
 
 def test_names_of_images_and_classes_are_only_text(run, tmp_path, capsys):
@@ -342,3 +347,53 @@ def test_names_of_images_and_classes_are_only_text(run, tmp_path, capsys):
     main([str(run), str(file)])
     out = capsys.readouterr().out
     assert not re.search("[\x1b\u202e\ud800-\udfff]", out) and "a b" in out and len(out.splitlines()) == 5
+
+
+def test_folders_are_searched_recursively_for_images(run, red, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    for name in ("b.png", "deep/er/a.JPG", "deep/notes.txt", ".hidden/c.png", ".d.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name, format="PNG")
+    assert predict.image_files([red, folder]) == [red, folder / "b.png", folder / "deep" / "er" / "a.JPG"]
+    main([str(run), str(folder), "--top", "1"])
+    assert capsys.readouterr().out.count("photos") == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty contains no image files"):
+        main([str(run), str(tmp_path / "empty")])
+
+
+def test_json_has_a_line_per_image_also_for_those_that_cannot_be_read(run, red, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(run), str(red), str(tmp_path / "gone.png"), "--json"])
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ended.value.code == 1
+    assert first["image"] == str(red) and sum(c["probability"] for c in first["classes"]) == pytest.approx(1)
+    assert {c["class"] for c in first["classes"]} == {"circle", "ring", "square"}
+    assert "cannot read" in second["error"] and "classes" not in second
+
+
+def test_feature_maps_of_every_image(run, red, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "other" / "red.png")
+    main([str(run), str(red), str(tmp_path / "other"), "--feature-maps", str(tmp_path / "maps")])
+    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["red-2.png", "red.png"]
+    with Image.open(tmp_path / "maps" / "red.png") as figure:
+        assert figure.width > 500 and len(figure.getcolors(10**6)) > 100
+    assert "feature maps are in" in capsys.readouterr().err
+
+
+def test_a_model_without_convolutions_has_no_feature_maps(run, red):
+    layers = [{"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.Linear", "in_features": 3072, "out_features": 3}]
+    rewrite(run, config={"model": {"_target_": "torch.nn.Sequential", "_args_": layers}})
+    torch.save({"state_dict": {"net.1.weight": torch.zeros(3, 3072), "net.1.bias": torch.zeros(3)}}, run / "last.ckpt")
+    with pytest.raises(SystemExit, match="no feature maps; leave out --feature-maps"):
+        main([str(run), str(red), "--feature-maps", str(run / "maps")])
+
+
+def test_images_get_the_size_that_the_run_was_trained_with(run, red, capsys):
+    rewrite(run, data=RESULT["data"] | {"image_size": [48, 64]})
+    trained = load_run(run)
+    assert trained.transform.image_size == (48, 64)
+    assert read_image(red, (48, 64)).shape == (3, 48, 64)
+    main([str(run), str(red)])
+    assert "64x48 pixels" in capsys.readouterr().out

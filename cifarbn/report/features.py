@@ -17,7 +17,7 @@ from cifarbn.report.structure import is_block
 from cifarbn.report.trained_model import GroupModel, best_models
 
 SHIP = "ship"  # as in figure 9 of the course report
-MOST_STAGES = 16
+MOST_STAGES = 16  # in one figure
 
 
 def feature_maps(sweep: RunSet, options: Options) -> Section | None:
@@ -117,17 +117,22 @@ def stage_outputs(model: nn.Module, image: Tensor) -> list[FeatureMaps]:
     return stages
 
 
+def evenly_spaced(stages: list[FeatureMaps]) -> list[FeatureMaps]:
+    """Return at most `MOST_STAGES` of the stages, evenly spaced, including the first and the last."""
+    return [stages[i] for i in np.unique(np.linspace(0, len(stages) - 1, MOST_STAGES).round().astype(int))]
+
+
 def _feature_maps(model: GroupModel, request: str | None) -> Drawing | None:
     if model.trained is None or model.test is None:
         return None
     index, true_class = choose_image(request, model.test, model.trained.classes)
     pixels = model.test.pixels[index]
-    stages = stage_outputs(model.trained.model, model.trained.normalise(pixels[None]))
+    stages = stage_outputs(model.trained.model, model.trained.transform.normalise(pixels[None]))
     if not stages:
         return None
     confidence, label = model.trained.probabilities(pixels[None])[0].max(0)
     predicted = f"predicted {model.trained.classes[int(label)]} ({float(confidence):.0%})"
-    drawn = [stages[i] for i in np.unique(np.linspace(0, len(stages) - 1, MOST_STAGES).round().astype(int))]
+    drawn = evenly_spaced(stages)
     subtitle = f"test image {index}: {true_class},\n{predicted}"
     figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), model.heading, subtitle, drawn)
     caption = f"Feature maps of {model.description}"

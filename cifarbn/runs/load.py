@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from hydra.utils import get_object, instantiate
 from torch import Tensor, nn
 
 from cifarbn.data import Augmentation
-from cifarbn.data.images import IMAGE_SIZE
 from cifarbn.errors import UserError
 from cifarbn.runs.checkpoints import verify
 from cifarbn.runs.old_names import modern_config, modern_target
 from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
+from cifarbn.runs.transform import Transform
 from cifarbn.runs.untrusted import clean, stored_result
 
 PACKAGES = ("cifarbn.models", "cifarbn.data", "torch.nn", "torchvision.models")
@@ -34,18 +34,19 @@ PREFIX = "net."  # of the model's weights in the state_dict of the LightningModu
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """The model of a finished run, with the normalisation and the classes of its data.
+    """The model of a finished run, with the transform of its images and the names of its classes.
 
     Attributes:
-        model: in eval mode, on the CPU, in float32.
-        mean, std: per channel, of pixels scaled to [0, 1].
+        model: a plain torch module with torch's own layers, in eval mode, on the CPU, in float32.
+        transform: converts a PIL image or a uint8 tensor (3, H, W) to an input (3, H, W) of the model.
         classes: the name of each output.
+        config: the config that the run was trained with.
     """
 
     model: nn.Module
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    transform: Transform
     classes: tuple[str, ...]
+    config: dict[str, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -54,12 +55,24 @@ class TrainedModel:
         These are probabilities only if the loss makes them so, as cross entropy does. A model trained with MSE outputs
         about 0 or 1 per class, whose softmax is nearly flat even for a confident prediction.
         """
-        return self.model(self.normalise(pixels)).softmax(1)
+        return self.model(self.transform.normalise(pixels)).softmax(1)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Convert uint8 images (N, 3, H, W) to the model's inputs: float32, normalised by mean and std per channel."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
+
+def load(run: str | Path, trust: Sequence[str] = ()) -> TrainedModel:
+    """Load the trained model of a run folder, ready for inference, `torch.export`, ONNX or further training in torch.
+
+    Example:
+        >>> trained = cifarbn.load("multirun_outputs/train/model=vgg_a")  # doctest: +SKIP
+        >>> trained.model(trained.transform(PIL.Image.open("cat.jpg"))[None]).argmax()  # doctest: +SKIP
+
+    Args:
+        run: the folder of a finished run.
+        trust: your own packages; only these and this package's, torch's and torchvision's models are instantiated.
+
+    Raises:
+        UserError: if the run cannot be loaded; see `load_run`.
+    """
+    return load_run(Path(run), check_prefixes(trust))
 
 
 def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedModel:
@@ -101,7 +114,9 @@ def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedModel:
         raise UserError(f"{folder}: {RESULT} lacks the images' mean and std (data.mean, data.std); use another run")
     model = build_model(result["config"], trust)
     _load_weights(model, folder / CHECKPOINT)
-    trained = TrainedModel(model.eval(), tuple(data["mean"]), tuple(data["std"]), tuple(data["classes"]))
+    height, width = data.get("image_size", (32, 32))
+    transform = Transform(tuple(data["mean"]), tuple(data["std"]), (height, width))
+    trained = TrainedModel(model.eval(), transform, tuple(data["classes"]), result["config"])
     _try_out(trained, folder)
     return trained
 
@@ -252,15 +267,31 @@ def _brief(value: Any) -> str:
     return re.sub(r"[^ -~]", "?", text[:100])
 
 
-def _load_weights(model: nn.Module, checkpoint: Path) -> None:
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Return the model's `state_dict` in a checkpoint, which is read as plain data.
+
+    Raises:
+        UserError: if the checkpoint is missing or damaged.
+    """
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} is missing: train again with resume=false, or use another run")
     verify(checkpoint)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-        weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-        model.load_state_dict(weights)
+        return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     except Exception as error:  # a damaged file may raise anything
+        reason = clean(str(error).strip().split("\n")[0])
+        raise UserError(
+            f"{checkpoint} is damaged ({type(error).__name__}: {reason}). Train again with resume=false, or use "
+            "another run"
+        ) from error
+
+
+def _load_weights(model: nn.Module, checkpoint: Path) -> None:
+    weights = read_weights(checkpoint)
+    try:
+        model.load_state_dict(weights)
+    except Exception as error:  # such as weights that are not tensors
         reason = clean(str(error).strip().split("\n")[0])
         raise UserError(
             f"{checkpoint} is damaged, or belongs to another model than {RESULT} describes ({type(error).__name__}: "
@@ -270,12 +301,13 @@ def _load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 def _try_out(trained: TrainedModel, folder: Path) -> None:
     """Classify a black image, since the model in a result.json need not fit the images and classes in it."""
+    height, width = trained.transform.image_size
     try:
-        probabilities = trained.probabilities(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8))
+        probabilities = trained.probabilities(torch.zeros(1, 3, height, width, dtype=torch.uint8))
     except Exception as error:  # layers raise anything for an input of the wrong shape
         reason = clean(str(error).split("\n")[0])
         raise UserError(
-            f"the model of {folder} does not accept images of 3x{IMAGE_SIZE}x{IMAGE_SIZE} ({reason}); use another run"
+            f"the model of {folder} does not accept images of 3x{height}x{width} ({reason}); use another run"
         ) from error
     shape = tuple(probabilities.shape)
     if not probabilities.isfinite().all():

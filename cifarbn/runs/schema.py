@@ -27,6 +27,7 @@ FinalMetric = Literal["test/acc", "val/acc", "test/loss", "val/loss", "train/acc
 FINAL_METRICS: tuple[FinalMetric, ...] = get_args(FinalMetric)
 
 DEEPEST = 64  # the most levels of nesting in a file
+LARGEST_IMAGE = 4096  # pixels of a side
 LARGEST = 3.4e38  # the largest float32: no measured number exceeds it
 # A number measured by a run, which may be NaN or infinite; every other number is finite.
 Measured = Annotated[float, "measured"]
@@ -184,6 +185,9 @@ def check_result(value: Any) -> Result:
     for field in ("mean", "std"):
         if len(data.get(field, [0])) not in (1, 3):
             raise ValueError(f"'data.{field}' is not one number, or one for each of three channels")
+    size = data.get("image_size", [1, 1])
+    if len(size) != 2 or not all(1 <= side <= LARGEST_IMAGE for side in size):
+        raise ValueError(f"'data.image_size' is not a height and a width from 1 to {LARGEST_IMAGE}")
     if "confusion" in value:
         rows = value["confusion"]
         classes = data.get("classes") or rows

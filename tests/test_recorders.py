@@ -1,4 +1,4 @@
-"""Recorders change nothing, survive a resume, and record what they say."""
+"""Recorders change nothing, survive a resume, and record the right values."""
 
 import csv
 
@@ -32,7 +32,7 @@ STEPS = 6
 
 
 def everything(folder, weight_shares=SHARES[:2]):
-    """All recorders. The walks of every weight take most of their time, so they have two steps by default."""
+    """All recorders. The probes of every weight take most of the time, so they have two fractions by default."""
     return [
         LastLayerGradients(folder, raw=True),
         GradientProbe(folder, every=2, points=3),
@@ -40,7 +40,7 @@ def everything(folder, weight_shares=SHARES[:2]):
         StepChange(folder, every=2),
         CovariateShift(folder, every=2),
         ActivationDrift(folder, every=2),
-        HeldOutAccuracy(folder, every=2, pictures=30),
+        HeldOutAccuracy(folder, every=2, images=30),
     ]
 
 
@@ -65,7 +65,7 @@ def adam(parameters):
 
 
 def train(net, folder, recorders, optimizer=adam, precision="32-true", extra=(), checkpoint=None, epochs=2):
-    """Train for two epochs of three steps; everything that could differ comes back."""
+    """Train for two epochs of three steps; return everything that could differ."""
     torch.manual_seed(1)
     classifier = Classifier(net(), nn.CrossEntropyLoss(), optimizer)
     data = Shapes(train_size=130, test_size=20, val_size=40, batch_size=32, augmentation=Augmentation())
@@ -119,7 +119,7 @@ def test_every_precision_of_a_cpu_can_be_recorded(net, precision, tmp_path):
     )
     assert (watched / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
     arrays = np.load(watched / "recordings.npz")
-    # Half precision cannot tell a step's two gradients apart; it is measured in float32.
+    # In half precision the two gradients of a step would be equal; they are measured in float32.
     assert arrays["probe.gradient.gradient_distance"].dtype in (np.float32, np.float64)
     for name in ("probe.update.gradient_distance", "step_change.change", "covariate_shift.distance", "held_out.loss"):
         assert np.isfinite(arrays[name]).all() and (arrays[name] > 0).any(), name
@@ -127,7 +127,7 @@ def test_every_precision_of_a_cpu_can_be_recorded(net, precision, tmp_path):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A run of a BN net under plain SGD with everything on: its folder, recordings and metrics."""
+    """A run of a model with batch norm and plain SGD with all recorders: its folder, recordings and metrics."""
     folder = tmp_path_factory.mktemp("recorded")
     recorders = everything(folder, weight_shares=SHARES)
     train(bn_vgg, folder, recorders, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
@@ -153,7 +153,7 @@ def test_the_probe_starts_from_the_step_s_own_loss_and_gradient(recorded):
     np.testing.assert_allclose(arrays["probe.gradient.gradient_norm"], norms, rtol=1e-5)
 
 
-def test_the_probe_walks_the_paper_s_range_in_both_directions(recorded):
+def test_the_probe_uses_the_range_of_santurkar_et_al_in_both_directions(recorded):
     _, arrays, _ = recorded
     np.testing.assert_allclose(arrays["probe.s"], [0.05, np.sqrt(0.05 * 0.4), 0.4], rtol=1e-6)
     moved = arrays["probe.s"] * arrays["probe.gradient.gradient_norm"][:, None]
@@ -162,25 +162,25 @@ def test_the_probe_walks_the_paper_s_range_in_both_directions(recorded):
     assert arrays["probe.gradient.parameter_distance"].shape == (3, 3, len(arrays["probe.parameters"]))
 
 
-def test_the_update_s_direction_ends_where_the_step_change_looked(recorded):
+def test_the_update_direction_ends_at_the_parameters_of_the_step_change(recorded):
     _, arrays, _ = recorded
     np.testing.assert_allclose(arrays["probe.update.loss"][:, 0], arrays["step_change.loss_after"], rtol=1e-6)
     distance = arrays["probe.update.gradient_distance"][:, 0]
     np.testing.assert_allclose(distance, arrays["step_change.change"], rtol=1e-5)
 
 
-def test_the_matched_walk_is_along_the_gradient_by_shares_of_the_true_step(recorded):
+def test_the_matched_probe_is_along_the_gradient_at_multiples_of_the_step(recorded):
     _, arrays, _ = recorded
     assert arrays["probe.shares"].tolist() == [0.5, 1, 2, 4]
-    true_step = arrays["probe.update.distance_moved"]
-    np.testing.assert_allclose(arrays["probe.matched.distance_moved"], true_step * [0.5, 1, 2, 4], rtol=1e-5)
-    # Under plain SGD the true step lies along the gradient, so at a share of 1 the two walks meet.
+    update_length = arrays["probe.update.distance_moved"]
+    np.testing.assert_allclose(arrays["probe.matched.distance_moved"], update_length * [0.5, 1, 2, 4], rtol=1e-5)
+    # With plain SGD the step is along the gradient, so the two probes meet at a share of 1.
     for name in ("loss", "gradient_distance", "cosine"):
         matched, update = arrays[f"probe.matched.{name}"][:, 1], arrays[f"probe.update.{name}"][:, 0]
         np.testing.assert_allclose(matched, update, rtol=1e-4, err_msg=name)
 
 
-def test_every_weight_is_walked_alone_by_shares_of_its_norm(recorded):
+def test_every_weight_is_probed_alone_by_fractions_of_its_norm(recorded):
     folder, arrays, _ = recorded
     prefix = "scale_invariant_beta"
     assert arrays[f"{prefix}.step"].tolist() == [0, 2, 4]
@@ -204,12 +204,12 @@ def test_the_step_under_sgd_is_lr_times_the_gradient(recorded):
     )
 
 
-def test_the_split_adds_up_and_its_head_is_the_report_s_lipschitz(recorded):
+def test_the_split_adds_up_and_its_head_is_the_course_report_s_lipschitz(recorded):
     _, arrays, _ = recorded
     for prefix in ("", "head_"):
         total, drift, noise, inner = (arrays[f"step_change.{prefix}{k}"] for k in ("total", "drift", "noise", "inner"))
         np.testing.assert_allclose(total**2, drift**2 + noise**2 + 2 * inner, rtol=1e-4)
-    # ||G_{t+1} - G_t|| is what the stream has at t + 1.
+    # ||G_{t+1} - G_t|| is the entry of the stream at t + 1.
     np.testing.assert_allclose(
         arrays["step_change.head_total"], arrays["last_layer.first_difference"][[1, 3, 5]], rtol=1e-3
     )
@@ -250,7 +250,7 @@ def test_covariate_shift_of_the_first_layer_is_exactly_zero(recorded):
 def test_activations_are_those_after_normalisation(recorded):
     _, arrays, _ = recorded
     convolutions = slice(0, 8)
-    # BN at its initial scale and shift: mean 0 and deviation 1, whatever comes in.
+    # Batch norm at its initial scale and shift: mean 0 and standard deviation 1 for any input.
     np.testing.assert_allclose(arrays["activation_drift.mean"][0, convolutions], 0, atol=1e-5)
     np.testing.assert_allclose(arrays["activation_drift.std"][0, convolutions], 1, atol=2e-2)
     np.testing.assert_allclose(arrays["activation_drift.histogram"].sum(-1), 1, rtol=1e-5)
@@ -263,19 +263,19 @@ def test_held_out_accuracy_at_the_sampled_steps(recorded):
     np.testing.assert_allclose(thirtieths, thirtieths.round(), atol=1e-4)
 
 
-def test_held_out_accuracy_needs_held_out_pictures(tmp_path):
+def test_held_out_accuracy_needs_held_out_images(tmp_path):
     class NoValidation:
         val_names = ()
 
     recorder = HeldOutAccuracy(tmp_path)
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     trainer.datamodule = NoValidation()
-    with pytest.raises(UserError, match=r"raise data\.val_size"):
+    with pytest.raises(UserError, match=r"set data\.val_size above 0"):
         recorder.on_train_start(trainer, None)
 
 
 class StopWithin(pl.Callback):
-    """Save and stop as after a signal: behind a step within an epoch, or behind an epoch."""
+    """Save and stop as after a signal: after a step within an epoch, or after an epoch."""
 
     def __init__(self, last, after):
         self.last, self.after = last, after
@@ -329,36 +329,36 @@ def test_recordings_after_a_resume_are_those_of_a_run_never_cut_off(tmp_path, ne
         ({"shares": [1, 0]}, "shares must be positive"),
     ],
 )
-def test_the_probe_refuses_what_it_cannot_do(tmp_path, options, message):
+def test_the_probe_rejects_invalid_options(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         GradientProbe(tmp_path, **options)
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"shares": []}, {"shares": [0.1, -0.1]}])
-def test_scale_invariant_beta_refuses_what_it_cannot_do(tmp_path, options):
+def test_scale_invariant_beta_rejects_invalid_options(tmp_path, options):
     with pytest.raises(UserError, match=rf"record\.scale_invariant_beta\.{next(iter(options))}"):
         ScaleInvariantBeta(tmp_path, **options)
 
 
-def test_a_probe_without_shares_or_without_the_update_has_no_matched_walk(tmp_path):
+def test_a_probe_without_shares_or_without_the_update_has_no_matched_probe(tmp_path):
     for options in ({"shares": []}, {"directions": ["gradient"]}):
         folder = tmp_path / str(len(options))
         folder.mkdir(exist_ok=True)
         train(plain_vgg, folder, [GradientProbe(folder, every=2, points=2, **options)], epochs=1)
-        found = np.load(folder / "recordings.npz").files
-        assert "probe.gradient.loss" in found and not [name for name in found if "matched" in name]
+        names = np.load(folder / "recordings.npz").files
+        assert "probe.gradient.loss" in names and not [name for name in names if "matched" in name]
 
 
-def test_weights_that_are_freed_in_training_are_refused(tmp_path):
-    class Frees(pl.Callback):
+def test_weights_that_are_unfrozen_during_training_are_an_error(tmp_path):
+    class Unfreezes(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             pl_module.net.head.weight.requires_grad_(trainer.global_step > 1)
 
-    with pytest.raises(UserError, match=r"record\.scale_invariant_beta: this net freezes"):
-        train(plain_vgg, tmp_path, [ScaleInvariantBeta(tmp_path, every=1)], extra=[Frees()], epochs=1)
+    with pytest.raises(UserError, match=r"record\.scale_invariant_beta: the model freezes"):
+        train(plain_vgg, tmp_path, [ScaleInvariantBeta(tmp_path, every=1)], extra=[Unfreezes()], epochs=1)
 
 
 @pytest.mark.parametrize("reach", [0, -1, float("nan"), float("inf")])
-def test_the_histogram_refuses_a_reach_that_is_none(tmp_path, reach):
-    with pytest.raises(UserError, match="reach a number above 0"):
+def test_the_histogram_rejects_a_reach_that_is_not_positive(tmp_path, reach):
+    with pytest.raises(UserError, match="reach a positive number"):
         ActivationDrift(tmp_path, reach=reach)

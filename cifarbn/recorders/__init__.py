@@ -1,11 +1,12 @@
-"""Callbacks that watch a run and never touch it: with all of them on it ends with bit-equal weights."""
+"""Recorders measure a training run without changing it: the weights end bit-equal with and without them."""
 
 from cifarbn.recorders.activation_drift import ActivationDrift
 from cifarbn.recorders.covariate_shift import CovariateShift
 from cifarbn.recorders.gradient_probe import GradientProbe
 from cifarbn.recorders.held_out_accuracy import HeldOutAccuracy
 from cifarbn.recorders.last_layer_gradients import LastLayerGradients
-from cifarbn.recorders.recorder import Recorder, RecordingsFile
+from cifarbn.recorders.recorder import Recorder
+from cifarbn.recorders.recordings_file import RecordingsFile
 from cifarbn.recorders.scale_invariant_beta import ScaleInvariantBeta
 from cifarbn.recorders.step_change import StepChange
 

@@ -77,7 +77,7 @@ def _vgg_of_the_handout(rows: tuple[str, ...]) -> tuple[Assumption, ...]:
                 "data.val_size": 0,
                 "data.test_curve": True,
                 "record.held_out_accuracy.every": 40,
-                "record.held_out_accuracy.pictures": 1000,
+                "record.held_out_accuracy.images": 1000,
                 "optim.lr": 1e-3,
             },
         ),

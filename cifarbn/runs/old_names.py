@@ -11,6 +11,7 @@ KEYS = {
     "changed_code": "on_code_change",
     "model.letter": "model.variant",
     "model.identity": "model.dirac_init",
+    "record.held_out_accuracy.pictures": "record.held_out_accuracy.images",
 }
 # New key -> old value -> new value.
 VALUES = {"tta": {"plain": "none"}, "on_code_change": {"refuse": "error"}}

@@ -195,3 +195,19 @@ class WithoutClasses(Shapes):
 def test_the_config_sets_the_number_of_classes_if_the_data_raises_an_error():
     cfg = config("data=shapes", "data._target_=test_config.WithoutClasses")
     assert resolved(cfg)["model"]["num_classes"] == 10
+
+
+@pytest.mark.parametrize("size, expected", [("48", (48, 48)), ("[32,64]", (32, 64))])
+def test_the_image_size_of_a_folder_is_one_number_or_two(size, expected):
+    cfg = config("data=folder", *REQUIRED["data=folder"], f"data.size={size}")
+    assert instantiate(cfg.data).image_size == expected
+    assert cfg.data.content.startswith("images")
+
+
+def test_the_number_of_classes_of_the_data_reaches_the_model():
+    for overrides, classes in (
+        (["data=cifar100"], 100),
+        (["data=folder", *REQUIRED["data=folder"]], 3),
+        (["data=dataset", *REQUIRED["data=dataset"]], 3),
+    ):
+        assert config(*overrides).model.num_classes == classes

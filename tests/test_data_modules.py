@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 from data_files import ToyDataset, write_cifar100, write_fashion_mnist, write_folder, write_svhn
+from hydra import compose, initialize_config_dir
 
+from cifarbn.cli.command_line import CONF
 from cifarbn.data import CIFAR10, CIFAR100, SVHN, Augmentation, FashionMNIST, FromDataset, ImageFolder, Shapes
 from cifarbn.data.interface import check_data, class_names, num_classes
 from cifarbn.data.published import PublishedData
 from cifarbn.errors import UserError
+from cifarbn.predict import main as predict
+from cifarbn.train import train
 
 NAMES = ("cifar10", "cifar100", "svhn", "fashion_mnist", "fashion_mnist 28", "shapes", "folder", "dataset")
 SIZES = {"fashion_mnist 28": (28, 28), "folder": (16, 24), "dataset": (12, 10)}
@@ -121,3 +125,33 @@ def test_a_missing_file_is_an_error_with_the_remedy(make, name):
     (data.files.find(data.root, download=False) / list(data.files.md5s)[1]).unlink()
     with pytest.raises(UserError, match="(is missing|data.download is false).*Set data.root=PATH or .*CIFARBN_DATA"):
         data.setup()
+
+
+OWN = {
+    "folder": ("data.root=ROOT/images", "data.size=48", "model=vgg_a", "model.width=2"),
+    "dataset": ("data.dataset._target_=data_files.ToyDataset", "model=resnet18", "model.width=2"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_run_on_a_users_own_images(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_folder(tmp_path / "images", size=(60, 50))
+    overrides = [f"data={name}", *(each.replace("ROOT", str(tmp_path)) for each in OWN[name])]
+    overrides += ["data.batch_size=8", "augment=flip", "epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=overrides)
+    result = train(config, tmp_path / "run", overrides)
+    assert result["status"] == "done" and len(result["confusion"]) == 3
+    assert result["data"]["image_size"] == ([48, 48] if name == "folder" else [12, 10])
+    assert str(tmp_path) not in json.dumps(result)
+    capsys.readouterr()
+    predict([str(tmp_path / "run"), str(tmp_path / "images" / "a" / "0.png")])
+    out = capsys.readouterr().out
+    assert "0.png" in out and all(label in out for label in result["data"]["classes"])
+
+
+def test_before_setup_only_what_is_known_is_described(make):
+    facts = make("folder").describe()
+    assert facts["image_size"] == [16, 24] and "mean" not in facts and "train_size" not in facts
+    assert "image_size" not in make("dataset").describe()

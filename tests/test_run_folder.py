@@ -546,3 +546,9 @@ def test_a_config_that_no_reader_could_use_is_an_error_before_anything_is_writte
     with pytest.raises(UserError, match="^'target' takes a number or null, not 'high'"):
         Run.open(tmp_path / "run", {**CONFIG, "target": "high"}, [])
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_on_other_image_folders_have_other_names():
+    one, two = (folder_name(["data=folder", f"data.root=/home/jane/{name}"]) for name in ("cats", "dogs"))
+    assert (one, two) == ("data.root=cats,data=folder", "data.root=dogs,data=folder")
+    assert folder_name(["data=cifar10", "data.root=/home/jane/data"]) == "data=cifar10"

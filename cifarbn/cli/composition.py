@@ -406,7 +406,7 @@ def _print_once(text: str) -> None:
 def _same_kind(key: str, default: Any, value: Any) -> bool:
     if isinstance(default, ListConfig) and isinstance(value, ListConfig):
         return not default or all(any(_same_kind(key, one, each) for one in default) for each in value)
-    if key == "trainer.devices":  # a count, auto, or a list of device indices
+    if key in ("trainer.devices", "data.size"):  # both take a number or a list; their own checks follow
         return True
     kinds = (_kind(default), _kind(value))
     if isinstance(value, ListConfig):

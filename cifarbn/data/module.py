@@ -167,18 +167,17 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.test_images, self.eval_batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return the `data` block of result.json; before `setup` without sizes and fingerprint.
+        """Return the `data` block of result.json; before `setup`, only what is known without the images.
 
         The fingerprint covers the parts that `read` returns, before the split.
         """
+        values = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
         return {
             "name": self.name,
             "classes": list(self.classes),
             "fingerprint": self._fingerprint,
             **{f"{part}_size": len(images) for part, images in self._images.items()},
-            "image_size": self.image_size and list(self.image_size),
-            "mean": self.mean and list(self.mean),
-            "std": self.std and list(self.std),
+            **{key: list(value) for key, value in values.items() if value is not None},
             "augmentation": asdict(self.augmentation),
         }
 

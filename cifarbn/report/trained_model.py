@@ -106,12 +106,13 @@ def _read(data: str, root: Path, trust: tuple[str, ...]) -> Images:
     try:
         takes = inspect.signature(target_class(config["_target_"], trust)).parameters
         source = build(config, trust, **{key: value for key, value in here.items() if key in takes})
-        test = source.read()[1] if hasattr(source, "read") else None
+        test = source.read()[-1] if hasattr(source, "read") else None
         if not isinstance(test, Images):  # a user's own data module
             raise UserError("its data module has no read() that returns training and test images")
         return test
     except UserError as error:
-        raise UserError(f"cannot read the run's images: {error}") from error
+        remedy = ". Add --data-root DIR with the folder of these images" if "content" in config else ""
+        raise UserError(f"cannot read the run's images: {error}{remedy}") from error
     except Exception as error:  # a data module of another version, or the user's own
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UserError(f"cannot read the run's images ({clean(reason)})") from error

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum, Flag, auto
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 LONGEST_NAME = 120
@@ -71,7 +72,8 @@ KEYS: dict[str, Use] = {
     "trainer.threads": Use(Role.EXECUTION),  # like OMP_NUM_THREADS
     "trainer.eval_batch_size": Use(Role.EXECUTION),  # data.eval_batch_size has its value
     "data.download": Use(Role.EXECUTION),
-    "data.root": Use(Role.PLACE),
+    "data.root": Use(Role.PLACE),  # of data=folder, data.content identifies the images
+    "data.cache": Use(Role.PLACE),
     "resume_from": Use(Role.PLACE, Tag.SUITE),
     "trainer": Use(Role.DEVICE),
     "trainer.accelerator": Use(Role.DEVICE),
@@ -141,11 +143,22 @@ def folder_name(overrides: Sequence[str]) -> str:
 
     >>> folder_name(["optim.lr=1e-3", "model=vgg_a", "resume=false"])
     'model=vgg_a,optim.lr=1e-3'
+    >>> folder_name(["data=folder", "data.root=/home/jane/flowers"])
+    'data.root=flowers,data=folder'
     """
-    identifying = sorted(o for o in overrides if key_of(o) not in EXECUTION_KEYS)
+    identifying = sorted(_identifying(overrides))
     exact = ",".join(identifying) or "defaults"
     name = re.sub(r"[^\w=,.+~-]", "_", exact, flags=re.ASCII)[:LONGEST_NAME]
     return name if name == exact else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def _identifying(overrides: Sequence[str]) -> Iterator[str]:
+    for override in overrides:
+        if key_of(override) not in EXECUTION_KEYS:
+            yield override
+        elif "data=folder" in overrides and key_of(override) == "data.root":
+            # Other images are another run; of the path, only the last part, as paths belong to one machine.
+            yield f"data.root={PurePath(override.partition('=')[2]).name}"
 
 
 def experiment(config: Mapping[str, Any]) -> dict[str, Any]:

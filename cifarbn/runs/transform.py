@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import to_pil_image
+
+from cifarbn.data.image_files import fit_image
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class Transform:
     def pixels(self, image: Image.Image | Tensor) -> Tensor:
         """Return an image as uint8 (3, H, W).
 
-        The image is rotated as its EXIF orientation demands, put on a white background if it is transparent, scaled
-        until it just covers `image_size`, and cropped to its centre.
+        The image is rotated, scaled and cropped like the images of data=folder; see `fit_image`.
 
         Raises:
             ValueError: if a tensor is not uint8 with three channels, or an image has 32 bits per channel.
@@ -44,15 +44,7 @@ class Transform:
                 return image
             image = to_pil_image(image)
         assert isinstance(image, Image.Image)
-        if image.mode in ("I", "F"):
-            raise ValueError("its pixels have 32 bits per channel: save it with 8 or 16")
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would clip the values at 255
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        height, width = self.image_size
-        return pil_to_tensor(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC))
+        return fit_image(image, self.image_size)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Convert uint8 images (..., 3, H, W) to float32, normalised by mean and std per channel."""

@@ -292,7 +292,7 @@ def test_for_any_pillow_raises_is_one_message(red, monkeypatch):
         def fail(*args, error=error):
             raise error
 
-        monkeypatch.setattr("cifarbn.runs.transform.ImageOps.exif_transpose", fail)
+        monkeypatch.setattr("cifarbn.data.image_files.ImageOps.exif_transpose", fail)
         with pytest.raises(UserError, match=r"^cannot read .*red.png as an image \(.+\)"):
             read_image(red)
 

@@ -18,6 +18,7 @@ from cifarbn.cli.command_line import CONF, friendly_errors, run_cli, settle_data
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.errors import instantiation_errors
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
+from cifarbn.errors import UserError
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import threads_kept
@@ -28,8 +29,8 @@ from cifarbn.runs.schema import Result
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
 from cifarbn.training.callbacks.resume_checkpoint import restore_signal_handlers
 from cifarbn.training.callbacks.standard import StandardCallbacks
-from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog, hparams
 from cifarbn.training.classifier import Classifier
+from cifarbn.training.loggers import RunLogger
 from cifarbn.training.trainer import (
     check_eval_batch_size,
     check_one_process,
@@ -65,12 +66,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         rank_zero_print(f"{run}\nnothing to do; use resume=false to start from scratch")
         return run.result
 
-    with (
-        run.track_status(),
-        restore_signal_handlers(),
-        threads_kept(),
-        TensorBoardLog(folder, purge_step=run.steps or None) as logger,
-    ):
+    with run.track_status(), restore_signal_handlers(), threads_kept(), make_logger(cfg.logger, run) as logger:
         pl.seed_everything(cfg.seed, verbose=False)
         options = check_options(cfg.trainer)
         check_eval_batch_size(cfg.data, options.pop("eval_batch_size"), overrides)
@@ -98,6 +94,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         constant_loss = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         run.update(parameters=parameters, constant_prediction_loss=constant_loss)
+        logger.start(config)
+        if logger.run_id:
+            run.update(logger={"kind": type(logger).__name__, "id": logger.run_id})
 
         try:
             with misconfiguration_errors():
@@ -112,16 +111,33 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             trainer.test(classifier, data, verbose=False)
         tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics_logger.epoch_metrics | tested, seconds=dict(timing.seconds))
-        logger.log_hyperparams(hparams(overrides, config), run.result["metrics"], step=trainer.global_step)
+        logger.finish(overrides, config, run.result["metrics"], trainer.global_step)
         if classifier.confusion is not None:
             run.update(confusion=classifier.confusion.tolist())
             names = class_names(data, len(classifier.confusion))
             confusion = figures.confusion_matrix(classifier.confusion.numpy(), names)
-            logger.experiment.add_figure("test/confusion", confusion, trainer.global_step)
+            logger.log_figure("test/confusion", confusion, trainer.global_step)
         if trainer.is_global_zero:
             forget_previous(folder)
     rank_zero_print(run)
     return run.result
+
+
+def make_logger(config: DictConfig, run: Run) -> RunLogger:
+    """Create the run's logger; a resumed run continues the same run of a tracking service.
+
+    Raises:
+        UserError: if the logger cannot be created, or is not a `RunLogger`.
+    """
+    tracked = run.result.get("logger", {})
+    with instantiation_errors("logger"):
+        create = instantiate(config, _partial_=True)
+        kind = getattr(create.func, "__name__", "")
+        run_id = tracked.get("id") if tracked.get("kind") == kind else None
+        logger = create(folder=run.folder, run_id=run_id, purge_step=run.steps or None)
+    if not isinstance(logger, RunLogger):
+        raise UserError(f"logger._target_ must be a cifarbn.training.loggers.RunLogger, not {type(logger).__name__}")
+    return logger
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -105,7 +105,7 @@ def test_the_first_bad_step_is_found_however_often_it_looks(tmp_path, flush_ever
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if trainer.global_step == 4:
                 with torch.no_grad():
-                    pl_module.model.head.bias.fill_(torch.nan)
+                    pl_module.net.head.bias.fill_(torch.nan)
 
     with pytest.raises(Diverged) as caught:
         train(plain_vgg, tmp_path, [], extra=[Spoil()])

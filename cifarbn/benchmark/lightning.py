@@ -13,9 +13,9 @@ from torch import nn
 from cifarbn.fast.hardware import Hardware
 from cifarbn.recorders import LastLayerGradients
 from cifarbn.training.callbacks.standard import StandardCallbacks
-from cifarbn.training.callbacks.tensorboard_log import TensorBoardLog
 from cifarbn.training.callbacks.timing import Timing
 from cifarbn.training.classifier import Classifier
+from cifarbn.training.loggers import TensorBoardLog
 from cifarbn.training.trainer import make_trainer
 
 

@@ -23,11 +23,8 @@ ROOTS = tuple(
 NOT_COMPUTING = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        *("cli", "errors", "figures", "runs", "fast.cores", "fast.threads", "training.preflight"),
-        *(
-            f"training.callbacks.{name}"
-            for name in ("progress", "resume_checkpoint", "tensorboard_log", "thread_watch", "timing")
-        ),
+        *("cli", "errors", "figures", "runs", "fast.cores", "fast.threads", "training.loggers", "training.preflight"),
+        *(f"training.callbacks.{name}" for name in ("progress", "resume_checkpoint", "thread_watch", "timing")),
     )
 )
 # result.json holds the versions of these packages, so they never count as the user's code, even as a checkout.

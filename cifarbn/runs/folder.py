@@ -280,6 +280,7 @@ class Run:
         if self.checkpoint is None:
             self.result.pop("seconds", None)
             self.result.pop("resumed_from", None)
+            self.result.pop("logger", None)
         # Drop the starts of which no step is left.
         self.result["starts"] = [start for start in _starts(self.result) if start.get("step", 0) < self.steps]
         self.result |= {"status": Status.RUNNING, "error": None}

@@ -68,6 +68,7 @@ KEYS: dict[str, Use] = {
     "on_code_change": Use(Role.EXECUTION),
     "checkpoint_minutes": Use(Role.EXECUTION),
     "name": Use(Role.EXECUTION, Tag.SUITE),
+    "logger": Use(Role.EXECUTION),
     "trainer.enable_progress_bar": Use(Role.EXECUTION),
     "trainer.threads": Use(Role.EXECUTION),  # like OMP_NUM_THREADS
     "trainer.eval_batch_size": Use(Role.EXECUTION),  # data.eval_batch_size has its value
@@ -119,7 +120,9 @@ def keys_with(tags: Tag) -> tuple[str, ...]:
     return tuple(key for key, use in KEYS.items() if use.tags & tags)
 
 
-# Overrides that do not identify a run; its folder's name omits them.
+# Groups in which every key has the role of the group.
+GROUPS_OF_ONE_ROLE = ("record", "logger")
+# Keys that do not identify a run; its stored config omits them.
 EXECUTION_KEYS = keys_of_role(Role.EXECUTION, Role.PLACE)
 
 
@@ -128,7 +131,13 @@ def role_of(override: str) -> Role | None:
     key = key_of(override)
     if override.partition("=")[::2] == ("trainer", "smoke"):  # trains on four batches only
         return None
-    return KEYS["record"].role if key.startswith("record.") else KEYS.get(key, Use(None)).role
+    group = key.partition(".")[0]
+    return KEYS[group].role if group in GROUPS_OF_ONE_ROLE else KEYS.get(key, Use(None)).role
+
+
+def identifies(override: str) -> bool:
+    """Return whether an override is part of what identifies a run, and not only of how it is executed."""
+    return role_of(override) not in (Role.EXECUTION, Role.PLACE)
 
 
 def key_of(override: str) -> str:
@@ -154,7 +163,7 @@ def folder_name(overrides: Sequence[str]) -> str:
 
 def _identifying(overrides: Sequence[str]) -> Iterator[str]:
     for override in overrides:
-        if key_of(override) not in EXECUTION_KEYS:
+        if identifies(override):
             yield override
         elif "data=folder" in overrides and key_of(override) == "data.root":
             # Other images are another run; of the path, only the last part, as paths belong to one machine.

@@ -81,6 +81,13 @@ class Divergence(TypedDict, total=False):
     grad_norm: Measured | None
 
 
+class LoggerRun(TypedDict, total=False):
+    """The run of a tracking service, such as Weights & Biases, in which a run is logged."""
+
+    kind: str  # the class of the logger
+    id: str
+
+
 class Data(TypedDict, total=False):
     """The description of a run's data; the user's own data may have more fields, or none."""
 
@@ -164,6 +171,7 @@ class Result(TypedDict, total=False):
     confusion: list[list[int]]
     constant_prediction_loss: float | None  # see `cifarbn.smoothness.dead_runs`
     divergence: Divergence
+    logger: LoggerRun  # the run of a tracking service that a resumed run continues
     recovery: list[str]  # damaged checkpoints, and how the run proceeded
 
 

@@ -1,4 +1,4 @@
-"""Loss, accuracy, learning rate and gradient norm of every step, in `metrics.csv` and TensorBoard."""
+"""Loss, accuracy, learning rate and gradient norm of every step, in `metrics.csv` and in the run's logger."""
 
 import csv
 import hashlib
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,8 +21,9 @@ from cifarbn.runs.durable import naming, replace_file, sync_file
 from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.runs.schema import COLUMNS, METRICS
 from cifarbn.training.callbacks.host_copy import HostCopy
+from cifarbn.training.loggers.run_logger import RunLogger
 
-POINTS_PER_EPOCH = 50  # of each step curve in TensorBoard, which is slow with every step of a long run
+POINTS_PER_EPOCH = 50  # of each step curve in the logger; TensorBoard is slow with every step of a long run
 FLUSH_SECONDS = 10  # the longest time between writes of rows while training
 DDP_ASK_EVERY = 10  # steps between collective decisions of the ranks to write rows
 LOSS, ACC, NORM = range(3)  # columns of the device buffer
@@ -260,18 +260,17 @@ class MetricsLogger(pl.Callback):
         self._sha256.update(content)
 
     def _draw(self, values: np.ndarray, trainer: pl.Trainer) -> None:
-        """Add thinned curves to TensorBoard."""
+        """Add thinned curves to the logger."""
         every = -(-int(trainer.num_training_batches) // POINTS_PER_EPOCH)
         for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger):
-                continue
             for i, row in enumerate(values, self._written):
                 if i % every:
                     continue
-                for name, column in (("loss", LOSS), ("acc", ACC), ("grad_norm", NORM)):
-                    logger.experiment.add_scalar(f"step/{name}", row[column], self.rows + i)
-                logger.experiment.add_scalar("step/lr", self._lrs[i], self.rows + i)
-            logger.experiment.flush()
+                values_of_step = {"step/loss": row[LOSS], "step/acc": row[ACC], "step/grad_norm": row[NORM]}
+                values_of_step["step/lr"] = self._lrs[i]
+                logger.log_metrics({name: float(value) for name, value in values_of_step.items()}, self.rows + i)
+            if isinstance(logger, RunLogger):
+                logger.flush()
 
 
 def _mean_over_ranks(values: torch.Tensor, trainer: pl.Trainer) -> torch.Tensor:

@@ -6,11 +6,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from cifarbn.runs.durable import naming
-from cifarbn.runs.identity import EXECUTION_KEYS, key_of
+from cifarbn.runs.identity import identifies, key_of
+from cifarbn.training.loggers.run_logger import RunLogger
 
 
 def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, An
     values = {}
     for override in overrides:
         key, text = key_of(override), override.partition("=")[2]
-        if key in EXECUTION_KEYS:
+        if not identifies(override):
             continue
         value: Any = config
         for part in key.split("."):
@@ -31,18 +33,19 @@ def hparams(overrides: Sequence[str], config: Mapping[str, Any]) -> dict[str, An
     return values
 
 
-class TensorBoardLog(TensorBoardLogger):
-    """Lightning's logger with one event file per start; a context manager that closes the file.
+class TensorBoardLog(TensorBoardLogger, RunLogger):
+    """Lightning's TensorBoardLogger with one event file per start, in the run folder.
 
     Lightning itself would close the file after training and after the test, and open another one each time.
 
     Args:
         folder: the run folder, which holds the file.
+        run_id: not used; all starts of a run write into the same folder.
         purge_step: hide the values that an earlier start logged from this step on.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        super().__init__(folder, name="", version="", purge_step=purge_step)
+    def __init__(self, folder: Path, run_id: str | None = None, purge_step: int | None = None) -> None:
+        TensorBoardLogger.__init__(self, folder, name="", version="", purge_step=purge_step)
         self.folder = Path(folder)
 
     def save(self) -> None:
@@ -51,10 +54,22 @@ class TensorBoardLog(TensorBoardLogger):
         `MetricsLogger` flushes, and result.json has the config.
         """
 
-    def finalize(self, status: str) -> None:
-        """Flush the events; `__exit__` closes the file."""
+    def finish(self, overrides: Sequence[str], config: Mapping[str, Any], metrics: dict[str, float], step: int) -> None:
+        """Log the values of the overrides and the final metrics for the HParams tab."""
+        self.log_hyperparams(hparams(overrides, config), metrics, step=step)
+
+    def log_figure(self, name: str, figure: Figure, step: int) -> None:
+        """Log a figure as an image."""
+        self.experiment.add_figure(name, figure, step)
+
+    def flush(self) -> None:
+        """Write the events that are still in memory."""
         if self._experiment is not None:
             self._experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Flush the events; `__exit__` closes the file."""
+        self.flush()
 
     def __enter__(self) -> "TensorBoardLog":
         self._earlier_hook, threading.excepthook = threading.excepthook, self._on_thread_error

@@ -51,6 +51,12 @@ _REMEDIES = dict.fromkeys(_FULL, _FREE_SPACE) | {
 }
 
 
+# What gloo and NCCL report when another process of the run is gone.
+_LOST_PROCESS = re.compile(
+    r"gloo/transport|(Connection|Socket) (closed|reset)|NCCL.*(remote process|timed? ?out|aborted)", re.DOTALL
+)
+
+
 def machine_fault(error: BaseException, folder: Path | None = None) -> str | None:
     """Return one sentence about an error caused by the machine, such as a full disk; None for any other error.
 
@@ -66,6 +72,11 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
         where = f" in {folder}" if folder else ""
         return f"cannot write a checkpoint{where}: is the disk full? {_FREE_SPACE}"
+    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+        return (
+            "another process of this run ended or cannot be reached (killed, out of memory, or its machine failed); "
+            "run the same command again to continue from the last checkpoint"
+        )
     return None
 
 

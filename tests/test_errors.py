@@ -70,3 +70,15 @@ def test_the_exception_that_torch_raises_on_a_full_disk():
     with pytest.raises((RuntimeError, OSError)) as raised:
         torch.save({"weights": torch.zeros(1000)}, Full())
     assert "No space left on device" in machine_fault(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/__w/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:21141: Connection reset",
+        "[pair.cc:561] Connection closed by peer [127.0.0.1]:30396. This is typically caused by a remote worker",
+        "NCCL error in: ProcessGroupNCCL.cpp:2271, remote process exited or there was a network error, NCCL 2.27",
+    ],
+)
+def test_a_lost_process_is_a_machine_fault(text):
+    assert "another process of this run ended" in machine_fault(RuntimeError(text))

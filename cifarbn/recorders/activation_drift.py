@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifarbn.errors import UserError
+from cifarbn.recorders.global_batch import mean_and_std, mean_over_processes
 from cifarbn.recorders.recorder import Recorder
 from cifarbn.recorders.training import Training
 from cifarbn.runs.measures import ActivationDriftKeys, Key
@@ -71,7 +72,8 @@ class ActivationDrift(Recorder):
         values = output.detach().float().flatten()
         clamped = values.clamp(-self.reach, self.reach)
         counts = torch.histc(clamped, self.bins, -self.reach, self.reach)
-        rows[name] = torch.cat([values.mean()[None], values.std()[None], counts / len(values)])
+        mean, std = mean_and_std(values)
+        rows[name] = torch.cat([mean[None], std[None], mean_over_processes(counts / len(values))])
 
     def constants(self) -> dict[Key, NDArray]:
         """Return the layers' names and the histogram's edges."""

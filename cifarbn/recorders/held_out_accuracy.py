@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from cifarbn.errors import UserError
 from cifarbn.losses import accuracy
+from cifarbn.recorders.global_batch import mean_over_processes
 from cifarbn.recorders.recorder import Recorder
 from cifarbn.recorders.training import Training
 from cifarbn.runs.measures import HeldOutKeys, Key
@@ -57,7 +58,9 @@ class HeldOutAccuracy(Recorder):
                 loss_sum = loss_sum + training.loss(logits, labels) * len(labels)
                 correct = correct + accuracy(logits, labels) * len(labels)
                 count += len(labels)
-        means = {self.table.loss: loss_sum / count, self.table.acc: correct / count}
+        sums = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])
+        loss_sum, correct, total = mean_over_processes(sums)
+        means = {self.table.loss: loss_sum / total, self.table.acc: correct / total}
         self.note({self.table.step: training.step, **means})
 
     def constants(self) -> dict[Key, NDArray]:

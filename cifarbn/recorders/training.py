@@ -1,8 +1,8 @@
 """What recorders read of a training run: the model, its loss, the current step; for Lightning and for other loops."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cifarbn.data.interface import inputs_and_labels, val_names
 from cifarbn.errors import UserError
+from cifarbn.recorders.global_batch import over_global_batch
 from cifarbn.smoothness.evaluation import LossFunction
 from cifarbn.smoothness.minibatch_loss import Batch, minibatch_loss
 
@@ -51,12 +52,15 @@ class Training(ABC):
             UserError: if the run has no held-out data.
         """
 
-    def minibatch_loss(self, batch: Batch) -> AbstractContextManager[LossFunction]:
-        """Return a block in which the loss of a batch can be evaluated, see `smoothness.minibatch_loss`.
+    @contextmanager
+    def minibatch_loss(self, batch: Batch) -> Iterator[LossFunction]:
+        """Yield the loss of a batch as a function, see `smoothness.minibatch_loss`.
 
-        Under DDP the batch is the process's own part of the minibatch.
+        Under DDP `batch` is this process's share of the global batch; loss and gradients are those of the global batch.
         """
-        return minibatch_loss(self.model, self.loss, batch, train=None)
+        with minibatch_loss(self.model, self.loss, batch, train=None) as own_share:
+            with over_global_batch(own_share, self.model.parameters()) as loss_fn:
+                yield loss_fn
 
     def forward_context(self) -> AbstractContextManager:
         """Return the context of the run's forward passes: its precision."""
@@ -114,7 +118,7 @@ class LightningTraining(Training):
         )
 
     def held_out(self, images: int) -> tuple[str, list[tuple[Tensor, Tensor]]]:
-        """Return batches of the first images of the first validation set."""
+        """Return batches of the first images of the first validation set; under DDP, of this process's share of them."""
         data: Any = getattr(self.trainer, "datamodule", None)
         names = val_names(data)
         loaders = data.val_dataloader() if data is not None and names else self.trainer.val_dataloaders
@@ -125,6 +129,8 @@ class LightningTraining(Training):
             )
         batches: list[tuple[Tensor, Tensor]] = []
         device = self.pl_module.device
+        # Each process's loader yields its share of the set, every world_size-th image.
+        images = len(range(self.trainer.global_rank, images, self.trainer.world_size))
         with isolate_rng():  # a DataLoader draws random numbers when its iteration starts
             for batch in loaders[0] if isinstance(loaders, (list, tuple)) else loaders:
                 if images <= 0:

@@ -33,7 +33,7 @@ TARGETS = {
     "cifarbn.models.max_pool.MaxPool2d": "torch.nn.MaxPool2d",
 }
 # Keys that older versions lack -> the value that describes their behaviour.
-ADDED = {"trainer.cuda_graphs": "auto"}
+ADDED = {"trainer.cuda_graphs": "auto", "trainer.sync_batchnorm": True}
 SUITES = {"report": "course_report", "paper": "santurkar2018", "course": "course_handout"}
 _EXPERIMENT = re.compile(rf"(?<![\w/])({'|'.join(SUITES)})(?=/|_fig4\b|_dln\b)")
 

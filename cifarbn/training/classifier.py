@@ -7,7 +7,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -91,21 +90,15 @@ class Classifier(pl.LightningModule):
         """Raise an error if the run has several processes and a layer computes statistics per process.
 
         Raises:
-            UserError: naming the layer.
+            UserError: if a layer computes statistics that cannot be synchronised; the message names the layer.
         """
         if self.trainer.world_size == 1:
             return
-        # On GPUs, Lightning has replaced every batch norm by torch's SyncBatchNorm, which CPUs do not support.
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        per_process = {
-            type(module).__name__
-            for module in self.net.modules()
-            if getattr(module, "requires_single_process", False) or (on_cpu and isinstance(module, _BatchNorm))
-        }
+        per_process = {type(m).__name__ for m in self.net.modules() if getattr(m, "requires_single_process", False)}
         if per_process:
             raise UserError(
                 f"{', '.join(sorted(per_process))} computes statistics per process, so results would depend on the "
-                f"number of processes. Use trainer=auto, or norm={'group' if on_cpu else 'batch'}"
+                "number of processes. Use trainer=auto, or norm=batch"
             )
 
     @cached_property

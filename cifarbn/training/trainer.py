@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cifarbn.errors import UserError
 from cifarbn.fast.hardware import Hardware
+from cifarbn.fast.sync_batch_norm import SyncOnCPU
 from cifarbn.runs.identity import key_of
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
@@ -25,7 +26,7 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 NEEDED = (
     *("accelerator", "devices", "strategy", "precision", "channels_last", "compile", "cuda_graphs", "kernels"),
     *("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "limit_test_batches"),
-    *("gradient_clip_val", "enable_progress_bar", "threads", "eval_batch_size"),
+    *("gradient_clip_val", "enable_progress_bar", "threads", "eval_batch_size", "sync_batchnorm"),
 )
 
 # Further arguments of Lightning's Trainer that are supported.
@@ -54,9 +55,14 @@ INSTEAD = {
     "plugins": "use trainer.precision and trainer.strategy",
     "profiler": "use python -m cifarbn.benchmark",
     "reload_dataloaders_every_n_epochs": "an interrupted run could not be resumed exactly",
-    "sync_batchnorm": "it is always on with several GPUs",
     "val_check_interval": "metrics.csv has one validation per epoch; use record=held_out_accuracy for more",
 }
+
+
+SWITCHES = (
+    *("channels_last", "enable_progress_bar", "sync_batchnorm"),
+    *("deterministic", "detect_anomaly", "benchmark"),
+)
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         value = options.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < (-1 if key == "max_steps" else 1):
             raise UserError(f"trainer.{key} must be a whole number of at least 1, not {value!r}")
-    for key in ("channels_last", "enable_progress_bar", "deterministic", "detect_anomaly", "benchmark"):
+    for key in SWITCHES:
         value = options.get(key, False)
         if not isinstance(value, bool) and (key, value) != ("deterministic", "warn"):
             raise UserError(f"trainer.{key} must be true or false, not {value!r}")
@@ -193,20 +199,22 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
     # Lightning's banner of hints and devices only repeats the printed line of the hardware.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
-        environment: list[Any] = []
+        plugins: list[Any] = []
         if not starts_processes(arguments):
-            environment = [LightningEnvironment()]
+            plugins.append(LightningEnvironment())
         elif SLURMEnvironment.detect():
-            environment = [SLURMEnvironment(auto_requeue=False)]
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        sync_batchnorm = arguments.pop("sync_batchnorm", True) and starts_processes(arguments)
+        if sync_batchnorm and hardware.accelerator == "cpu":
+            plugins.append(SyncOnCPU())
         return pl.Trainer(
-            plugins=environment,
+            plugins=plugins,
             accelerator=hardware.accelerator,
             precision=hardware.precision,  # type: ignore[arg-type]
             enable_model_summary=False,
             num_sanity_val_steps=0,
             inference_mode=False,
-            # Statistics of the whole batch under DDP; torch supports it on GPUs only.
-            sync_batchnorm=hardware.accelerator == "gpu",
+            sync_batchnorm=sync_batchnorm and hardware.accelerator == "gpu",
             log_every_n_steps=1,
             **arguments,
         )

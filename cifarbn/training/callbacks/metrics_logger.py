@@ -120,7 +120,7 @@ class MetricsLogger(pl.Callback):
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
         evaluated = {k: float(v) for k, v in trainer.callback_metrics.items()} if self._validated else {}
         means = {"train/loss": float(loss)} | ({"train/acc": float(acc)} if np.isfinite(acc) else {})
-        pl_module.log_dict(means)
+        pl_module.log_dict(means, sync_dist=trainer.world_size > 1)  # equal on all ranks; avoids Lightning's warning
         self.epoch_metrics = evaluated | means
         if trainer.is_global_zero:
             self._write(new, trainer.current_epoch, self.epoch_metrics)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from subprocess import PIPE, Popen, check_output
@@ -130,3 +131,24 @@ def test_a_killed_process_ends_the_run_which_continues_later(tmp_path, victim, u
     _, whole, expected, _, _ = uninterrupted
     assert [row["step/loss"] for row in rows] == [row["step/loss"] for row in whole]
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_torchrun_on_two_nodes_takes_the_same_steps(tmp_path, uninterrupted):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    options = ("trainer=ddp", "trainer.devices=1", "+trainer.num_nodes=2")
+    nodes = [
+        Popen(
+            [*torchrun, f"--node-rank={rank}", "-m", "cifarbn.train", *RUN, *LONG, *options],
+            cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=PIPE, stderr=PIPE,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    printed = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed
+    (checkpoint,) = tmp_path.glob("multirun_outputs/*/*/last.ckpt")
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], expected) for name, expected in uninterrupted[2].items())

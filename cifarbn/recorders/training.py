@@ -118,7 +118,7 @@ class LightningTraining(Training):
         )
 
     def held_out(self, images: int) -> tuple[str, list[tuple[Tensor, Tensor]]]:
-        """Return batches of the first images of the first validation set; under DDP, of this process's share of them."""
+        """Return batches of the first images of the first validation set (under DDP, this process's share)."""
         data: Any = getattr(self.trainer, "datamodule", None)
         names = val_names(data)
         loaders = data.val_dataloader() if data is not None and names else self.trainer.val_dataloaders

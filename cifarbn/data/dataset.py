@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm import tqdm
@@ -18,8 +17,6 @@ from cifarbn.data.module import DataModule, check_share, check_size, check_whole
 from cifarbn.errors import UserError
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2
-
-rank_zero_print = rank_zero_only(print)
 
 
 class FromDataset(DataModule):
@@ -92,7 +89,7 @@ class FromDataset(DataModule):
         if len(parts) == 2:
             return parts[0], parts[1]
         train, test = split(parts[0], self.test_count, "test split", self.split_seed)
-        rank_zero_print(
+        self.split_note = (
             f"test set: {len(test)} of {len(parts[0])} images, selected at random "
             f"(data.split_seed={self.split_seed}), since there is no data.test_dataset"
         )

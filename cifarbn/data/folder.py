@@ -99,7 +99,7 @@ class ImageFolder(DataModule):
         if self.test_count:
             total = len(train)
             train, test = split(train, self.test_count, "test split", self.split_seed)
-            rank_zero_print(
+            self.split_note = (
                 f"test set: {len(test)} of {total} images, selected at random (data.split_seed={self.split_seed}), "
                 f"since {self.root} has no folder test"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from cifarbn.data.augmentation import Augmentation
 from cifarbn.data.images import Images
@@ -78,6 +79,7 @@ class DataModule(pl.LightningDataModule):
             self.augmentation.check_image_size(image_size)
         self.drop_last = check_flag("drop_last", drop_last)
         self.test_curve = check_flag("test_curve", test_curve)
+        self.split_note = ""  # printed by `setup`: how `read` selected the test images, if at random
         self._images: dict[str, Images] = {}
         self._fingerprint = ""
 
@@ -120,6 +122,8 @@ class DataModule(pl.LightningDataModule):
                 train, val = split(train, number_of("val_size", self.val_size, len(train)), "split", self.split_seed)
             self._images = {"train": train, "val": val, "test": test}
             self._describe_images()
+            if self.split_note:
+                rank_zero_only(print)(self.split_note)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if device.type == "cuda" and self.train_images.pixels.device != device:
             check_memory(sum(map(len, self._images.values())), self.train_images.image_size, device)

@@ -326,8 +326,9 @@ def test_links_and_images_exist(page):
 
 def test_every_page_is_in_the_navigation_of_the_site():
     text = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
-    named = set(re.findall(r"[\w/-]+\.md", text))
-    assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} <= named
+    named = re.findall(r"[\w/-]+\.md", text)
+    assert len(named) == len(set(named)), "a page is listed twice"
+    assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} <= set(named)
 
 
 def test_the_readme_is_short():

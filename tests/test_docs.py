@@ -65,14 +65,15 @@ class Command:
 
     @property
     def module(self):
-        """The module that `python -m module` runs; "" for any other program."""
+        """The module that the command runs; "" for any other program."""
         if re.fullmatch(r"cifarbn-\w+", self.words[0]):
             return self.words[0].replace("-", ".")
-        return self.words[2] if self.words[:2] == ("python", "-m") else ""
+        return self.words[self.words.index("-m") + 1] if self.words[0] in ("python", "torchrun") else ""
 
     @property
     def arguments(self):
-        return list(self.words[3 if self.words[0] == "python" else 1 :])
+        """What the module is given."""
+        return list(self.words[self.words.index(self.module) + 1 :] if self.module in self.words else self.words[1:])
 
     def __str__(self):
         return f"{self.page.relative_to(ROOT)}: {' '.join(self.words)}"
@@ -191,6 +192,8 @@ def test_every_other_command_exists_and_its_arguments_parse(command, only_parse)
     elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(arguments) <= set(targets)
+    elif program == "jupyter":
+        assert (ROOT / arguments[1]).exists()
     elif program == "pip":
         (extras,) = re.findall(
             r"\[project\.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL
@@ -291,7 +294,9 @@ def test_commands_run(command, here):
         if is_repetition(command):
             here(command.module, [*arguments, "resume=false"])
             return
-        quoted = [f'{w.partition("=")[0]}="{w.partition("=")[2]}"' if w.startswith("resume_from=") else w for w in words]
+        quoted = [
+            f'{w.partition("=")[0]}="{w.partition("=")[2]}"' if w.startswith("resume_from=") else w for w in words
+        ]
         arguments = [*flags, *shortened(quoted), *tiny(quoted)]
     if command.module == "cifarbn.report":
         arguments += NO_MODELS

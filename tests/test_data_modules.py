@@ -64,7 +64,8 @@ def test_a_data_module_yields_normalised_batches_and_describes_its_images(make, 
         assert labels.dtype == torch.int64 and 0 <= labels.min() and labels.max() < len(classes)
     facts = data.describe()
     assert json.loads(json.dumps(facts)) == facts
-    assert facts["name"] == name.split()[0] and facts["classes"] == list(classes)
+    names = {"folder": "images", "dataset": "ToyDataset"}  # of the user's own data
+    assert facts["name"] == names.get(name, name.split()[0]) and facts["classes"] == list(classes)
     assert facts["image_size"] == list(size)
     assert [facts[f"{part}_size"] for part in ("train", "val", "test")] == [
         *(len(data.train_images), len(data.val_images), len(data.test_images))

@@ -373,7 +373,7 @@ class Odd(nn.Module):
 
 
 def test_trace_and_stages_of_an_unusual_model():
-    layers = trace(Odd(), input_shape(Odd()))
+    layers = trace(Odd(), input_shape(Odd(), (32, 32)))
     assert [(layer.name, layer.kind, layer.shape) for layer in layers] == [
         ("first", "other", (3, 34, 34)),
         ("conv", "convolution", (3, 34, 34)),
@@ -661,3 +661,8 @@ def test_overrides_implied_by_the_experiment_name_are_omitted_from_labels():
     labels, same = named(*overrides, configs=configs)
     assert labels == ["course_report/vgg_a, lr 0.001", "course_report/vgg_a, lr 0.002", "course_report/l2, lr 0.001"]
     assert same == {"epochs": "6"}
+
+
+def test_a_model_is_traced_at_the_size_of_its_images():
+    assert input_shape(Odd(), (48, 64)) == (3, 48, 64)
+    assert trace(Odd(), (3, 48, 64))[0].shape == (3, 50, 66)

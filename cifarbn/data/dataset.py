@@ -67,7 +67,7 @@ class FromDataset(DataModule):
         self.size = None if size is None else check_size("size", size)
         self._parts: list[Images] = []
         super().__init__(
-            name="dataset",
+            name=type(dataset).__name__,
             classes=self._class_names(num_classes),
             train_size=count - self.test_count,
             val_size=val_size,

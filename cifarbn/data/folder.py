@@ -71,7 +71,7 @@ class ImageFolder(DataModule):
         if "val" in self.parts:
             val_size, train_size = len(self.parts["val"]), None
         super().__init__(
-            name="folder",
+            name=Path(str(root)).expanduser().absolute().name,
             classes=self.parts["train"].classes,
             train_size=train_size,
             val_size=VAL_SHARE if val_size is None else val_size,

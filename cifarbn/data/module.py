@@ -21,7 +21,7 @@ class DataModule(pl.LightningDataModule):
     """A data set, split into training and validation and held on the training device; subclasses implement `read`.
 
     Args:
-        name: as on the command line, `data=name`.
+        name: of the data set, in results and figures.
         classes: the name of each label.
         val_size: number of training images held out for validation, or a fraction of them; 0 for none.
         train_size: number of images that `read` returns for training, including validation; None if unknown.

@@ -34,12 +34,13 @@ def structures(sweep: RunSet, options: Options) -> Section | None:
     for group, name in zip(sweep.counted, slugs(sweep.counted), strict=True):
         if len(drawings) == options.models:
             break
-        if (config := group.config.get("model")) in seen:
+        height, width = group.runs[0].result.get("data", {}).get("image_size", (IMAGE_SIZE, IMAGE_SIZE))
+        if (config := (group.config.get("model"), height, width)) in seen:
             continue
         seen.append(config)
         try:
             model = build_model(group.config, options.trust)
-            shape, layers = _traced(model)
+            shape, layers = _traced(model, (height, width))
         except UserError as error:  # for example a run of an older version; the rest of its report is still valid
             missing.append(f"Not drawn: {group.label}: {error}.")
             continue
@@ -87,21 +88,21 @@ def is_block(module: nn.Module) -> bool:
     return "downsample" in dict(module.named_children())
 
 
-def input_shape(model: nn.Module) -> tuple[int, ...]:
+def input_shape(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, ...]:
     """Return a model's input shape: an image if it has convolutions, else the input size of its first linear layer."""
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return 3, IMAGE_SIZE, IMAGE_SIZE
+        return 3, *image_size
     return (next(module.in_features for module in model.modules() if isinstance(module, nn.Linear)),)
 
 
-def _traced(model: nn.Module) -> tuple[tuple[int, ...], list[Layer]]:
+def _traced(model: nn.Module, image_size: tuple[int, int]) -> tuple[tuple[int, ...], list[Layer]]:
     """Return a model's input shape and the boxes of its diagram.
 
     Raises:
         UserError: if the model cannot be traced, for example because it expects a different input.
     """
     try:
-        shape = input_shape(model)
+        shape = input_shape(model, image_size)
         return shape, trace(model, shape)
     except Exception as error:  # a layer may raise anything on an unexpected input
         reason = clean(f"{type(error).__name__}: {error}".split("\n")[0])

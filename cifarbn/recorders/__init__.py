@@ -7,6 +7,7 @@ from cifarbn.recorders.held_out_accuracy import HeldOutAccuracy
 from cifarbn.recorders.last_layer_gradients import LastLayerGradients
 from cifarbn.recorders.recorder import Recorder
 from cifarbn.recorders.recordings_file import RecordingsFile
+from cifarbn.recorders.run_recorder import RunRecorder, RunRecorderCallback
 from cifarbn.recorders.scale_invariant_beta import ScaleInvariantBeta
 from cifarbn.recorders.step_change import StepChange
 
@@ -18,6 +19,8 @@ __all__ = [
     "LastLayerGradients",
     "Recorder",
     "RecordingsFile",
+    "RunRecorder",
+    "RunRecorderCallback",
     "ScaleInvariantBeta",
     "StepChange",
 ]

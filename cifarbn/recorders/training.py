@@ -107,15 +107,24 @@ class LightningTraining(Training):
         """The attribute `last_layer` of the LightningModule, or else that of the model, see `last_linear_layer`."""
         return getattr(self.pl_module, "last_layer", None) or last_linear_layer(self.model)
 
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Return the loss that the model is trained with."""
+    @property
+    def loss_function(self) -> Callable[[Any, Any], Tensor]:
+        """The loss that the model is trained with: (outputs, targets) -> scalar.
+
+        Raises:
+            UserError: if the LightningModule has none under a known name.
+        """
         for name in LOSS_NAMES:
             if callable(loss := getattr(self.pl_module, name, None)):
-                return loss(outputs, targets)
+                return loss
         raise UserError(
             f"{type(self.pl_module).__name__} has no loss that recorders can use: give it an attribute `loss`, a "
             "function (outputs, targets) -> scalar"
         )
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the loss that the model is trained with."""
+        return self.loss_function(outputs, targets)
 
     def held_out(self, images: int) -> tuple[str, list[tuple[Tensor, Tensor]]]:
         """Return batches of the first images of the first validation set (under DDP, this process's share)."""

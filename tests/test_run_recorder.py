@@ -1,0 +1,244 @@
+"""A user's own training loop, in plain PyTorch or Lightning, records what `cifarbn.train` records."""
+
+import copy
+import csv
+import json
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import slow_smoothness as slow
+import torch
+from test_recorders import adam, noisy_vgg, train
+from torch import nn
+
+from cifarbn.data import Augmentation, Shapes
+from cifarbn.errors import UserError
+from cifarbn.losses import accuracy
+from cifarbn.recorders import (
+    ActivationDrift,
+    CovariateShift,
+    GradientProbe,
+    HeldOutAccuracy,
+    LastLayerGradients,
+    RunRecorder,
+    RunRecorderCallback,
+    ScaleInvariantBeta,
+    StepChange,
+)
+from cifarbn.report.__main__ import main as report
+from cifarbn.report.gather import gather
+
+cross_entropy = nn.functional.cross_entropy
+
+
+def everything():
+    return [
+        LastLayerGradients(),
+        GradientProbe(every=2, points=2),
+        ScaleInvariantBeta(every=4, shares=[0.1]),
+        StepChange(every=2),
+        CovariateShift(every=4),
+        ActivationDrift(every=2),
+    ]
+
+
+def own_loop(folder, recorders, epochs=2, **options):
+    """The training of `test_recorders.train`, in a loop without Lightning; returns the model."""
+    torch.manual_seed(1)
+    model = noisy_vgg()
+    optimizer = adam(model.parameters())
+    data = Shapes(train_size=130, test_size=20, val_size=40, batch_size=32, augmentation=Augmentation())
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loss = nn.CrossEntropyLoss()
+    options = {"held_out": list(data.val_dataloader()[0])} | options
+    with RunRecorder(folder, model, loss, optimizer, recorders, **options) as recorder:
+        for epoch in range(epochs):
+            loader.sampler.set_epoch(epoch)
+            model.train()
+            for inputs, labels in loader:
+                recorder.before_step((inputs, labels))
+                optimizer.zero_grad()
+                logits = model(inputs)
+                value = loss(logits, labels)
+                value.backward()
+                recorder.after_backward()
+                optimizer.step()
+                recorder.after_step(value, accuracy(logits.detach(), labels))
+            recorder.after_epoch()
+        recorder.log({"test/acc": 0.5})
+    return model
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_plain_loop_records_bit_for_bit_what_a_run_of_this_package_records(tmp_path):
+    ours, own = tmp_path / "ours", tmp_path / "own"
+    ours.mkdir()
+    recorders = [*everything(), HeldOutAccuracy(every=2, images=30)]
+    state = train(noisy_vgg, ours, copy.deepcopy(recorders))["state"]
+    model = own_loop(own, recorders)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    a, b = (np.load(folder / "recordings.npz") for folder in (ours, own))
+    assert set(a.files) == set(b.files)
+    for name in a.files:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    for expected, row in zip(rows(ours), rows(own), strict=True):
+        for name in ("step", "epoch", "lr", "step/loss", "step/acc", "step/grad_norm", "train/loss", "train/acc"):
+            assert expected[name] == row[name], name
+
+
+def test_the_report_reads_the_folder(tmp_path, monkeypatch):
+    own_loop(tmp_path / "a" / "run", everything(), config={"seed": 0, "model": {"norm": "BatchNorm2d"}})
+    result = json.loads((tmp_path / "a" / "run" / "result.json").read_text())
+    assert (result["status"], result["steps"], result["metrics"]["test/acc"]) == ("done", 6, 0.5)
+    assert set(result["overrides"]) == {
+        *("seed=0", "model=VGG", "model.norm=BatchNorm2d", "loss=CrossEntropyLoss", "optim=Adam", "optim.lr=0.001")
+    }
+    (group,) = gather(tmp_path / "a").groups
+    (run,) = group.runs
+    assert run.config["data"] == {"batch_size": 32}
+    assert run.seed == 0 and len(run.epochs["train/loss"]) == 2 and "probe.gradient.loss" in run.recordings
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "a")])
+    report()
+    page = (tmp_path / "a" / "report" / "report.md").read_text()
+    assert "effective beta" in page
+
+
+class Own(pl.LightningModule):
+    """A LightningModule that is its own model, with names of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = slow.SmallVGG(), nn.Linear(10, 10)
+        self.criterion = nn.CrossEntropyLoss()
+
+    def forward(self, x):
+        return self.last(self.body(x))
+
+    def training_step(self, batch, _):
+        return cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, _):
+        self.log("val/loss", cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loaders():
+    data = torch.utils.data.TensorDataset(torch.randn(32, 3, 8, 8), torch.randint(10, (32,)))
+    return torch.utils.data.DataLoader(data, 8), torch.utils.data.DataLoader(data, 16)
+
+
+def fit(model, callbacks, **options):
+    torch.manual_seed(0)
+    options = {"max_epochs": 2, "logger": False, "enable_checkpointing": False} | options
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=callbacks,
+        inference_mode=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(model, *loaders())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_lightning_module_of_ones_own_trains_the_same_and_is_recorded(tmp_path):
+    torch.manual_seed(0)
+    first = Own()
+    second = copy.deepcopy(first)
+    recorder = RunRecorderCallback(tmp_path / "run", [*everything(), HeldOutAccuracy(every=3)], {"seed": 3})
+    fit(first, [recorder]), fit(second, [])
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    arrays = np.load(tmp_path / "run" / "recordings.npz")
+    assert arrays["last_layer.layer"] == "last" and arrays["last_layer.step"].tolist() == list(range(8))
+    assert arrays["held_out.step"].tolist() == [0, 3, 6] and (arrays["probe.gradient.gradient_distance"] > 0).all()
+    (run,) = gather(tmp_path).groups[0].runs
+    assert run.config["optim"] == {"_target_": "torch.optim.sgd.SGD", "lr": 0.1} and run.seed == 3
+    assert np.isfinite(run.epochs["val/loss"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_what_a_lightning_module_must_have(tmp_path):
+    with pytest.raises(UserError, match="accumulate_grad_batches=1"):
+        fit(Own(), [RunRecorderCallback(tmp_path / "run", [])], accumulate_grad_batches=2)
+    model = Own()
+    del model.criterion
+    with pytest.raises(UserError, match="Own has no loss .* give it an attribute `loss`"):
+        fit(model, [RunRecorderCallback(tmp_path / "run", [])])
+
+
+def start(folder, **options):
+    model, x, y = slow.problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return RunRecorder(folder, model, cross_entropy, optimizer, [LastLayerGradients()], **options), model, (x, y)
+
+
+def step(recorder, model, batch, factor=1.0):
+    recorder.before_step(batch)
+    model.zero_grad()
+    value = factor * cross_entropy(model(batch[0]), batch[1])
+    value.backward()
+    recorder.after_backward()
+    recorder.after_step(value)
+
+
+def test_a_folder_that_contains_a_run_is_an_error(tmp_path):
+    recorder, model, batch = start(tmp_path)
+    with recorder:
+        step(recorder, model, batch)
+    with pytest.raises(UserError, match="already contains a run"):
+        start(tmp_path)
+
+
+def test_calls_in_a_wrong_order_are_an_error(tmp_path):
+    recorder, model, batch = start(tmp_path)
+    with pytest.raises(UserError, match="after_backward was called instead of before_step; every step calls"):
+        recorder.after_backward()
+    recorder.before_step(batch)
+    with pytest.raises(UserError, match="before_step was called instead of after_backward"):
+        recorder.before_step(batch)
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyError, "failed"), (KeyboardInterrupt, "interrupted")])
+def test_a_loop_that_ends_early_leaves_what_it_has(tmp_path, error, status):
+    recorder, model, batch = start(tmp_path)
+    with pytest.raises(error), recorder:
+        step(recorder, model, batch)
+        raise error("why")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == status and "why" in result["error"]
+    assert len(rows(tmp_path)) == 1 and len(np.load(tmp_path / "recordings.npz")["last_layer.norm"]) == 1
+
+
+def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):
+    recorder, model, batch = start(tmp_path)
+    with recorder:
+        for factor in (1.0, float("nan")):
+            step(recorder, model, batch, factor)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "diverged" and result["divergence"]["step"] == 1
+
+
+def test_other_mistakes(tmp_path):
+    with pytest.raises(UserError, match="config: model must be a dict"):
+        start(tmp_path, config={"model": "vgg"})
+    with pytest.raises(UserError, match="config: 'config.seed' takes"):
+        start(tmp_path, config={"seed": "first"})
+    recorder, model, batch = start(tmp_path)
+    step(recorder, model, batch)
+    with pytest.raises(UserError, match="no column val_acc; there are train/loss"):
+        recorder.after_epoch({"val_acc": 0.5})
+    recorder, *_, batch = start(tmp_path / "other", last_layer="fc")
+    with pytest.raises(UserError, match="no linear layer fc; its linear layers are 10"):
+        recorder.before_step(batch)

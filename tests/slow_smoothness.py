@@ -37,30 +37,30 @@ def problem(seed=0, **options):
     return SmallVGG(**options), torch.randn(16, 3, 8, 8), torch.randint(10, (16,))
 
 
-def get(net):
-    return np.concatenate([p.detach().numpy().astype(np.float64).ravel() for p in net.parameters()])
+def get(model):
+    return np.concatenate([p.detach().numpy().astype(np.float64).ravel() for p in model.parameters()])
 
 
-def put(net, vector):
+def put(model, vector):
     """A copy of the model whose parameters are the entries of the vector, rounded to their dtype."""
-    net = copy.deepcopy(net)
+    model = copy.deepcopy(model)
     start = 0
-    for p in net.parameters():
+    for p in model.parameters():
         entries = vector[start : start + p.numel()]
         p.data = torch.tensor(entries, dtype=p.dtype).reshape(p.shape)
         start += p.numel()
-    return net
+    return model
 
 
-def evaluate(net, x, y):
+def evaluate(model, x, y):
     """Loss and gradient in train mode."""
-    net = copy.deepcopy(net)
-    net.train()
-    for p in net.parameters():
+    model = copy.deepcopy(model)
+    model.train()
+    for p in model.parameters():
         p.grad = None
-    loss = nn.functional.cross_entropy(net(x), y)
+    loss = nn.functional.cross_entropy(model(x), y)
     loss.backward()
-    gradient = np.concatenate([p.grad.numpy().astype(np.float64).ravel() for p in net.parameters()])
+    gradient = np.concatenate([p.grad.numpy().astype(np.float64).ravel() for p in model.parameters()])
     return float(loss.detach()), gradient
 
 
@@ -72,10 +72,10 @@ def cosine(a, b):
     return float(sum(a * b)) / (length(a) * length(b))
 
 
-def spans(net):
+def spans(model):
     """The slice of each parameter tensor in the vector."""
     start = 0
-    for p in net.parameters():
+    for p in model.parameters():
         yield slice(start, start + p.numel())
         start += p.numel()
 
@@ -114,15 +114,15 @@ def band(runs):
 # --- the definitions of Santurkar et al. --------------------------------------------------------------------------
 
 
-def probe_along(net, x, y, scales, direction=None):
+def probe_along(model, x, y, scales, direction=None):
     """One dictionary per s."""
-    theta = get(net)
-    _, g = evaluate(net, x, y)
+    theta = get(model)
+    _, g = evaluate(model, x, y)
     if direction is None:
         direction = g
     rows = []
     for s in scales:
-        loss, there = evaluate(put(net, theta - s * direction), x, y)
+        loss, there = evaluate(put(model, theta - s * direction), x, y)
         d = length(there - g)
         rows.append(
             {
@@ -132,15 +132,15 @@ def probe_along(net, x, y, scales, direction=None):
                 "relative": d / length(g),
                 "cosine": cosine(there, g),
                 "beta": d / (s * length(direction)),
-                "layer_distance": [length((there - g)[part]) for part in spans(net)],
-                "layer_moved": [s * length(direction[part]) for part in spans(net)],
+                "layer_distance": [length((there - g)[part]) for part in spans(model)],
+                "layer_moved": [s * length(direction[part]) for part in spans(model)],
             }
         )
     return rows
 
 
 def covariate_shift(before, after, x, y, layers):
-    """Definition 2.1; `layers` lists, per layer, the positions of its tensors in net.parameters()."""
+    """Definition 2.1; `layers` lists, per layer, the positions of its tensors in model.parameters()."""
     old, new = get(before), get(after)
     parts = list(spans(before))
     _, plain = evaluate(before, x, y)
@@ -180,12 +180,12 @@ def consecutive(before, after, batch, next_batch):
 # --- curvature and landscape --------------------------------------------------------------------------------------
 
 
-def hessian(net, x, y):
+def hessian(model, x, y):
     """The whole matrix, row by row."""
-    net = copy.deepcopy(net)
-    net.train()
-    parameters = list(net.parameters())
-    loss = nn.functional.cross_entropy(net(x), y)
+    model = copy.deepcopy(model)
+    model.train()
+    parameters = list(model.parameters())
+    loss = nn.functional.cross_entropy(model(x), y)
     gradient = torch.autograd.grad(loss, parameters, create_graph=True)
     flat = torch.cat([g.reshape(-1) for g in gradient])
     rows = []
@@ -195,11 +195,11 @@ def hessian(net, x, y):
     return np.stack(rows)
 
 
-def filter_normalise(net, direction):
+def filter_normalise(model, direction):
     """Li et al. 2018, filter by filter; biases and BN parameters zero."""
     answer = np.zeros_like(direction)
-    theta = get(net)
-    for part, p in zip(spans(net), net.parameters(), strict=True):
+    theta = get(model)
+    for part, p in zip(spans(model), model.parameters(), strict=True):
         if p.dim() < 2:
             continue
         d = direction[part].reshape(p.shape)
@@ -209,9 +209,9 @@ def filter_normalise(net, direction):
     return answer
 
 
-def surface(net, x, y, first, second, a_values, b_values):
-    theta = get(net)
-    return [[evaluate(put(net, theta + a * first + b * second), x, y)[0] for b in b_values] for a in a_values]
+def surface(model, x, y, first, second, a_values, b_values):
+    theta = get(model)
+    return [[evaluate(put(model, theta + a * first + b * second), x, y)[0] for b in b_values] for a in a_values]
 
 
 def principal_directions(points):

@@ -82,17 +82,17 @@ def test_figure_labels_are_unique_and_their_keys_exist():
 
 
 def test_a_new_measure_of_the_probe_gets_a_panel_and_one_of_layers_a_column(monkeypatch):
-    walked = Measure(
+    probed = Measure(
         "mine", Origin.CONTROL, ProbeKeys, lambda r: 2.0 * r[ProbeKeys.step], "1", "", ProbePanel("my label")
     )
     layered = Measure(
         *("mine too", Origin.CONTROL, ActivationDriftKeys, lambda r: r[ActivationDriftKeys.step], "1", ""),
         Layers("my column", ActivationDriftKeys.mean, log=True),
     )
-    monkeypatch.setattr(measures, "MEASURES", (walked, layered))
-    walk = probe_bands({ProbeKeys.gradient.loss: np.ones((2, 3)), ProbeKeys.step: np.array([0, 5])})
-    assert list(walk) == ["my label"]
-    np.testing.assert_array_equal(walk["my label"], [[0, 5], [0, 10], [0, 10]])
+    monkeypatch.setattr(measures, "MEASURES", (probed, layered))
+    bands = probe_bands({ProbeKeys.gradient.loss: np.ones((2, 3)), ProbeKeys.step: np.array([0, 5])})
+    assert list(bands) == ["my label"]
+    np.testing.assert_array_equal(bands["my label"], [[0, 5], [0, 10], [0, 10]])
     recordings = {
         ActivationDriftKeys.step: np.array([0, 5]),
         ActivationDriftKeys.layers: np.array(["a", "b", "c"]),

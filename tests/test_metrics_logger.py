@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from in_process import make_run, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_recorders import bn_vgg, plain_vgg, train
+from test_recorders import bn_vgg, train, vgg_without_norm
 
 from cifarbn.errors import Diverged, UserError
 from cifarbn.runs.old_names import METRICS_STATE
@@ -108,7 +108,7 @@ def test_the_first_bad_step_is_found_however_often_it_looks(tmp_path, flush_ever
                     pl_module.net.head.bias.fill_(torch.nan)
 
     with pytest.raises(Diverged) as caught:
-        train(plain_vgg, tmp_path, [], extra=[Spoil()])
+        train(vgg_without_norm, tmp_path, [], extra=[Spoil()])
     assert caught.value.step == 4 and np.isfinite(caught.value.grad_norm)
     assert lines(tmp_path) == 5
 

@@ -44,7 +44,7 @@ def everything(folder, weight_shares=SHARES[:2]):
     ]
 
 
-def plain_vgg():
+def vgg_without_norm():
     return VGG("A", width=4)
 
 
@@ -98,7 +98,7 @@ def assert_same(a, b):
         assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
-@pytest.mark.parametrize("net", [plain_vgg, bn_vgg, noisy_vgg, resnet])
+@pytest.mark.parametrize("net", [vgg_without_norm, bn_vgg, noisy_vgg, resnet])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_recorders_change_nothing(net, precision, tmp_path):
     alone, watched = tmp_path / "alone", tmp_path / "watched"
@@ -344,7 +344,7 @@ def test_a_probe_without_shares_or_without_the_update_has_no_matched_probe(tmp_p
     for options in ({"shares": []}, {"directions": ["gradient"]}):
         folder = tmp_path / str(len(options))
         folder.mkdir(exist_ok=True)
-        train(plain_vgg, folder, [GradientProbe(folder, every=2, points=2, **options)], epochs=1)
+        train(vgg_without_norm, folder, [GradientProbe(folder, every=2, points=2, **options)], epochs=1)
         names = np.load(folder / "recordings.npz").files
         assert "probe.gradient.loss" in names and not [name for name in names if "matched" in name]
 
@@ -355,7 +355,7 @@ def test_weights_that_are_unfrozen_during_training_are_an_error(tmp_path):
             pl_module.net.head.weight.requires_grad_(trainer.global_step > 1)
 
     with pytest.raises(UserError, match=r"record\.scale_invariant_beta: the model freezes"):
-        train(plain_vgg, tmp_path, [ScaleInvariantBeta(tmp_path, every=1)], extra=[Unfreezes()], epochs=1)
+        train(vgg_without_norm, tmp_path, [ScaleInvariantBeta(tmp_path, every=1)], extra=[Unfreezes()], epochs=1)
 
 
 @pytest.mark.parametrize("reach", [0, -1, float("nan"), float("inf")])

@@ -29,9 +29,9 @@ def quadratic(eigenvalues, dtype=torch.float32):
 
 @pytest.fixture(scope="module")
 def small_vgg():
-    net, x, y = slow.problem()
-    hessian = Hessian(lambda: nn.functional.cross_entropy(net(x), y), net.parameters())
-    matrix = slow.hessian(net, x, y)
+    model, x, y = slow.problem()
+    hessian = Hessian(lambda: nn.functional.cross_entropy(model(x), y), model.parameters())
+    matrix = slow.hessian(model, x, y)
     return hessian, (matrix + matrix.T) / 2
 
 

@@ -114,15 +114,15 @@ def test_the_loss_and_the_random_generators_are_unchanged():
     assert torch.equal(rng, torch.get_rng_state())
 
 
-def losses_of(net, loss, x, y, steps, lr):
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+def losses_of(model, loss, x, y, steps, lr):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     found, norms = [], []
     for _ in range(steps):
         optimizer.zero_grad()
-        value = loss(net(x), y)
+        value = loss(model(x), y)
         value.backward()
         found.append(value.item())
-        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in net.parameters())))
+        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters())))
         optimizer.step()
     return found, norms
 

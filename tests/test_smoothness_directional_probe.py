@@ -21,8 +21,8 @@ from cifarbn.smoothness.randomness import with_fixed_rng
 from cifarbn.smoothness.vectors import random_direction
 
 
-def loss_of(net, x, y):
-    return lambda: nn.functional.cross_entropy(net(x), y)
+def loss_of(model, x, y):
+    return lambda: nn.functional.cross_entropy(model(x), y)
 
 
 def quadratic():
@@ -75,23 +75,23 @@ def test_presets_are_the_ranges_of_santurkar_et_al_in_log_spaced_points():
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda channels: nn.Identity()], ids=["bn", "plain"])
 @pytest.mark.parametrize("along", ["gradient", "random", "update"])
 def test_agrees_with_the_second_implementation(norm, along):
-    net, x, y = slow.problem(norm=norm)
-    parameters = list(net.parameters())
-    start = loss_and_gradient(loss_of(net, x, y), parameters)
+    model, x, y = slow.problem(norm=norm)
+    parameters = list(model.parameters())
+    start = loss_and_gradient(loss_of(model, x, y), parameters)
     direction = {
         "gradient": None,
         "random": random_direction(start.gradient, torch.Generator().manual_seed(5)),
         "update": [1e-2 * g.sign() for g in start.gradient],
     }[along]
     steps = vgg_steps(points=4)
-    seen = probe_along(loss_of(net, x, y), parameters, steps, start=start, direction=direction)
+    seen = probe_along(loss_of(model, x, y), parameters, steps, start=start, direction=direction)
     vector = None if direction is None else torch.cat([d.flatten() for d in direction]).double().numpy()
-    rows = slow.probe_along(net, x, y, steps, vector)
+    rows = slow.probe_along(model, x, y, steps, vector)
 
     def column(name):
         return [row[name] for row in rows]
 
-    loss, _ = slow.evaluate(net, x, y)
+    loss, _ = slow.evaluate(model, x, y)
     assert seen.loss_at_start.item() == loss
     assert seen.s.tolist() == list(steps)
     assert seen.distance_moved.tolist() == pytest.approx(column("moved"), rel=1e-5)
@@ -128,15 +128,15 @@ def test_costs_one_pass_per_s_and_one_for_the_start():
 
 def test_leaves_weights_buffers_gradients_and_random_numbers_as_they_were():
     """A wrong probe changes the running statistics of batch norm, the random generators or the weights."""
-    net, x, y = slow.problem(dropout=0.3)
-    loss_of(net, x, y)().backward()
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    gradients = [(p.grad, p.grad.clone()) for p in net.parameters()]
+    model, x, y = slow.problem(dropout=0.3)
+    loss_of(model, x, y)().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = [(p.grad, p.grad.clone()) for p in model.parameters()]
     rng = torch.get_rng_state()
-    with preserve_state(net, train=True):
-        probe_along(with_fixed_rng(loss_of(net, x, y), net), net.parameters(), [0.1, 3.0])
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in state.items())
-    for p, (tensor, value) in zip(net.parameters(), gradients, strict=True):
+    with preserve_state(model, train=True):
+        probe_along(with_fixed_rng(loss_of(model, x, y), model), model.parameters(), [0.1, 3.0])
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    for p, (tensor, value) in zip(model.parameters(), gradients, strict=True):
         assert p.grad is tensor and torch.equal(tensor, value)
         assert not p._backward_hooks
     assert torch.equal(rng, torch.get_rng_state())
@@ -160,16 +160,16 @@ def test_weights_and_hooks_are_restored_when_a_pass_fails():
 def test_training_after_a_probe_is_the_same_as_without():
     finals = []
     for probing in (False, True):
-        net, x, y = slow.problem(dropout=0.2)
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        model, x, y = slow.problem(dropout=0.2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(4):
             optimizer.zero_grad()
-            loss_of(net, x, y)().backward()
+            loss_of(model, x, y)().backward()
             if probing:
-                with preserve_state(net, train=True):
-                    probe_along(loss_of(net, x, y), net.parameters(), vgg_steps(points=2))
+                with preserve_state(model, train=True):
+                    probe_along(loss_of(model, x, y), model.parameters(), vgg_steps(points=2))
             optimizer.step()
-        finals.append((net.state_dict(), optimizer.state_dict()["state"], torch.get_rng_state()))
+        finals.append((model.state_dict(), optimizer.state_dict()["state"], torch.get_rng_state()))
     (state, moments, rng), (other_state, other_moments, other_rng) = finals
     assert all(torch.equal(state[name], other_state[name]) for name in state)
     assert all(torch.equal(moments[i][k], other_moments[i][k]) for i in moments for k in moments[i])
@@ -239,21 +239,21 @@ def test_a_direction_has_the_parameters_shapes():
 
 def test_the_optimizers_update_is_reached_exactly_at_s_one():
     """Direction theta_t - theta_{t+1}, s = 1: the sign that leads to theta_{t+1} and not away from it."""
-    net, x, y = slow.problem()
-    after = copy.deepcopy(net)
+    model, x, y = slow.problem()
+    after = copy.deepcopy(model)
     optimizer = torch.optim.Adam(after.parameters(), lr=1e-3)
     loss_of(after, x, y)().backward()
     optimizer.step()
-    update = [p.detach() - q.detach() for p, q in zip(net.parameters(), after.parameters(), strict=True)]
-    seen = probe_along(loss_of(net, x, y), net.parameters(), [1.0], direction=update)
+    update = [p.detach() - q.detach() for p, q in zip(model.parameters(), after.parameters(), strict=True)]
+    seen = probe_along(loss_of(model, x, y), model.parameters(), [1.0], direction=update)
     loss, _ = slow.evaluate(after, x, y)
     assert seen.loss.item() == pytest.approx(loss, rel=1e-6)
-    assert seen.distance_moved.item() == pytest.approx(slow.length(slow.get(after) - slow.get(net)), rel=1e-6)
+    assert seen.distance_moved.item() == pytest.approx(slow.length(slow.get(after) - slow.get(model)), rel=1e-6)
 
 
 def test_beta_divides_by_the_distance_moved_and_not_by_the_training_learning_rate():
     distance, s, gradient_norm = np.array([1.0, 8.0]), np.array([0.5, 2.0]), 2.0
-    assert effective_beta(distance, s * gradient_norm) == 2.0  # max(1 / 1, 8 / 4), whatever the learning rate
+    assert effective_beta(distance, s * gradient_norm) == 2.0  # max(1 / 1, 8 / 4), at any learning rate
 
 
 def test_bands_run_over_s_and_not_over_steps():

@@ -7,16 +7,16 @@ from cifarbn.smoothness.evaluation import loss_and_gradient, parameters_at, plac
 
 
 def test_loss_and_gradient_agree_with_backward_and_touch_no_grad():
-    net, x, y = slow.problem()
-    sentinel = [torch.full_like(p, 7.0) for p in net.parameters()]
-    for p, s in zip(net.parameters(), sentinel, strict=True):
+    model, x, y = slow.problem()
+    sentinel = [torch.full_like(p, 7.0) for p in model.parameters()]
+    for p, s in zip(model.parameters(), sentinel, strict=True):
         p.grad = s
-    expected_loss, expected = slow.evaluate(net, x, y)
+    expected_loss, expected = slow.evaluate(model, x, y)
     with torch.no_grad():  # a callback may be called so
-        loss, gradient = loss_and_gradient(lambda: nn.functional.cross_entropy(net(x), y), net.parameters())
+        loss, gradient = loss_and_gradient(lambda: nn.functional.cross_entropy(model(x), y), model.parameters())
     assert loss.item() == expected_loss and not loss.requires_grad
     assert torch.cat([g.flatten() for g in gradient]).double().numpy() == pytest.approx(expected, abs=0)
-    for p, s in zip(net.parameters(), sentinel, strict=True):
+    for p, s in zip(model.parameters(), sentinel, strict=True):
         assert p.grad is s and torch.equal(s, torch.full_like(p, 7.0))
 
 

@@ -11,16 +11,16 @@ from cifarbn.smoothness.evaluation import loss_and_gradient
 from cifarbn.smoothness.gradient_change import drift_noise_split, gradient_change
 
 
-def gradient(net, x, y):
-    return loss_and_gradient(lambda: nn.functional.cross_entropy(net(x), y), net.parameters()).gradient
+def gradient(model, x, y):
+    return loss_and_gradient(lambda: nn.functional.cross_entropy(model(x), y), model.parameters()).gradient
 
 
-def after_a_step(net, x, y):
-    net = copy.deepcopy(net)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    nn.functional.cross_entropy(net(x), y).backward()
+def after_a_step(model, x, y):
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
-    return net
+    return model
 
 
 def test_quadratic_changes_by_h_times_the_step():
@@ -36,22 +36,22 @@ def test_a_step_that_moves_nothing_has_no_ratio():
 
 
 def test_step_change_agrees_with_the_second_implementation():
-    net, x, y = slow.problem()
-    after = after_a_step(net, x, y)
+    model, x, y = slow.problem()
+    after = after_a_step(model, x, y)
     result = gradient_change(
-        gradient(net, x, y), gradient(after, x, y), list(net.parameters()), list(after.parameters())
+        gradient(model, x, y), gradient(after, x, y), list(model.parameters()), list(after.parameters())
     )
-    change, ratio = slow.step_change(net, after, x, y)
+    change, ratio = slow.step_change(model, after, x, y)
     assert result.change.item() == pytest.approx(change, rel=1e-5)
     assert result.ratio.item() == pytest.approx(ratio, rel=1e-5)
 
 
 def test_split_agrees_with_the_second_implementation():
-    net, x, y = slow.problem()
+    model, x, y = slow.problem()
     _, x2, y2 = slow.problem(seed=1)
-    after = after_a_step(net, x, y)
-    result = drift_noise_split(gradient(net, x, y), gradient(net, x2, y2), gradient(after, x2, y2))
-    expected = slow.consecutive(net, after, (x, y), (x2, y2))
+    after = after_a_step(model, x, y)
+    result = drift_noise_split(gradient(model, x, y), gradient(model, x2, y2), gradient(after, x2, y2))
+    expected = slow.consecutive(model, after, (x, y), (x2, y2))
     assert [v.item() for v in result[:3]] == pytest.approx(expected, rel=1e-5)
 
 

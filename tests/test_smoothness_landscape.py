@@ -17,9 +17,9 @@ def flat(tensors):
 
 
 def test_each_filter_of_a_direction_is_as_long_as_the_weights_filter():
-    net, _, _ = slow.problem()
-    direction = filter_normalised_direction(net.parameters(), generator())
-    for d, w in zip(direction, net.parameters(), strict=True):
+    model, _, _ = slow.problem()
+    direction = filter_normalised_direction(model.parameters(), generator())
+    for d, w in zip(direction, model.parameters(), strict=True):
         assert d.shape == w.shape and not d.requires_grad
         if w.dim() < 2:
             assert not d.any()
@@ -28,35 +28,35 @@ def test_each_filter_of_a_direction_is_as_long_as_the_weights_filter():
 
 
 def test_direction_agrees_with_the_second_implementation():
-    net, _, _ = slow.problem()
-    drawn = [torch.randn(p.shape, generator=g) if p.dim() > 1 else p for g in [generator()] for p in net.parameters()]
-    expected = slow.filter_normalise(net, flat([d.detach() for d in drawn]))
-    direction = flat(filter_normalised_direction(net.parameters(), generator()))
+    model, _, _ = slow.problem()
+    drawn = [torch.randn(p.shape, generator=g) if p.dim() > 1 else p for g in [generator()] for p in model.parameters()]
+    expected = slow.filter_normalise(model, flat([d.detach() for d in drawn]))
+    direction = flat(filter_normalised_direction(model.parameters(), generator()))
     np.testing.assert_allclose(direction, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_direction_scales_with_the_weights():
     """This makes models comparable: a convolution twice as large gets a direction twice as large."""
-    net, _, _ = slow.problem()
-    first = filter_normalised_direction(net.parameters(), generator())
+    model, _, _ = slow.problem()
+    first = filter_normalised_direction(model.parameters(), generator())
     with torch.no_grad():
-        net[0].weight.mul_(2)
-    second = filter_normalised_direction(net.parameters(), generator())
+        model[0].weight.mul_(2)
+    second = filter_normalised_direction(model.parameters(), generator())
     torch.testing.assert_close(second[0], 2 * first[0])
     torch.testing.assert_close(second[4], first[4])
 
 
 def test_surface_agrees_with_the_second_implementation_and_restores():
-    net, x, y = slow.problem()
-    first, second = (filter_normalised_direction(net.parameters(), generator(seed)) for seed in (1, 2))
-    theta = slow.get(net)
+    model, x, y = slow.problem()
+    first, second = (filter_normalised_direction(model.parameters(), generator(seed)) for seed in (1, 2))
+    theta = slow.get(model)
     a, b = [-0.5, 0.0, 0.7], [0.0, 0.3]
-    found = surface(lambda: nn.functional.cross_entropy(net(x), y), net.parameters(), first, second, a, b)
+    found = surface(lambda: nn.functional.cross_entropy(model(x), y), model.parameters(), first, second, a, b)
     assert found.shape == (3, 2) and not found.requires_grad
-    np.testing.assert_allclose(found, slow.surface(net, x, y, flat(first), flat(second), a, b), rtol=1e-5)
-    along = line(lambda: nn.functional.cross_entropy(net(x), y), net.parameters(), first, a)
+    np.testing.assert_allclose(found, slow.surface(model, x, y, flat(first), flat(second), a, b), rtol=1e-5)
+    along = line(lambda: nn.functional.cross_entropy(model(x), y), model.parameters(), first, a)
     assert torch.equal(along, found[:, 0])
-    assert (slow.get(net) == theta).all()
+    assert (slow.get(model) == theta).all()
 
 
 def test_rows_are_the_first_direction_and_columns_the_second():

@@ -18,61 +18,61 @@ from cifarbn.smoothness.weight_probes import probe_each_weight, scale_invariant_
 SCALES = (0.5, 1.0, 2.0, 4.0)
 
 
-def loss_of(net, x, y):
-    return lambda: nn.functional.cross_entropy(net(x), y)
+def loss_of(model, x, y):
+    return lambda: nn.functional.cross_entropy(model(x), y)
 
 
-def weights_of(net):
-    return [p for p in net.parameters() if p.ndim > 1]
+def weights_of(model):
+    return [p for p in model.parameters() if p.ndim > 1]
 
 
-def betas(net, x, y):
+def betas(model, x, y):
     """The median over the weights, as the report shows it."""
-    seen = probe_each_weight(loss_of(net, x, y), weights_of(net))
+    seen = probe_each_weight(loss_of(model, x, y), weights_of(model))
     return scale_invariant_beta(seen.gradient_distance, seen.distance_moved, seen.weight_norm)
 
 
 def batch_norm_vgg():
     """A VGG in float64 without eps (torch refuses 0; 1e-30 is lost in the variance), with a minibatch."""
     torch.manual_seed(0)
-    net = VGG("A", norm=nn.BatchNorm2d, width=4).double()
-    for module in net.modules():
+    model = VGG("A", norm=nn.BatchNorm2d, width=4).double()
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-30
-    return net, torch.randn(16, 3, 32, 32, dtype=torch.float64), torch.randint(10, (16,))
+    return model, torch.randn(16, 3, 32, 32, dtype=torch.float64), torch.randint(10, (16,))
 
 
 @pytest.fixture(scope="module")
 def scaled():
     """The same model at four scales of all its convolutions, and the minibatch."""
-    net, x, y = batch_norm_vgg()
-    nets = []
+    model, x, y = batch_norm_vgg()
+    models = []
     for c in SCALES:
-        one = copy.deepcopy(net)
+        one = copy.deepcopy(model)
         with torch.no_grad():
             for module in one.modules():
                 if isinstance(module, nn.Conv2d):
                     module.weight.mul_(c)
-        nets.append(one)
-    return nets, x, y
+        models.append(one)
+    return models, x, y
 
 
 def test_the_same_at_every_scale_of_all_convolutions_before_batch_norm(scaled):
-    nets, x, y = scaled
-    losses = [loss_of(net, x, y)().item() for net in nets]
+    models, x, y = scaled
+    losses = [loss_of(model, x, y)().item() for model in models]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-12), "the scale leaves the loss alone"
-    found = np.array([betas(net, x, y) for net in nets])
+    found = np.array([betas(model, x, y) for model in models])
     assert found.shape == (4, 11) and (found > 0).all()
     np.testing.assert_allclose(found, np.broadcast_to(found[1], found.shape), rtol=1e-6)
 
 
 def test_one_probe_of_all_weights_together_is_not_scale_invariant(scaled):
     """An earlier, wrong formula: each tensor's distance divided by its move, times its squared norm."""
-    nets, x, y = scaled
+    models, x, y = scaled
     found = []
-    for net in nets:
-        parameters = list(net.parameters())
-        seen = probe_along(loss_of(net, x, y), parameters, vgg_steps(0.1))
+    for model in models:
+        parameters = list(model.parameters())
+        seen = probe_along(loss_of(model, x, y), parameters, vgg_steps(0.1))
         weights = [i for i, p in enumerate(parameters) if p.ndim > 1]
         slope = (seen.parameter_distance / seen.parameter_moved).amax(0)
         found.append((slope * seen.parameter_norm**2)[weights].median().item())
@@ -82,12 +82,12 @@ def test_one_probe_of_all_weights_together_is_not_scale_invariant(scaled):
 @settings(deadline=None, max_examples=15)
 @given(st.floats(0.1, 10.0), st.integers(0, 3))
 def test_any_scale_of_one_convolution_divides_raw_beta_by_its_square_and_leaves_this_alone(c, seed):
-    net, x, y = slow.problem(seed=seed)
-    net, x = net.double(), x.double()
-    net[1].eps = 1e-30
+    model, x, y = slow.problem(seed=seed)
+    model, x = model.double(), x.double()
+    model[1].eps = 1e-30
     seen = []
     for scale in (1.0, c):
-        scaled = copy.deepcopy(net)
+        scaled = copy.deepcopy(model)
         with torch.no_grad():
             scaled[0].weight.mul_(scale)
         seen.append(probe_each_weight(loss_of(scaled, x, y), [scaled[0].weight]))
@@ -111,17 +111,17 @@ def test_a_quadratic_has_its_curvature_times_the_squared_norm():
 
 
 def test_agrees_with_a_second_implementation():
-    net, x, y = slow.problem()
+    model, x, y = slow.problem()
     shares = (0.01, 0.1)
-    seen = probe_each_weight(loss_of(net, x, y), weights_of(net), shares)
-    theta, (_, g) = slow.get(net), slow.evaluate(net, x, y)
-    parts = [part for part, p in zip(slow.spans(net), net.parameters(), strict=True) if p.ndim > 1]
+    seen = probe_each_weight(loss_of(model, x, y), weights_of(model), shares)
+    theta, (_, g) = slow.get(model), slow.evaluate(model, x, y)
+    parts = [part for part, p in zip(slow.spans(model), model.parameters(), strict=True) if p.ndim > 1]
     for i, part in enumerate(parts):
         for j, share in enumerate(shares):
             moved = theta.copy()
             step = share * slow.length(theta[part]) / slow.length(g[part])
             moved[part] -= step * g[part]
-            loss, there = slow.evaluate(slow.put(net, moved), x, y)
+            loss, there = slow.evaluate(slow.put(model, moved), x, y)
             assert seen.loss[j, i].item() == pytest.approx(loss, rel=1e-5)
             distance = slow.length((there - g)[part])
             assert seen.gradient_distance[j, i].item() == pytest.approx(distance, rel=1e-4)
@@ -136,15 +136,15 @@ def test_the_greatest_share_of_each_weight_counts_and_weights_stay_apart():
 
 
 def test_weights_buffers_gradients_and_random_numbers_are_as_they_were():
-    net, x, y = slow.problem(dropout=0.3)
-    loss_of(net, x, y)().backward()
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    gradients = [(p.grad, p.grad.clone()) for p in net.parameters()]
+    model, x, y = slow.problem(dropout=0.3)
+    loss_of(model, x, y)().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = [(p.grad, p.grad.clone()) for p in model.parameters()]
     rng = torch.get_rng_state()
-    with preserve_state(net, train=True):
-        probe_each_weight(loss_of(net, x, y), weights_of(net))
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in state.items())
-    assert all(p.grad is t and torch.equal(t, v) for p, (t, v) in zip(net.parameters(), gradients, strict=True))
+    with preserve_state(model, train=True):
+        probe_each_weight(loss_of(model, x, y), weights_of(model))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    assert all(p.grad is t and torch.equal(t, v) for p, (t, v) in zip(model.parameters(), gradients, strict=True))
     assert torch.equal(rng, torch.get_rng_state())
 
 

@@ -46,6 +46,7 @@ DRAWN = {
     "factors": lambda: figures.factors(
         {f"{LONG[:30]} {i}": {"0.1": FACTOR, "1e-05": FACTOR._replace(interval=None)} for i in range(9)}, LONG, LONG
     ),
+    "against key": lambda: figures.against_key({LONG: {"0.1": [1, 2], "0.2": [3]}, "b": {"0.1": [4]}}, "lr", "x", LONG),
     "confusion": lambda: figures.confusion_matrix(RNG.integers(0, 2000, (10, 10)), CLASSES, LONG),
     "curves": lambda: figures.training_curves({"train/loss": 2 - ACCURACIES, "val/acc": ACCURACIES}, LONG),
     "one epoch": lambda: figures.training_curves({"train/loss": np.array([[2.0]])}, "short"),
@@ -61,9 +62,11 @@ def words(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text)]
 
 
+@pytest.mark.parametrize("style", figures.STYLES)
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
-def test_nothing_is_cut_off(draw):
-    figure = draw()
+def test_nothing_is_cut_off(draw, style):
+    with figures.using(style):
+        figure = draw()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     box = figure.get_tightbbox(canvas.get_renderer())  # in inches
@@ -74,6 +77,49 @@ def test_nothing_is_cut_off(draw):
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
 def test_a_phone_shows_it_without_much_scrolling(draw):
     assert draw().get_figwidth() <= 6
+
+
+def sizes(figure):
+    texts = {text.get_text(): text.get_fontsize() for text in figure.findobj(Text) if text.get_text()}
+    return np.array([*figure.get_size_inches(), *(texts[key] for key in ("step", "‖Gₜ − Gₜ₋₁‖", "lr 0.1"))])
+
+
+def test_styles_scale_the_figure_with_its_fonts_and_lines():
+    def draw(style):
+        with figures.using(style):
+            figure = figures.lines({"a": {"0.1": CURVES[:1]}}, "‖Gₜ − Gₜ₋₁‖", "title")
+            FigureCanvasAgg(figure).draw()
+        return figure
+
+    page, paper, slides = map(draw, ("page", "paper", "slides"))
+    assert_allclose(sizes(page), [5.2, sizes(page)[1], 10, 10, 9])
+    assert_allclose(sizes(paper), 0.8 * sizes(page))
+    assert_allclose(sizes(slides), 1.8 * sizes(page))
+    widths = [figure.axes[0].lines[0].get_linewidth() for figure in (page, paper, slides)]
+    assert_allclose(widths, [0.7, 0.7 * 0.8 * 0.9, 0.7 * 1.8 * 1.3])
+    families = [figure.axes[0].xaxis.label.get_fontname() for figure in (page, paper, slides)]
+    assert families == ["DejaVu Sans", "STIXGeneral", "DejaVu Sans"]
+
+
+def test_the_style_ends_with_its_block():
+    with figures.using("slides"):
+        pass
+    assert DRAWN["bands"]().get_figwidth() == 5.2
+
+
+def test_against_key_shows_mean_minimum_and_maximum():
+    values = {"a": {"0.1": [1.0, 3.0], "0.01": [5.0]}, "b": {"0.1": [4.0]}}
+    (axes,) = figures.against_key(values, "lr", "loss", "title").axes
+    assert axes.get_xscale() == "log" and (axes.get_xlabel(), axes.get_ylabel()) == ("lr", "loss")
+    first, second = (container.lines for container in axes.containers)
+    assert_allclose(first[0].get_xydata(), [[0.01, 5], [0.1, 2]])
+    assert_allclose(first[2][0].get_segments()[1], [[0.1, 1], [0.1, 3]])
+    assert_allclose(second[0].get_xydata(), [[0.1, 4]])
+
+
+def test_against_a_key_of_words_has_a_categorical_axis():
+    (axes,) = figures.against_key({"a": {"vgg": [0.5], "resnet": [0.6]}}, "model", "accuracy", "", percent=True).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["vgg", "resnet"]
 
 
 def test_training_curves_are_the_mean_and_a_band_from_minimum_to_maximum():

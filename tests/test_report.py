@@ -265,6 +265,22 @@ def test_nothing_to_gather(tmp_path):
         gather(tmp_path)
 
 
+def test_runs_of_several_folders_are_compared_and_not_merged(tmp_path):
+    for name, accuracies in (("before", (0.5, 0.6)), ("after", (0.7, 0.8))):
+        for seed, accuracy in enumerate(accuracies):
+            make_run(tmp_path / name, "optim.lr=0.1", f"seed={seed}", accuracy=accuracy)
+        make_run(tmp_path / name, "optim.lr=0.2", accuracy=0.1)
+    sweep = gather(tmp_path / "before", tmp_path / "after")
+    groups = {group.label: group.metric("test/acc") for group in sweep.groups}
+    assert groups == {
+        **{"after: lr 0.1": [0.7, 0.8], "before: lr 0.1": [0.5, 0.6]},
+        **{"after: lr 0.2": [0.1], "before: lr 0.2": [0.1]},
+    }
+    assert not sweep.excluded
+    (merged, _) = gather(tmp_path).groups
+    assert merged.label == "lr 0.1" and len(merged.runs) == 2, "the parent folder is one sweep, with each seed once"
+
+
 # The table.
 
 

@@ -395,6 +395,19 @@ def test_old_results_derive_the_constant_prediction_loss_from_the_name_of_the_lo
     assert_dead(tmp_path, dead)
 
 
+def test_families_of_several_folders_are_drawn_separately(tmp_path):
+    for name, scale in (("before", 6.0), ("after", 2.0)):
+        write_run(tmp_path / name, "vgg_a", 0.001, scale=scale)
+        write_run(tmp_path / name, "vgg_a_bn", 0.001, scale=1.0)
+    section = smoothness(gather(tmp_path / "before", tmp_path / "after"), Options())
+    rows = list(csv.DictReader(io.StringIO(section.files["factors.csv"])))
+    lipschitz = [row for row in rows if row["definition"] == "course report Lipschitz"]
+    assert {(row["reference"], row["other"], row["factor"]) for row in lipschitz} == {
+        ("before: vgg_a", "before: vgg_a_bn", "6"),
+        ("after: vgg_a", "after: vgg_a_bn", "2"),
+    }
+
+
 def test_captions_include_caveats(sweep):
     captions = {drawing.name: drawing.caption for drawing in smoothness(gather(sweep), Options()).drawings}
     assert "minibatch noise" in captions["course-report-lipschitz"]

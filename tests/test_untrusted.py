@@ -103,7 +103,7 @@ def test_a_dollar_in_a_figure_is_a_dollar():
 @pytest.fixture
 def evil(tmp_path, monkeypatch):
     """The report of runs whose every text is hostile; figures are not drawn, which takes long."""
-    monkeypatch.setattr(write, "_save", lambda drawing, folder: Image(b"", 5.0))
+    monkeypatch.setattr(write, "_save", lambda drawing, folder, options: Image(b"", 5.0))
     for i, word in enumerate(("ok", EVIL)):
         config = {"model": {"_target_": "torch.nn.Identity", "note": word}, "x": word}
         facts = {"device": word, "precision": word, "versions": {word: word}, "git_commit": word, "confusion": [[1]]}
@@ -273,7 +273,9 @@ def test_several_folders_make_one_report(tmp_path):
     report = tmp_path / "a" / "sweep" / "report"
     names = {row["run"] for row in rows(report / "runs.csv")}
     assert names == {"sweep/optim.lr=0.5,seed=0", "sweep (2)/optim.lr=0.6,seed=0", "c/optim.lr=0.7,seed=0"}
-    assert "Runs of sweep, sweep, c" in (report / "index.html").read_text()
+    assert "Runs in sweep, sweep, c" in (report / "index.html").read_text()
+    groups = {row["group"]: row["folder"] for row in rows(report / "table.csv")}
+    assert groups == {"c: lr 0.7": "c", "sweep (2): lr 0.6": "sweep (2)", "sweep: lr 0.5": "sweep"}
     assert not (tmp_path / "c" / "report").exists()
 
 
@@ -451,7 +453,7 @@ def test_a_damaged_metrics_csv_costs_a_run_its_curves_alone(tmp_path, content, m
     assert run == "seed=1" and reason.startswith("metrics.csv ") and message in reason and "\n" not in reason
     assert sweep.groups[0].curves("val/acc").shape == (2, 2)
     notice = "omitted from training curves"
-    assert notice in html_page(sweep, [], {}) and notice in markdown_page(sweep, [])
+    assert notice in html_page(sweep, [], {}) and notice in markdown_page(sweep, [], {})
 
 
 @pytest.mark.parametrize("make", ODD)
@@ -626,7 +628,7 @@ def two_runs(tmp_path_factory):
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(["result.json", "key", "metrics.csv", "recordings.npz", "last.ckpt"]), data=st.data())
 def test_for_any_a_file_holds_there_is_a_report_that_names_the_run(two_runs, monkeypatch, name, data):
-    monkeypatch.setattr(write, "_save", lambda drawing, folder: Image(b"", 5.0))
+    monkeypatch.setattr(write, "_save", lambda drawing, folder, options: Image(b"", 5.0))
     root, victim = two_runs
     file = victim / ("result.json" if name == "key" else name)
     before = file.read_bytes() if file.exists() else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from cifarbn.figures.style import INK, bare, styled, wrapped
+from cifarbn.figures.style import INK, bare, sized, styled, wrapped
 
 READABLE = 30  # classes
 LONGEST = 24  # characters of a class's name
@@ -26,7 +26,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = ""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     readable = len(classes) <= READABLE
     size = 1.25 + 0.385 * min(len(classes), READABLE)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    figure = Figure(figsize=(sized(size), sized(size)), layout="constrained")
     axes = figure.subplots()
     bare(axes)
     # The square root keeps error rates of a few per cent distinguishable from zero.
@@ -41,5 +41,5 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = ""
     figure.suptitle(wrapped(f"{title}: {accuracy}" if title else accuracy, size - 0.2), x=0.02, ha="left")
     for (row, column), count in np.ndenumerate(counts) if readable else ():
         dark = share[row, column] > 0.36
-        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color="white" if dark else INK)
+        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=sized(8), color="white" if dark else INK)
     return figure

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cifarbn.figures.style import MUTED, PALETTE, logarithmic, styled, wrapped
+from cifarbn.figures.style import MUTED, PALETTE, logarithmic, sized, styled, wrapped
 
 # Validation and test curves often coincide, so the test curve is dashed.
 PARTS = {
@@ -83,7 +83,7 @@ def _figure(height: float, title: str) -> Figure:
     """Return an empty figure, `height` inches high plus the height of its title."""
     title = wrapped(title, WIDTH - 0.2)
     height += 0.17 * (title.count("\n") + 1)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(sized(WIDTH), sized(height)), layout="constrained")
     figure.suptitle(title, x=0.02, ha="left")
     return figure
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cifarbn.figures.style import MUTED, bare, styled, wrapped
+from cifarbn.figures.style import MUTED, bare, sized, styled, wrapped
 
 CHANNELS = 6
 
@@ -41,14 +41,14 @@ def feature_maps(image: np.ndarray, title: str, subtitle: str, stages: Sequence[
     sheet = _Sheet(left + (1 + CHANNELS) * cell + 0.1, top + len(stages) * cell + 0.1)
     sheet.show(0.1, 0.1, 0.87, image)
     down = sheet.title(left, 0.1, title)
-    sheet.write(left, down + 0.05, subtitle, va="top", fontsize=9)
-    sheet.write(left + 0.47 * cell, top - 0.06, "mean", ha="center", fontsize=8, color=MUTED)
-    sheet.write(left + cell, top - 0.06, f"channels 1 to {CHANNELS}", fontsize=8, color=MUTED)
+    sheet.write(left, down + 0.05, subtitle, va="top", fontsize=sized(9))
+    sheet.write(left + 0.47 * cell, top - 0.06, "mean", ha="center", fontsize=sized(8), color=MUTED)
+    sheet.write(left + cell, top - 0.06, f"channels 1 to {CHANNELS}", fontsize=sized(8), color=MUTED)
     for row, (name, maps) in enumerate(stages):
         down = top + row * cell
         channels, height, width = maps.shape
         label = f"{name}\n{channels} × {height}×{width}"
-        sheet.write(left - 0.08, down + 0.47 * cell, label, ha="right", va="center", fontsize=8)
+        sheet.write(left - 0.08, down + 0.47 * cell, label, ha="right", va="center", fontsize=sized(8))
         sheet.show(left, down, 0.94 * cell, maps.mean(0), cmap="magma")
         for column, one in enumerate(maps[:CHANNELS], 1):
             sheet.show(left + column * cell, down, 0.94 * cell, one, cmap="gray")
@@ -88,7 +88,7 @@ def misclassified(
     """
     sheet = _grid(images, title, across=5, cell=0.98, below=0.5)
     for axes, true_class, predicted_class, p in zip(sheet.figure.axes, true, predicted, confidence, strict=True):
-        axes.set_xlabel(f"{true_class}\n→ {predicted_class}\n{p:.0%}", fontsize=8, labelpad=2)
+        axes.set_xlabel(f"{true_class}\n→ {predicted_class}\n{p:.0%}", fontsize=sized(8), labelpad=sized(2))
     return sheet.figure
 
 
@@ -96,7 +96,7 @@ class _Sheet:
     """A figure whose contents are placed in inches from its upper left corner."""
 
     def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height))
+        self.figure = Figure(figsize=(sized(width), sized(height)))
         self.width, self.height = width, height
 
     def write(self, right: float, down: float, text: str, **style: Any) -> None:

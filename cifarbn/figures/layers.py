@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
 from cifarbn.figures.smoothness import COLOURS, WIDTH, band_of_seeds, finish, legend_below, tall
-from cifarbn.figures.style import PALETTE, styled, wrapped
+from cifarbn.figures.style import PALETTE, line, styled, wrapped
 from cifarbn.smoothness.bands import SeedBand
 
 ROW = 1.35  # height of a row of panels, in inches
@@ -48,7 +48,7 @@ def layers(
             for (family, curve), colour in zip(by_family.items(), cycle(COLOURS), strict=False):
                 band_of_seeds(axes, curve, colour)
                 marker = "o" if len(curve.steps) == 1 else None  # one point has no line
-                axes.plot(curve.steps, curve.low, color=colour, label=family, lw=1.4, marker=marker)
+                axes.plot(curve.steps, curve.low, color=colour, label=family, lw=line(1.4), marker=marker)
             if quantity not in log:
                 _show_no_rounding(axes)
             finish(axes, quantity, quantity in log)

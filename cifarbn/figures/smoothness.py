@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cifarbn.figures.style import INK, MUTED, PALETTE, logarithmic, shades, styled, wrapped
+from cifarbn.figures.style import INK, MUTED, PALETTE, line, logarithmic, shades, sized, styled, wrapped
 from cifarbn.smoothness.bands import SeedBand
 from cifarbn.smoothness.factors import Factor
 
@@ -58,7 +58,7 @@ def lines(curves: Mapping[str, Mapping[str, Sequence[Curve]]], label: str, title
         for rate, runs in sorted(by_rate.items(), key=lambda item: float(item[0])):
             thin = len(runs) > 1 or max(len(steps) for steps, _ in runs) > DENSE
             for steps, values in runs:
-                axes.plot(steps, values, color=colours[rate], label=f"lr {rate}", lw=0.7 if thin else 1.6)
+                axes.plot(steps, values, color=colours[rate], label=f"lr {rate}", lw=line(0.7 if thin else 1.6))
         finish(axes, label, log)
     _label_above_a_gap(panels)
     legend_below(figure, panels, numbered=True)
@@ -84,7 +84,7 @@ def along_gradient(
         for (family, band), colour in zip(by_family.items(), cycle(COLOURS), strict=False):
             if quantity in lines:
                 band_of_seeds(axes, band, colour)
-                axes.plot(band.steps, band.low, color=colour, label=family, lw=1.4)
+                axes.plot(band.steps, band.low, color=colour, label=family, lw=line(1.4))
             else:
                 _band(axes, band, colour, family)
         finish(axes, quantity, log=True)
@@ -107,7 +107,15 @@ def distance_curves(curves: Mapping[str, Mapping[int, Sequence[Curve]]], title: 
     for axes, by_step in zip(panels, curves.values(), strict=True):
         for step, runs in sorted(by_step.items()):
             for moved, distance in runs:
-                axes.plot(moved, distance, color=colours[str(step)], marker="o", ms=3, lw=1.3, label=f"step {step}")
+                axes.plot(
+                    moved,
+                    distance,
+                    color=colours[str(step)],
+                    marker="o",
+                    ms=sized(3),
+                    lw=line(1.3),
+                    label=f"step {step}",
+                )
         axes.set(xlabel="distance moved, s‖g‖", ylabel="gradient distance")
         logarithmic(axes, "x")
         logarithmic(axes, "y")
@@ -140,18 +148,25 @@ def factors(
     for row, by_rate in enumerate(ratios.values()):
         for rate, ratio in by_rate.items():
             if ratio.interval:
-                axes.plot(ratio.interval, [row + places[rate]] * 2, color=colours[rate], lw=1.2, zorder=1)
+                axes.plot(ratio.interval, [row + places[rate]] * 2, color=colours[rate], lw=line(1.2), zorder=1)
             face = colours[rate] if ratio.interval else "white"
-            axes.scatter(ratio.factor, row + places[rate], facecolor=face, edgecolor=colours[rate], s=20, zorder=2)
-    axes.axvline(1, color=INK, lw=1)
+            axes.scatter(
+                ratio.factor,
+                row + places[rate],
+                facecolor=face,
+                edgecolor=colours[rate],
+                s=sized(20**0.5) ** 2,
+                zorder=2,
+            )
+    axes.axvline(1, color=INK, lw=sized(1))
     for boundary in np.cumsum(blocks)[:-1]:
-        axes.axhline(boundary - 0.5, color=MUTED, lw=0.6, ls=(0, (4, 3)))
+        axes.axhline(boundary - 0.5, color=MUTED, lw=sized(0.6), ls=(0, (4, 3)))
     axes.set_yticks(range(len(ratios)), [wrapped(name, 2.1, 9) for name in ratios])
     axes.set_ylim(len(ratios) - 0.5, -0.5)
     logarithmic(axes, "x")
     axes.set_xlabel(wrapped(axis_label, WIDTH - 1.9))
     for rate in rates:
-        axes.scatter([], [], color=colours[rate], s=20, label=f"lr {rate}")
+        axes.scatter([], [], color=colours[rate], s=sized(20**0.5) ** 2, label=f"lr {rate}")
     legend_below(figure, [axes], numbered=True)
     return figure
 
@@ -159,7 +174,7 @@ def factors(
 def tall(height: float, title: str) -> Figure:
     """Return an empty figure, `height` inches high plus the height of its title."""
     title = wrapped(title, WIDTH - 0.2)
-    figure = Figure(figsize=(WIDTH, height + 0.17 * (title.count("\n") + 1)), layout="constrained")
+    figure = Figure(figsize=(sized(WIDTH), sized(height + 0.17 * (title.count("\n") + 1))), layout="constrained")
     figure.suptitle(title, x=0.02, ha="left")
     return figure
 
@@ -223,7 +238,7 @@ def legend_below(figure: Figure, panels: Sequence[Axes], *, numbered: bool = Fal
     in_two = all(wrapped(label, WIDTH / 2 - 0.8, 9) == label for label in order)
     columns = 4 if numbered else 2 if in_two else 1
     lines = -(-sum(text.count("\n") + 1 for text in texts) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.19 * (lines - 1))
+    figure.set_figheight(figure.get_figheight() + sized(0.19 * (lines - 1)))
     legend = figure.legend([handles[label] for label in order], texts, loc="outside lower left", ncols=columns)
-    for line in legend.get_lines():
-        line.set_linewidth(2)  # the colour of a thin line is hard to see
+    for handle in legend.get_lines():
+        handle.set_linewidth(line(2))  # the colour of a thin line is hard to see

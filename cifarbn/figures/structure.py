@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from cifarbn.figures.style import INK, MUTED, PALETTE, bare, styled, wrapped
+from cifarbn.figures.style import INK, MUTED, PALETTE, bare, sized, styled, wrapped
 
 # Kind of layer -> edge and fill.
 COLOURS = {
@@ -62,15 +62,15 @@ def structure(layers: Sequence[Layer], title: str, input_shape: tuple[int, ...])
     title = wrapped(title, WIDTH - 0.2)
     top = TOP + 0.19 * title.count("\n")
     height = top + len(layers) * (BOX + GAP) + 0.35
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Figure(figsize=(sized(WIDTH), sized(height)))
     axes = figure.add_axes((0, 0, 1, 1))
     bare(axes)
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.text(0.08, 0.1, title, fontweight="bold", va="top")
     middle = (LEFT + RIGHT) / 2
-    axes.text(middle, top - GAP - 0.12, f"input {_size(input_shape)}", ha="center", va="center", fontsize=9)
+    axes.text(middle, top - GAP - 0.12, f"input {_size(input_shape)}", ha="center", va="center", fontsize=sized(9))
     for x, heading in ((SHAPE, "output"), (PARAMETERS, "parameters")):
-        axes.text(x, top - GAP - 0.12, heading, ha="right", va="center", fontsize=8, color=MUTED)
+        axes.text(x, top - GAP - 0.12, heading, ha="right", va="center", fontsize=sized(8), color=MUTED)
 
     tops = [top + i * (BOX + GAP) for i in range(len(layers))]
     for layer, down in zip(layers, tops, strict=True):
@@ -82,35 +82,37 @@ def structure(layers: Sequence[Layer], title: str, input_shape: tuple[int, ...])
     if pooled:
         _pooling(axes, pooled)
     total = sum(layer.parameters * layer.repeat for layer in layers)
-    axes.text(PARAMETERS, height - 0.22, f"{total:,} in total", ha="right", va="center", fontsize=9, fontweight="bold")
+    axes.text(
+        PARAMETERS, height - 0.22, f"{total:,} in total", ha="right", va="center", fontsize=sized(9), fontweight="bold"
+    )
     return figure
 
 
 def _box(axes: Axes, layer: Layer, top: float) -> None:
     edge, fill = COLOURS[layer.kind]
     box = FancyBboxPatch(
-        (LEFT, top), RIGHT - LEFT, BOX, boxstyle="round,pad=0,rounding_size=0.06", fc=fill, ec=edge, lw=1
+        (LEFT, top), RIGHT - LEFT, BOX, boxstyle="round,pad=0,rounding_size=0.06", fc=fill, ec=edge, lw=sized(1)
     )
     axes.add_patch(box)
     centre = top + BOX / 2
     text = f"{layer.repeat} × ( {layer.text} )" if layer.repeat > 1 else layer.text
     size = 9 if len(text) <= LONG_TEXT else 9 * LONG_TEXT / len(text)
-    axes.text((LEFT + RIGHT) / 2, centre, text, ha="center", va="center", fontsize=size, color=INK)
-    axes.text(0.08, centre, layer.name, ha="left", va="center", fontsize=8, color=MUTED)
-    axes.text(SHAPE, centre, _size(layer.shape), ha="right", va="center", fontsize=8)
+    axes.text((LEFT + RIGHT) / 2, centre, text, ha="center", va="center", fontsize=sized(size), color=INK)
+    axes.text(0.08, centre, layer.name, ha="left", va="center", fontsize=sized(8), color=MUTED)
+    axes.text(SHAPE, centre, _size(layer.shape), ha="right", va="center", fontsize=sized(8))
     count = f"{layer.parameters * layer.repeat:,}" if layer.parameters else "–"
-    axes.text(PARAMETERS, centre, count, ha="right", va="center", fontsize=8)
+    axes.text(PARAMETERS, centre, count, ha="right", va="center", fontsize=sized(8))
 
 
 def _shortcut(axes: Axes, layer: Layer, top: float) -> None:
     """Draw a line from above the box around its left side to below it, clear of the next shortcut."""
     colour = COLOURS[layer.kind][0]
     middle, above, below = (LEFT + RIGHT) / 2, top - 0.64 * GAP, top + BOX + 0.16 * GAP
-    axes.plot([middle, SHORTCUT, SHORTCUT], [above, above, below], color=colour, lw=1.1, solid_joinstyle="round")
+    axes.plot([middle, SHORTCUT, SHORTCUT], [above, above, below], color=colour, lw=sized(1.1), solid_joinstyle="round")
     axes.annotate("", (middle, below), (SHORTCUT, below), arrowprops=_arrow(colour))
     if layer.skip != "identity":
-        box = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": colour, "lw": 0.8}
-        axes.text(SHORTCUT, top + BOX / 2, layer.skip, ha="center", va="center", fontsize=7, bbox=box)
+        box = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": colour, "lw": sized(0.8)}
+        axes.text(SHORTCUT, top + BOX / 2, layer.skip, ha="center", va="center", fontsize=sized(7), bbox=box)
 
 
 def _pooling(axes: Axes, pooled: Sequence[float]) -> None:
@@ -119,13 +121,14 @@ def _pooling(axes: Axes, pooled: Sequence[float]) -> None:
     exits = [top + BOX / 2 for top in pooled]
     end = exits[-1] + BOX + GAP
     for y in exits:
-        axes.plot([RIGHT, BUS], [y, y], color=colour, lw=1.1)
-    axes.plot([BUS, BUS], [exits[0], end], color=colour, lw=1.1)
+        axes.plot([RIGHT, BUS], [y, y], color=colour, lw=sized(1.1))
+    axes.plot([BUS, BUS], [exits[0], end], color=colour, lw=sized(1.1))
     axes.annotate("", (RIGHT, end), (BUS, end), arrowprops=_arrow(colour))
 
 
 def _arrow(colour: str) -> dict[str, object]:
-    return {"arrowstyle": "-|>,head_width=0.16,head_length=0.28", "color": colour, "lw": 1, "shrinkA": 0, "shrinkB": 0}
+    style = "-|>,head_width=0.16,head_length=0.28"  # in units of the font size
+    return {"arrowstyle": style, "color": colour, "lw": sized(1), "shrinkA": 0, "shrinkB": 0}
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cifarbn.cli.command_line import data_root, friendly_errors
 from cifarbn.errors import UserError
+from cifarbn.figures import STYLES
 from cifarbn.report.gather import gather
-from cifarbn.report.section import Options
+from cifarbn.report.section import FORMATS, Options
 from cifarbn.report.trained_model import best_models
 from cifarbn.report.write import default_folder, write_report
 from cifarbn.runs.load import check_prefixes
@@ -57,6 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help="draw feature maps, filters, mistakes and structure of the N best groups (default: 4)",
     )
+    parser.add_argument(
+        "--format",
+        default="png,pdf",
+        metavar="KINDS",
+        help=f"file formats of the figures: a list of {', '.join(FORMATS)}; PNG is always written (default: png,pdf)",
+    )
+    parser.add_argument(
+        "--style",
+        choices=STYLES,
+        default="page",
+        help="paper: 8 pt serif fonts, column width, 300 dpi; slides: 18 pt fonts, bold lines (default: page)",
+    )
+    parser.add_argument("--x", metavar="KEY", help="add a figure of the metric against this config key, such as lr")
+    parser.add_argument("--group", metavar="KEY", help="... with one line for each value of this key, such as model")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="... of val/acc, another metric, or a smoothness measure (default: test/acc)"
+    )
     args = parser.parse_intermixed_args(modern(sys.argv[1:] if arguments is None else arguments))
     with friendly_errors():
         for folder in args.folders:
@@ -64,7 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise UserError(f"there is no folder {folder}; `python -m cifarbn.train` creates multirun_outputs/")
         if args.models < 0:
             raise UserError(f"--models must be at least 0, not {args.models}")
-        options = Options(args.image, args.data_root, args.models, check_prefixes(args.trust))
+        if args.x is None and (args.group or args.metric):
+            raise UserError("--group and --metric need --x, the config key on the horizontal axis, such as --x lr")
+        formats = tuple(dict.fromkeys(args.format.lower().split(",")))
+        if unknown := [kind for kind in formats if kind not in FORMATS]:
+            raise UserError(f"--format {args.format}: {unknown[0]!r} is not one of {', '.join(FORMATS)}")
+        options = Options(
+            args.image,
+            args.data_root,
+            args.models,
+            check_prefixes(args.trust),
+            style=args.style,
+            formats=formats,
+            x=args.x,
+            group=args.group,
+            metric=args.metric or Options.metric,
+        )
         out = args.out or default_folder(args.folders[0])
         runs = gather(*args.folders)
         write_report(runs, out, options)

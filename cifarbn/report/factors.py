@@ -124,7 +124,7 @@ def drawings(
         suffix: appended to the figures' names if there are several pairs.
         ending: of every caption.
     """
-    axis = f"{reference.label} divided by {other.label}; above 1, {other.label} is smoother"
+    axis = f"{reference.label} divided by {other.label}; above 1 the latter is smoother"
     drawn: list[Drawing] = []
     steps = [c for c in comparisons if c.matched == "step"]
     if steps:

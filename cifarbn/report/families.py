@@ -1,4 +1,4 @@
-"""Families: runs that differ only in learning rate and seed. Pairs: families that differ only in normalisation."""
+"""Families: runs in one folder that differ only in learning rate and seed. Pairs differ only in normalisation."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cifarbn.report.gather import RunRecord, RunSet
-from cifarbn.report.labels import name_groups, short
+from cifarbn.report.labels import name_groups_of_folders, short
 from cifarbn.runs.identity import Tag, keys_with, without, without_seed
 from cifarbn.runs.schema import Result
 
@@ -18,7 +18,7 @@ class Family:
     Attributes:
         label: readable name that distinguishes the family.
         norm: class of its normalisation layers, such as BatchNorm2d; Identity for none.
-        rest: its config without seed, learning rate and normalisation, as JSON; equal for families that form a pair.
+        rest: folder and config without seed, learning rate and normalisation, as JSON; equal in a pair of families.
         runs: learning rate -> included runs, by seed.
         excluded: name of a run -> why it is excluded from all figures.
         data: name of its data set.
@@ -49,26 +49,26 @@ class Family:
 
 def find_families(sweep: RunSet) -> list[Family]:
     """Return all families, in the order of the table, except that those without normalisation come last."""
-    members: dict[str, list[RunRecord]] = {}
+    members: dict[tuple[str, str], list[RunRecord]] = {}
     for group in sweep.groups:
         for run in (*group.runs, *group.excluded):
             if run.config.get("optim", {}).get("lr") is None:
                 continue  # the optimizer has no learning rate
-            members.setdefault(json.dumps(_without_rate(run.config), sort_keys=True), []).append(run)
-    stripped: list[Result] = []
-    for runs in members.values():
+            members.setdefault((run.root, json.dumps(_without_rate(run.config), sort_keys=True)), []).append(run)
+    stripped: dict[tuple[str, str], Result] = {}
+    for key, runs in members.items():
         # If learning rates are separate experiments, the family is named after the one with the fewest overrides.
         result = min((run.result for run in runs), key=lambda result: len(" ".join(result.get("overrides", []))))
         overrides = [o for o in result.get("overrides", []) if not o.startswith("optim.lr=")]
-        stripped.append({"overrides": overrides, "config": _without_rate(result.get("config", {}))})
-    labels, _ = name_groups(stripped)
+        stripped[key] = {"overrides": overrides, "config": _without_rate(result.get("config", {}))}
+    labels, _ = name_groups_of_folders(stripped)
     families = []
-    for label, runs in zip(labels, members.values(), strict=True):
+    for key, runs in members.items():
         config = runs[0].config
         norm = config.get("model", {}).get("norm")
         norm = str(norm.get("_target_", "") if isinstance(norm, dict) else norm or "").rpartition(".")[2]
-        rest = json.dumps(without(_without_rate(config), keys_with(Tag.NORM)), sort_keys=True)
-        family = Family(label, norm, rest, data=runs[0].data)
+        rest = json.dumps([key[0], without(_without_rate(config), keys_with(Tag.NORM))], sort_keys=True)
+        family = Family(labels[key], norm, rest, data=runs[0].data)
         for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
             if run.exclusion_reason:
                 family.excluded[run.name] = run.exclusion_reason

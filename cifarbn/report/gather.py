@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cifarbn.errors import UserError, without_folders
-from cifarbn.report.labels import leaves, name_groups
+from cifarbn.report.labels import leaves, name_groups_of_folders
 from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.runs.identity import EXECUTION_KEYS, SEED, role_of
 from cifarbn.runs.measures import Key
@@ -33,6 +33,7 @@ class RunRecord:
         folder: path of the run folder.
         name: the folder, relative to the folder given to `gather`.
         result: the contents of `result.json`.
+        root: name of the folder given to `gather` that holds the run, if there are several; else "".
         same_as: name of another run of the same experiment and seed, which is included instead of this one.
         faults: why metrics.csv or recordings.npz could not be read; complete once both have been accessed.
     """
@@ -40,6 +41,7 @@ class RunRecord:
     folder: Path
     name: str
     result: Result
+    root: str = ""
     same_as: str | None = None
     faults: list[str] = field(default_factory=list)
 
@@ -114,10 +116,10 @@ class RunRecord:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ only in their seed.
+    """Runs in one folder that differ only in their seed.
 
     Attributes:
-        label: readable name that distinguishes the group.
+        label: readable name that distinguishes the group; it begins with the folder if there are several.
         runs: the included runs, by seed; may be empty.
         excluded: runs excluded from all means; their `exclusion_reason` is set.
     """
@@ -199,12 +201,15 @@ class RunSet:
 def gather(*roots: Path) -> RunSet:
     """Read every run folder under some folders; each may be a run folder itself. Symbolic links are followed.
 
+    Runs in different folders are never in one group, so that sweeps can be compared. To average over their seeds, give
+    the folder that holds them.
+
     Raises:
         UserError: if there is no run folder.
     """
     unreadable: dict[str, str] = {}
-    by_config: dict[str, list[RunRecord]] = {}
-    for folder, name in _run_folders([Path(root) for root in roots], unreadable):
+    by_config: dict[tuple[str, str], list[RunRecord]] = {}
+    for folder, name, root in _run_folders([Path(root) for root in roots], unreadable):
         try:
             result = stored_result(folder)
             if result is None:
@@ -215,15 +220,19 @@ def gather(*roots: Path) -> RunSet:
         result["config"] = modern_config(result["config"])
         result["overrides"] = [without_folders(override) for override in result.get("overrides", [])]
         experiment = json.dumps(_identity(result["config"]), sort_keys=True)
-        by_config.setdefault(experiment, []).append(RunRecord(folder, name, result))
+        by_config.setdefault((root, experiment), []).append(RunRecord(folder, name, result, root))
     if not by_config:
         problems = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
         raise UserError(f"{problems}. `python -m cifarbn.train` creates run folders under multirun_outputs/")
-    members = [_once_each(runs) for runs in by_config.values()]
-    labels, same = name_groups([runs[0].result for runs in members])
+    members = {key: _once_each(runs) for key, runs in by_config.items()}
+    labels, same = name_groups_of_folders({key: runs[0].result for key, runs in members.items()})
     groups = [
-        Group(label, [run for run in runs if not run.exclusion_reason], [run for run in runs if run.exclusion_reason])
-        for label, runs in zip(labels, members, strict=True)
+        Group(
+            labels[key],
+            [run for run in runs if not run.exclusion_reason],
+            [run for run in runs if run.exclusion_reason],
+        )
+        for key, runs in members.items()
     ]
     return RunSet(roots, sorted(groups, key=_rank), same, unreadable)
 
@@ -245,8 +254,10 @@ def constant_loss(result: Result) -> float | None:
     return known.get(target)
 
 
-def _run_folders(roots: Sequence[Path], unreadable: dict[str, str]) -> Iterator[tuple[Path, str]]:
-    """Yield every run folder under the roots with its name, sorted; add unreadable folders to `unreadable`.
+def _run_folders(roots: Sequence[Path], unreadable: dict[str, str]) -> Iterator[tuple[Path, str, str]]:
+    """Yield every run folder under the roots, sorted, with its name and, if there are several roots, its root's name.
+
+    Unreadable folders are added to `unreadable`.
 
     Hidden folders are skipped. Each folder is visited once, however many links lead to it, and links to a parent of
     its root are not followed.
@@ -268,7 +279,7 @@ def _run_folders(roots: Sequence[Path], unreadable: dict[str, str]) -> Iterator[
             visited.add(real)
             if RESULT in (*files, *below):
                 has_run = True
-                yield Path(here), _name(here, root, before, len(roots) > 1)
+                yield Path(here), _name(here, root, before, len(roots) > 1), before if len(roots) > 1 else ""
             below[:] = sorted(name for name in below if not name.startswith("."))
         for error in errors:
             unreadable[_name(error.filename, root, before, len(roots) > 1)] = f"unreadable: {error.strerror}"

@@ -26,7 +26,7 @@ def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
     Returns:
         The labels, and override -> value for those overrides that are the same in all groups.
     """
-    overrides = [_overrides(result) for result in results]
+    overrides = [overrides_of(result) for result in results]
     configs = [dict(leaves(result.get("config", {}))) for result in results]
     keys = sorted({key for by_key in overrides for key in by_key}, key=lambda key: ("." in key, key))
     # A group that does not override a key has the default value of its config, unless the key is a config group.
@@ -41,6 +41,28 @@ def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
     return _tell_apart(names, configs), same
 
 
+def name_groups_of_folders(
+    results: Mapping[tuple[str, str], Result],
+) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
+    """Return a label for each group of several folders, which begins with its folder, as in "sweep: vgg_a, lr 0.001".
+
+    Args:
+        results: (folder, config) -> result of one run. Groups of one config have equal labels apart from the folder,
+            and the folder "" is left out.
+
+    Returns:
+        (folder, config) -> label, and override -> value for those overrides that are the same in all groups.
+    """
+    configs = {config: result for (_, config), result in results.items()}
+    names, same = name_groups(list(configs.values()))
+    by_config = dict(zip(configs, names, strict=True))
+    labels = {
+        (folder, config): f"{folder}: {by_config[config]}" if folder else by_config[config]
+        for folder, config in results
+    }
+    return labels, same
+
+
 def short(value: Any) -> str:
     """Format a value: 0.001 for 1e-3, at most 6 digits; only the last part of a path."""
     try:
@@ -53,7 +75,8 @@ def short(value: Any) -> str:
     return f"{number:.6g}".replace("e-0", "e-")
 
 
-def _overrides(result: Result) -> dict[str, str]:
+def overrides_of(result: Result) -> dict[str, str]:
+    """Return override -> formatted value, without the seed and overrides that do not define the experiment."""
     pairs = (override.lstrip("+~").partition("=") for override in result.get("overrides", []))
     return {key: short(value) for key, _, value in pairs if key not in UNNAMED}
 

@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -28,11 +29,13 @@ class Image(NamedTuple):
 
     Attributes:
         png: contents of the file.
-        inches: width of the figure.
+        inches: width of the figure on the page.
+        links: format -> file, for the other formats of the figure.
     """
 
     png: bytes
     inches: float
+    links: Mapping[str, str] = MappingProxyType({})
 
     @property
     def base64(self) -> str:
@@ -74,11 +77,13 @@ def html_page(
     )
 
 
-def markdown_page(sweep: RunSet, sections: Sequence[Section], lead: Section | None = None) -> str:
+def markdown_page(
+    sweep: RunSet, sections: Sequence[Section], images: Mapping[str, Image], lead: Section | None = None
+) -> str:
     """Return the same page as Markdown, with the images in figures/."""
     parts = [f"# {markdown(title(sweep))}", markdown(summary(sweep))]
     if lead:
-        parts += [*_markdown_section(lead), "## All runs, best first"]
+        parts += [*_markdown_section(lead, images), "## All runs, best first"]
     if sweep.counted:
         parts.append(table.as_markdown(table.columns(sweep)).rstrip())
     parts += [*map(markdown, notes(sweep)), _markdown_files(NUMBERS)]
@@ -92,13 +97,13 @@ def markdown_page(sweep: RunSet, sections: Sequence[Section], lead: Section | No
         overrides = ", ".join(markdown_code(f"{key}={value}") for key, value in sweep.same.items())
         parts.append(f"Common to all runs: {overrides}")
     for section in sections:
-        parts += _markdown_section(section)
+        parts += _markdown_section(section, images)
     return "\n\n".join([*parts, "---", markdown(provenance(sweep))]) + "\n"
 
 
 def title(sweep: RunSet) -> str:
     """Return the title: the names of the folders, without their paths."""
-    return f"Runs of {', '.join(clean(root.resolve().name) for root in sweep.roots)}"
+    return f"Runs in {', '.join(clean(root.resolve().name) for root in sweep.roots)}"
 
 
 def summary(sweep: RunSet) -> str:
@@ -140,15 +145,16 @@ def provenance(sweep: RunSet) -> str:
     return f"Versions: {', '.join(sorted(versions)) or 'unknown'}; code: {', '.join(sorted(commits))}."
 
 
-def _markdown_section(section: Section) -> list[str]:
+def _markdown_section(section: Section, images: Mapping[str, Image]) -> list[str]:
     parts = [f"## {section.title}", *map(markdown, section.text.split("\n") if section.text else ())]
     parts += [table.as_markdown(section.table).rstrip()] if section.table else []
     parts += ["\n".join(f"- {markdown(point)}" for point in section.points)] if section.points else []
     parts += [_markdown_files(dict.fromkeys(section.files, ""))] if section.files else []
-    return parts + [
-        f"![{markdown(d.alt)}](figures/{d.name}.png)\n\n*{markdown(d.caption)}*\n[PDF](figures/{d.name}.pdf)"
-        for d in section.drawings
-    ]
+    for drawing in section.drawings:
+        links = "".join(f"\n[{kind}]({file})" for kind, file in images[drawing.name].links.items())
+        image = f"![{markdown(drawing.alt)}](figures/{drawing.name}.png)"
+        parts.append(f"{image}\n\n*{markdown(drawing.caption)}*{links}")
+    return parts
 
 
 def _markdown_files(files: Mapping[str, str]) -> str:

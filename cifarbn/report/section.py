@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from cifarbn.report.gather import RunSet
 
+FORMATS = ("png", "pdf", "svg")
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -60,12 +62,22 @@ class Options:
         data_root: folder that holds CIFAR-10; result.json contains no paths.
         models: number of groups, from the best, whose trained model is loaded and drawn.
         trust: the user's own packages whose classes may be instantiated to load a model.
+        style: of the figures, a key of `figures.STYLES`.
+        formats: file formats of the figures, of `FORMATS`; PNG is always written, because report.md shows it.
+        x: config key on the horizontal axis of an additional comparison figure, such as "lr"; None for no such figure.
+        group: config key whose values are drawn as separate lines of that figure; None for one line.
+        metric: the quantity of that figure, a metric of result.json or a smoothness measure.
     """
 
     image: str | None = None
     data_root: Path = Path("data")
     models: int = 4
     trust: tuple[str, ...] = ()
+    style: str = "page"
+    formats: tuple[str, ...] = ("png", "pdf")
+    x: str | None = None
+    group: str | None = None
+    metric: str = "test/acc"
 
 
 MakeSection: TypeAlias = Callable[[RunSet, Options], Section | None]

@@ -106,6 +106,7 @@ def as_latex(sweep: RunSet) -> str:
 
 def _row(group: Group) -> dict[str, Any]:
     row: dict[str, Any] = {"group": group.label, "data": group.data, "n": len(group.runs)}
+    row |= {"folder": group.runs[0].root} if group.runs[0].root else {}
     for metric in FINAL_METRICS:
         values = group.metric(metric)
         numbers = estimate(values) if values else None

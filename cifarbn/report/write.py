@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifarbn.errors import UserError
-from cifarbn.figures import save
-from cifarbn.report import curves, features, mistakes, smoothness, structure, table
+from cifarbn.figures import STYLES, save, using
+from cifarbn.report import against_key, curves, features, mistakes, smoothness, structure, table
 from cifarbn.report.escape import csv_file
 from cifarbn.report.gather import RunSet
 from cifarbn.report.page import Image, html_page, markdown_page
@@ -15,6 +15,7 @@ from cifarbn.report.section import Drawing, MakeSection, Options, Section
 from cifarbn.runs.durable import replace_file, temporary_path
 
 SECTIONS: tuple[MakeSection, ...] = (
+    against_key.against_key,
     curves.training_curves,
     mistakes.confusion_matrices,
     mistakes.misclassified,
@@ -23,9 +24,10 @@ SECTIONS: tuple[MakeSection, ...] = (
     features.first_layer_filters,
     structure.structures,
 )
-"""In the order of the page, below the table; sections about accuracy come first."""
+"""In the order of the page, below the table; a requested comparison and sections about accuracy come first."""
 
-PIXELS_PER_INCH = 160
+# Without dates and versions the same figure gives the same file.
+UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 DEFAULTS = Options()
 
 
@@ -50,7 +52,7 @@ def write_report(
     """Write the report into a folder, replacing the files of an earlier report, and return the sections.
 
     index.html and report.md have the same content; table.csv, table.tex and runs.csv hold the numbers; figures/ holds
-    every figure as PNG and PDF. Symbolic links among these files are replaced, not followed.
+    every figure in the formats of the options. Symbolic links among these files are replaced, not followed.
 
     Args:
         sweep: the runs.
@@ -63,17 +65,19 @@ def write_report(
         UserError: if the folder for the figures is a symbolic link.
     """
     out = Path(out)
-    sections = [section for make in SECTIONS if (section := make(sweep, options))] + list(closing)
-    everything = [*([lead] if lead else []), *sections]
     _refuse_link(out / "figures")
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    images = {drawing.name: _save(drawing, out / "figures") for section in everything for drawing in section.drawings}
+    with using(options.style):
+        sections = [section for make in SECTIONS if (section := make(sweep, options))] + list(closing)
+        everything = [*([lead] if lead else []), *sections]
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        drawings = [drawing for section in everything for drawing in section.drawings]
+        images = {drawing.name: _save(drawing, out / "figures", options) for drawing in drawings}
     files = {name: text for section in everything for name, text in section.files.items()}
     files |= {
         "table.csv": table.as_csv(table.rows(sweep)),
         "table.tex": table.as_latex(sweep),
         "runs.csv": table.as_csv(table.run_rows(sweep)),
-        "report.md": markdown_page(sweep, sections, lead),
+        "report.md": markdown_page(sweep, sections, images, lead),
         "index.html": html_page(sweep, sections, images, lead),
     }
     for name, text in files.items():
@@ -81,17 +85,19 @@ def write_report(
     return everything
 
 
-def _save(drawing: Drawing, folder: Path) -> Image:
-    pdf, png = io.BytesIO(), io.BytesIO()
+def _save(drawing: Drawing, folder: Path, options: Options) -> Image:
+    """Write a figure in every format, and return it as shown on the page, where its width is that of the page style."""
+    style = STYLES[options.style]
     with warnings.catch_warnings():
         # Names may contain letters that the font of the figure lacks; the page shows them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        save(drawing.figure, pdf, format="pdf", metadata={"CreationDate": None})
-        save(drawing.figure, png, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None})
-    _put(folder / f"{drawing.name}.pdf", pdf.getvalue())
-    _put(folder / f"{drawing.name}.png", png.getvalue())
+        for kind in dict.fromkeys(("png", *options.formats)):
+            file = io.BytesIO()
+            save(drawing.figure, file, format=kind, dpi=style.dpi, metadata=UNDATED[kind])
+            _put(folder / f"{drawing.name}.{kind}", file.getvalue())
     width, _ = drawing.figure.get_size_inches()
-    return Image(png.getvalue(), width)
+    links = {kind.upper(): f"figures/{drawing.name}.{kind}" for kind in options.formats if kind != "png"}
+    return Image((folder / f"{drawing.name}.png").read_bytes(), width / style.scale, links)
 
 
 def _put(file: Path, content: bytes) -> None:

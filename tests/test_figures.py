@@ -33,6 +33,7 @@ NOISY = RNG.lognormal(size=(3, 300))
 SEED_BAND = over_seeds([(STEPS, row, 2 * row) for row in NOISY])
 ONE_BAND = over_seeds([(STEPS, NOISY[0], 2 * NOISY[0])])
 CURVES = [(STEPS, row) for row in NOISY]
+ROUNDING = 1e-6  # inches
 FACTOR = Factor((3.0, 2.0), 1.5, (1.2, 1.9), (1, 1), (9, 9))
 
 DRAWN = {
@@ -70,8 +71,8 @@ def test_nothing_is_cut_off(draw, style):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     box = figure.get_tightbbox(canvas.get_renderer())  # in inches
-    assert box.x0 >= 0 and box.y0 >= 0
-    assert box.x1 <= figure.get_figwidth() and box.y1 <= figure.get_figheight()
+    assert box.x0 >= -ROUNDING and box.y0 >= -ROUNDING
+    assert box.x1 <= figure.get_figwidth() + ROUNDING and box.y1 <= figure.get_figheight() + ROUNDING
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)

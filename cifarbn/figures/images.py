@@ -86,7 +86,7 @@ def misclassified(
         confidence: N probabilities of the predicted classes.
         title: of the figure.
     """
-    sheet = _grid(images, title, across=5, cell=0.98, below=0.5)
+    sheet = _grid(images, title, across=5, cell=0.98, below=0.55)
     for axes, true_class, predicted_class, p in zip(sheet.figure.axes, true, predicted, confidence, strict=True):
         axes.set_xlabel(f"{true_class}\n→ {predicted_class}\n{p:.0%}", fontsize=sized(8), labelpad=sized(2))
     return sheet.figure

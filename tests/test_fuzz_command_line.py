@@ -13,6 +13,8 @@ from test_config import CONF, GROUPS, options
 from cifarbn import train
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.errors import instantiation_errors
+from cifarbn.runs.result_file import write_result
+from cifarbn.runs.schema import RESULT
 
 OPTIONS = {group: options(group) for group in (*GROUPS, "experiment")}
 WORDS = ["auto", "none", "abc", "True", "no", "../x", "x/y", "a b", "", "é", "torch.nn.ReLU", "${epochs}", "${nothing}"]
@@ -124,6 +126,7 @@ def test_a_random_command_line_runs_or_gives_one_message(known, seed, tmp_path, 
         if small(overrides):
             instantiate_all(cfg, tmp_path)
         calls.append(overrides)
+        write_result(folder / RESULT, {"status": "done", "overrides": [], "config": {}})  # a sweep reads it
         return {}
 
     monkeypatch.setattr(train, "train", construct)
@@ -132,11 +135,14 @@ def test_a_random_command_line_runs_or_gives_one_message(known, seed, tmp_path, 
     try:
         train.main()
     except SystemExit as ended:
-        message = ended.code
-        assert isinstance(message, str) and message.startswith("error: "), overrides
-        assert len(message.strip().splitlines()) == 1, overrides
-        assert len(message) > len("error: ") + 5, overrides
-        assert not list(tmp_path.rglob("result.json"))
+        printed = capsys.readouterr().err
+        # A sweep prints one message per failed run and exits with 1.
+        messages = printed.splitlines() if ended.code == 1 else str(ended.code).strip().splitlines()
+        messages = [message for message in messages if message.startswith("error: ")]
+        assert messages and "Traceback" not in printed, overrides
+        assert ended.code == 1 or messages == [str(ended.code).strip()], overrides
+        assert min(map(len, messages)) > len("error: ") + 5, overrides
+        assert ended.code == 1 or not list(tmp_path.rglob(RESULT)), overrides
     else:
         assert calls, overrides
 

@@ -120,11 +120,15 @@ def repeat_saved_run() -> None:
     try:
         saved: Any = OmegaConf.load(folder / "config.yaml")
         overrides: Any = OmegaConf.load(folder / "overrides.yaml")
+        hydra_config: Any = OmegaConf.load(folder / "hydra.yaml").hydra
     except FileNotFoundError as error:
         raise UserError(f"cannot repeat {folder.parent}: {error.filename} is missing") from error
     saved_overrides = [str(override) for override in overrides]
+    sources = hydra_config.runtime.config_sources
+    config_dirs = [args.config_dir] if args.config_dir else [s.path for s in sources if s.provider == "command-line"]
+    search_path = [f"hydra.searchpath=[{','.join(repr(os.path.abspath(each)) for each in config_dirs)}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        then, now = resolved(saved), resolved(compose("train", overrides=saved_overrides))
+        then, now = resolved(saved), resolved(compose("train", overrides=saved_overrides + search_path))
     overridden = map(key_of, args.overrides)
     ignored = tuple(f"{key}{end}" for key in (*overridden, *EXECUTION_KEYS) for end in (":", "."))
     if changes := [change for change in differences(modern_config(then), now) if not change.startswith(ignored)]:
@@ -135,6 +139,8 @@ def repeat_saved_run() -> None:
     others = _without_options(sys.argv[1:], ("--config-path", "-cp", "--config-name", "-cn"))
     flags = [argument for argument in others if argument not in args.overrides]
     runs = not (args.multirun or args.cfg or args.info or args.shell_completion)
+    if not args.config_dir:
+        flags += [f"--config-dir={each}" for each in config_dirs]
     sys.argv[1:] = [*saved_overrides, *args.overrides, *(["hydra.mode=RUN"] if runs else []), *flags]
 
 

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from yaml import YAMLError
 
 from cifarbn.cli import resolvers
 from cifarbn.cli.conf import CONF as CONF
@@ -81,6 +82,8 @@ class Loader(ConfigLoaderImpl):
             self._explain_missing(error, overrides)
         except ConfigCompositionException as error:
             self._explain(error, groups)
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read a config file: {' '.join(str(error).split())}") from error
         check_values(self._overrides, self._defaults, cfg, groups)
         check_whole(cfg)
         return cfg
@@ -251,6 +254,8 @@ def check_whole(cfg: DictConfig) -> None:
     for key in map(str, raw):
         if key not in (*needed, "hydra") and key not in mentioned:
             raise UserError(f"nothing reads {key!r}; {_did_you_mean(key, cfg, groups)}`--cfg job` shows every key")
+    if EXPERIMENT in raw:
+        raise UserError("the file of an experiment must begin with the line `# @package _global_`")
     for key in needed:
         if key == EXPERIMENT:
             continue
@@ -263,7 +268,15 @@ def check_whole(cfg: DictConfig) -> None:
     if not isinstance(raw["trainer"], dict) or not isinstance(raw["record"], dict):
         raise UserError("trainer and record take the name of an option; use `trainer.KEY=VALUE` to change one value")
     for name, recorder in raw["record"].items():
+        if not isinstance(recorder, dict):
+            raise UserError(
+                f"record.{name} is not a recorder; a file record/NAME.yaml holds the key NAME and below it _target_"
+            )
         _check_target(f"record.{name}", recorder)
+    for key, default in file.items():
+        value = _select(cfg, key)
+        if key in needed and key not in groups and default is not None and not _same_kind(key, default, value):
+            raise UserError(f"{key}={_format(value)}: {key} takes {_kind(default)} (default {_format(default)})")
     seed, name = raw["seed"], raw["name"]
     if not isinstance(seed, (int, str)) or (isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED):
         raise UserError(f"seed={_format(seed)}: seed takes a whole number from 0 to {LARGEST_SEED}")

@@ -106,7 +106,7 @@ class SweepCallback(Callback):
         self._before: dict[Path, bytes | None] = {}  # run folder -> content of its result.json when the run started
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Check the sweep and count its runs; Hydra would turn an exception here into a warning, hence the exit."""
+        """Check the sweep and count its runs; exit on errors, since Hydra turns exceptions here into warnings."""
         with friendly_errors():
             check_one_process(config.get("trainer") or {})
             if searches(config.hydra) and OmegaConf.select(config, "data.val_size") == 0:

@@ -19,7 +19,7 @@ from cifarbn.train import train
 from cifarbn.training.classifier import Classifier
 
 CONF = Path(command_line.CONF)
-GROUPS = ("data", "augment", "norm", "activation", "model", "loss", "optim", "schedule", "trainer", "record")
+GROUPS = ("data", "augment", "norm", "activation", "model", "loss", "optim", "schedule", "trainer", "logger", "record")
 
 
 def options(group):

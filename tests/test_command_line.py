@@ -95,7 +95,7 @@ def fails(command, capsys):
         (["experiment=swish"], "did you mean experiment=course_report/swish?"),
         (["hydra/launcher=job"], "cannot find 'hydra/launcher/job'"),
         # Values that are not an option, or of the wrong type.
-        (["data=2"], "data takes the name of an option: cifar10, gaussian, shapes"),
+        (["data=2"], "data takes the name of an option: cifar10, cifar100, dataset, fashion_mnist, folder"),
         (["optim=1e30"], "optim takes the name of an option: adam, "),
         (["activation=[1,2]"], "activation takes the name of an option: elu, "),
         (["model=null"], "model takes the name of an option"),

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from cifarbn.data.image_files import fit_image
 from cifarbn.data.images import Images
 from cifarbn.data.memory import check_memory
-from cifarbn.data.module import DataModule, check_share, check_size, check_whole, number_of, split
+from cifarbn.data.module import DataModule, split
+from cifarbn.data.options import check_share, check_size, check_whole, number_of
 from cifarbn.errors import UserError
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2

@@ -9,7 +9,8 @@ from cifarbn.data.class_folders import content_key, list_parts
 from cifarbn.data.decoded import decode, default_cache
 from cifarbn.data.images import Images
 from cifarbn.data.memory import check_memory
-from cifarbn.data.module import DataModule, check_share, check_size, number_of, split
+from cifarbn.data.module import DataModule, split
+from cifarbn.data.options import check_share, check_size, number_of
 from cifarbn.errors import UserError
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2

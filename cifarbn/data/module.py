@@ -13,6 +13,7 @@ from cifarbn.data.augmentation import Augmentation
 from cifarbn.data.images import Images
 from cifarbn.data.loader import NO_AUGMENTATION, InMemoryLoader
 from cifarbn.data.memory import check_memory
+from cifarbn.data.options import check_flag, check_share, check_three, check_whole, number_of
 from cifarbn.data.randomness import keyed_generator
 from cifarbn.errors import UserError
 
@@ -70,8 +71,8 @@ class DataModule(pl.LightningDataModule):
             number_of("val_size", val_size, train_size)
         self.split_seed = check_whole("split_seed", split_seed)
         self.seed = check_whole("seed", seed)
-        self.mean = None if mean is None else _three("mean", mean)
-        self.std = None if std is None else _three("std", std)
+        self.mean = None if mean is None else check_three("mean", mean)
+        self.std = None if std is None else check_three("std", std)
         if self.std and min(self.std) <= 0:
             raise UserError(f"data.std must be above 0 in every channel, not {list(self.std)}")
         self.augmentation = augmentation or NO_AUGMENTATION
@@ -225,74 +226,3 @@ def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tupl
         means.append(round(mean.item(), 4))
         stds.append(round((weights @ (values - mean) ** 2).sqrt().item(), 4))
     return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
-
-
-def number_of(key: str, share: int | float, total: int) -> int:
-    """Return how many of `total` training images a number or a fraction of them is.
-
-    Raises:
-        UserError: if no training image would be left.
-    """
-    count = share if isinstance(share, int) else max(1, round(share * total))
-    if count >= total:
-        raise UserError(f"data.{key} must be below the number of training images, {total}, not {count}")
-    return count
-
-
-def check_share(key: str, value: Any) -> int | float:
-    """Return a number of images, or a fraction between 0 and 1 of them.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    if isinstance(value, float):
-        if not 0 < value < 1:
-            raise UserError(f"data.{key} must be a whole number, or a fraction between 0 and 1, not {value!r}")
-        return value
-    return check_whole(key, value, at_least=0)
-
-
-def check_whole(key: str, value: Any, at_least: int | None = None) -> int:
-    """Return a whole number.
-
-    Raises:
-        UserError: if it is not one, or below `at_least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"data.{key} must be a whole number, not {value!r}")
-    if at_least is not None and value < at_least:
-        raise UserError(f"data.{key} must be at least {at_least}, not {value}")
-    return value
-
-
-def check_flag(key: str, value: Any) -> bool:
-    """Return a bool.
-
-    Raises:
-        UserError: if it is not one.
-    """
-    if not isinstance(value, bool):
-        raise UserError(f"data.{key} must be true or false, not {value!r}")
-    return value
-
-
-def check_size(key: str, value: Any) -> tuple[int, int]:
-    """Return (height, width) for a whole number, or a pair of them.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    pair = [value, value] if isinstance(value, int) else value
-    try:
-        height, width = pair
-    except (TypeError, ValueError):
-        raise UserError(f"data.{key} must be a number of pixels, or [height, width], not {value!r}") from None
-    return check_whole(key, height, at_least=1), check_whole(key, width, at_least=1)
-
-
-def _three(key: str, values: Any) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise UserError(f"data.{key} must be three numbers, one per colour channel, not {values!r}") from None
-    return red, green, blue

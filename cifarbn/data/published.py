@@ -5,7 +5,8 @@ from typing import Any
 
 from cifarbn.data.downloads import PublishedFiles
 from cifarbn.data.images import Images
-from cifarbn.data.module import DataModule, check_flag
+from cifarbn.data.module import DataModule
+from cifarbn.data.options import check_flag
 from cifarbn.errors import UserError
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cifarbn.data.images import IMAGE_SIZE, Images
 from cifarbn.data.memory import check_memory
-from cifarbn.data.module import DataModule, check_whole
+from cifarbn.data.module import DataModule
+from cifarbn.data.options import check_whole
 from cifarbn.data.randomness import keyed_generator
 
 TRAIN_SEED, TEST_SEED = 0, 1

@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 SMALL = {
     "bn_smoothness": """
 DATA = "shapes data.train_size=300 data.test_size=20 data.batch_size=10"  # further overrides of the same command
-WIDTH, STEPS, RATES, PROBE_EVERY = 1, 24, [1e-3], 4
+WIDTH, STEPS, RATES, PROBE_EVERY = 1, 12, [1e-3], 2
 """,
     "own_model": "STEPS, EVERY, CHANNELS, CIFAR10 = 3, 2, 2, None",
 }

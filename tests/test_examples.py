@@ -9,6 +9,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from cifarbn.report.families import find_families, find_pairs
+from cifarbn.report.gather import gather
+from cifarbn.runs.measures import curves
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 RECORD = ROOT / "multirun_outputs" / "layers.record"
@@ -60,6 +64,18 @@ def test_own_model_in_ten_lines(tmp_path, monkeypatch, capsys):
     lines = [line for line in (EXAMPLES / "own_model.py").read_text().splitlines() if line and "import" not in line]
     assert len(lines) - 1 <= 10  # without the docstring
     assert not list(tmp_path.iterdir())
+
+
+def test_own_loop_writes_runs_that_the_report_pairs(tmp_path):
+    runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"](str(tmp_path), steps=12)
+    families = find_families(gather(tmp_path))
+    assert [family.norm for family in families] == ["BatchNorm1d", "Identity"]
+    assert len(find_pairs(families)) == 1
+    for family in families:
+        ((_, run),) = family.each()
+        assert {"course report Lipschitz", "effective beta", "step change", "covariate shift"} <= {
+            *curves(run.recordings)
+        }
 
 
 def test_measures_are_drawn(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def everything(folder, weight_shares=SHARES[:2]):
         LastLayerGradients(folder, raw=True),
         GradientProbe(folder, every=2, points=3),
         ScaleInvariantBeta(folder, every=2, shares=weight_shares),
-        StepChange(folder, every=2),
+        StepChange(folder, every=2, per_layer=True),
         CovariateShift(folder, every=2),
         ActivationDrift(folder, every=2),
         HeldOutAccuracy(folder, every=2, images=30),
@@ -213,6 +213,15 @@ def test_the_split_adds_up_and_its_head_is_the_course_report_s_lipschitz(recorde
     np.testing.assert_allclose(
         arrays["step_change.head_total"], arrays["last_layer.first_difference"][[1, 3, 5]], rtol=1e-3
     )
+
+
+def test_the_layers_of_a_step_change_add_up_to_the_model(recorded):
+    _, arrays, _ = recorded
+    assert arrays["step_change.layers"].tolist() == arrays["covariate_shift.layers"].tolist()
+    for name in ("change", "moved", "drift", "noise"):
+        total = np.sqrt(np.square(arrays[f"step_change.layer_{name}"]).sum(axis=1))
+        np.testing.assert_allclose(total, arrays[f"step_change.{name}"], rtol=1e-6)
+    np.testing.assert_array_less(arrays["step_change.head_drift"], arrays["step_change.layer_drift"][:, -1] + 1e-12)
 
 
 def test_last_layer_gradients_against_the_raw_file(recorded):

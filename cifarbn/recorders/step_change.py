@@ -1,9 +1,11 @@
 """How much the optimizer's step, and the change to the next minibatch, change the gradient."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,7 +15,9 @@ from cifarbn.recorders.training import Training
 from cifarbn.runs.measures import Key, StepChangeKeys
 from cifarbn.smoothness.evaluation import loss_and_gradient, parameters_at
 from cifarbn.smoothness.gradient_change import drift_noise_split, gradient_change
+from cifarbn.smoothness.layers import layers_of
 from cifarbn.smoothness.minibatch_loss import Batch
+from cifarbn.smoothness.vectors import distance
 
 
 class StepChange(Recorder):
@@ -27,12 +31,16 @@ class StepChange(Recorder):
     the step and that of the change of minibatch. `head_...`: the same for the last layer's weight alone, whose total is
     the Lipschitz_t of the course report.
 
+    With `per_layer`, `layer_change`, `layer_moved`, `layer_drift` and `layer_noise`, (T, L), are those of each layer by
+    itself; `layers` names the layers of `smoothness.layers.layers_of`.
+
     Costs four forward and backward passes; holds one copy of the parameters and two gradients until the next step,
     which brings the next minibatch. For the last step of an epoch that is the first one of the next epoch.
 
     Args:
         folder: the run folder.
         every: steps between measurements, at least 2.
+        per_layer: also record the values of each layer.
 
     Raises:
         UserError: if `every` is below 2.
@@ -40,23 +48,29 @@ class StepChange(Recorder):
 
     table = StepChangeKeys
 
-    def __init__(self, folder: Path | None = None, every: int = 50) -> None:
+    def __init__(self, folder: Path | None = None, every: int = 50, per_layer: bool = False) -> None:
         super().__init__(folder)
         if every < 2:
             raise UserError("record.step_change.every must be at least 2, because a measurement spans two steps")
-        self.every = every
+        self.every, self.per_layer = every, per_layer
         self._before: tuple[Tensor, ...] = ()  # theta_t
         self._gradient: tuple[Tensor, ...] = ()  # grad L_t(theta_t)
         self._entry: dict[Key, Any] = {}
         self._layer = ""
+        self._layers: dict[str, list[int]] = {}  # positions of each layer's parameters among the trained ones
 
     def start(self, training: Training) -> None:
-        """Find the last layer."""
+        """Find the last layer, and all layers if they are recorded."""
         self._layer = training.last_layer
+        if self.per_layer:
+            position = {parameter: i for i, parameter in enumerate(training.trained.values())}
+            layers = layers_of(training.model).items()
+            self._layers = {name: [position[parameter] for parameter in layer] for name, layer in layers}
 
     def constants(self) -> dict[Key, NDArray]:
-        """Return the name of the last layer, to which `head_...` refers."""
-        return {self.table.layer: np.array(self._layer)}
+        """Return the name of the last layer, to which `head_...` refers, and those of all layers."""
+        names = {self.table.layers: np.array(list(self._layers))} if self.per_layer else {}
+        return {self.table.layer: np.array(self._layer)} | names
 
     def before_step(self, training: Training, batch: Batch) -> None:
         """Finish the measurement of the previous step, then start this step's if it is due."""
@@ -83,6 +97,11 @@ class StepChange(Recorder):
             self.table.moved: change.moved,
             self.table.ratio: change.ratio,
         }
+        if self.per_layer:
+            self._entry |= {
+                self.table.layer_change: self._layer_distances(gradient, self._gradient),
+                self.table.layer_moved: self._layer_distances(parameters, self._before),
+            }
 
     def _split(self, training: Training, next_batch: Batch) -> None:
         parameters = list(training.trained.values())
@@ -94,6 +113,11 @@ class StepChange(Recorder):
         split = drift_noise_split(*gradients)
         head = list(training.trained).index(f"{self._layer}.weight".lstrip("."))
         head_split = drift_noise_split(*([gradient[head]] for gradient in gradients))
+        if self.per_layer:
+            self._entry |= {
+                self.table.layer_drift: self._layer_distances(grad_next, grad_next_batch_old_params),
+                self.table.layer_noise: self._layer_distances(grad_next_batch_old_params, self._gradient),
+            }
         self.note(
             {
                 **self._entry,
@@ -108,6 +132,10 @@ class StepChange(Recorder):
             }
         )
         self._entry, self._before, self._gradient = {}, (), ()
+
+    def _layer_distances(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+        layers = self._layers.values()
+        return torch.stack([distance([first[i] for i in layer], [second[i] for i in layer]) for layer in layers])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the arrays and the unfinished measurement, which a checkpoint within an epoch may have."""

@@ -189,6 +189,11 @@ class StepChangeKeys(Table):
     head_noise = Key("step_change.head_noise", "T")
     head_inner = Key("step_change.head_inner", "T")
     layer = Key("step_change.layer")
+    layer_change = Key("step_change.layer_change", "TL")
+    layer_moved = Key("step_change.layer_moved", "TL")
+    layer_drift = Key("step_change.layer_drift", "TL")
+    layer_noise = Key("step_change.layer_noise", "TL")
+    layers = Key("step_change.layers")
 
 
 class CovariateShiftKeys(Table):

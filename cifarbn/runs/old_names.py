@@ -33,7 +33,7 @@ TARGETS = {
     "cifarbn.models.max_pool.MaxPool2d": "torch.nn.MaxPool2d",
 }
 # Keys that older versions lack -> the value that describes their behaviour.
-ADDED = {"trainer.cuda_graphs": "auto", "trainer.sync_batchnorm": True}
+ADDED = {"trainer.cuda_graphs": "auto", "trainer.sync_batchnorm": True, "record.step_change.per_layer": False}
 SUITES = {"report": "course_report", "paper": "santurkar2018", "course": "course_handout"}
 _EXPERIMENT = re.compile(rf"(?<![\w/])({'|'.join(SUITES)})(?=/|_fig4\b|_dln\b)")
 
@@ -66,9 +66,12 @@ def modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     modern: dict[str, Any] = _modern(json.loads(json.dumps(config)), "")
     for key, value in ADDED.items():
-        group, _, name = key.partition(".")
-        if isinstance(modern.get(group), dict):
-            modern[group].setdefault(name, value)
+        *groups, name = key.split(".")
+        node: Any = modern
+        for group in groups:
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.setdefault(name, value)
     return modern
 
 

@@ -352,6 +352,16 @@ def test_trainer_gpu_without_a_gpu(fails):
     assert "use trainer=auto to run on the CPU" in fails("data=shapes", "trainer=gpu")
 
 
+def test_a_script_imports_modules_of_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = sys.path.copy()
+    monkeypatch.setattr(sys, "path", path.copy())
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/cifarbn-train", "--resolve"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert sys.path == [*path, str(tmp_path)]
+
+
 def test_missing_data_without_a_network(fails, tmp_path):
     printed = fails(f"data.root={tmp_path}/nowhere", "data.download=false")
     assert f"{tmp_path}/nowhere" in printed and "data=shapes" in printed and "data.root=PATH" in printed

@@ -34,6 +34,7 @@ def run_cli(hydra_main: Callable[[], Any]) -> None:
     If the user has set HYDRA_FULL_ERROR=1, every traceback is printed.
     """
     finish_imports()
+    import_from_working_folder()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         read_arguments()
         hydra_main()
@@ -56,6 +57,13 @@ def finish_imports() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+def import_from_working_folder() -> None:
+    """Let a script such as `cifarbn-train` import modules of the working folder, as `python -m cifarbn.train` does."""
+    is_script = Path(sys.argv[0]).name.startswith("cifarbn-")
+    if is_script and not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def read_arguments() -> None:
@@ -166,6 +174,7 @@ def friendly_errors() -> Iterator[None]:
         SystemExit: with exit code 1 after such an error, 130 after Ctrl-C.
     """
     finish_imports()
+    import_from_working_folder()
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and PLAIN not in os.environ:
         yield
         return

@@ -13,7 +13,7 @@ def test_every_key_of_the_table_is_a_key_of_the_config():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=["record=all", "schedule=onecycle", "data=cifar10"])
     strange = [key for key in KEYS if OmegaConf.select(config, key, default="none") == "none"]
-    assert strange == ["experiment"], "a group of which nothing is chosen by default"
+    assert strange == ["data.cache", "experiment"], "a key of data=folder, and a group without a default"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_role_of_an_override(override, role):
 
 
 def test_keys_by_role_and_by_tag():
-    assert keys_of_role(Role.PLACE) == ("data.root", "resume_from")
+    assert keys_of_role(Role.PLACE) == ("data.root", "data.cache", "resume_from")
     assert keys_with(Tag.SUITE) == ("name", "resume_from")
     assert set(keys_with(Tag.NOTE | Tag.RATE)) == {*keys_with(Tag.NOTE), *keys_with(Tag.RATE)}
     assert {"optim.lr", "schedule.max_lr", "record.gradient_probe.eta"} == set(keys_with(Tag.RATE))

@@ -277,6 +277,17 @@ def here(workspace, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: str(block.page.relative_to(ROOT)))
+def test_python_blocks_run(block, here):
+    if block.marker != "skip":
+        exec(
+            compile(
+                block.body.replace("RUN", here.first_run() if "RUN" in block.body else ""), str(block.page), "exec"
+            ),
+            {"__name__": "docs"},
+        )
+
+
 def executable(command):
     if command.marker or command.page.parent == EXTEND:
         return False
@@ -338,17 +349,6 @@ def test_every_page_is_in_the_navigation_of_the_site():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
-
-
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: str(block.page.relative_to(ROOT)))
-def test_python_blocks_run(block, here):
-    if block.marker != "skip":
-        exec(
-            compile(
-                block.body.replace("RUN", here.first_run() if "RUN" in block.body else ""), str(block.page), "exec"
-            ),
-            {"__name__": "docs"},
-        )
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: str(block.page.relative_to(ROOT)))

@@ -17,6 +17,7 @@ from cifarbn import figures
 from cifarbn.cli.command_line import CONF, friendly_errors, run_cli, settle_data_root
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.errors import instantiation_errors
+from cifarbn.cli.targets import build, build_loss, build_model
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.errors import UserError
 from cifarbn.fast.accelerate import accelerate
@@ -74,12 +75,14 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         hardware = Hardware.choose(**{key: options.pop(key) for key in keys}, processes=devices_here(cfg.trainer))
         with instantiation_errors("data"):
             data = check_data(instantiate(cfg.data))
-        with instantiation_errors("model"):
-            model = accelerate(instantiate(config["model"]), hardware)
+        model = accelerate(build_model(config["model"]), hardware)
+        loss = build_loss(config["loss"])
+        optimizer, schedule = (build(group, config[group]) for group in ("optim", "schedule"))
         with instantiation_errors("loss, optim or schedule"):
-            loss, optimizer, schedule = map(instantiate, (cfg.loss, cfg.optim, cfg.schedule))
             fast_step = hardware.compile, hardware.cuda_graphs
-            classifier = Classifier(model, loss, optimizer, schedule, num_classes(data), cfg.tta, *fast_step)
+            classifier = Classifier(
+                *(model, loss, optimizer, schedule, num_classes(data), cfg.tta, *fast_step), head=cfg.model_head
+            )
         with instantiation_errors("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 

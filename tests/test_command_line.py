@@ -97,7 +97,7 @@ def fails(command, capsys):
         # Values that are not an option, or of the wrong type.
         (["data=2"], "data takes the name of an option: cifar10, cifar100, dataset, fashion_mnist, folder"),
         (["optim=1e30"], "optim takes the name of an option: adam, "),
-        (["activation=[1,2]"], "activation takes the name of an option: elu, "),
+        (["activation=[1,2]"], "activation takes the name of an option: custom, elu, "),
         (["model=null"], "model takes the name of an option"),
         (["optim={lr:1}"], "optim takes the name of an option"),
         (["hydra.verbose=3"], "hydra.verbose takes true, false"),

@@ -20,7 +20,7 @@ CHOICES = [
     f"{group}={file.stem}"
     for group in ("model", "norm", "activation", "loss")
     for file in sorted((Path(CONF) / group).glob("*.yaml"))
-    if file.stem not in (*DEEP, "sum_of_squares", "dln", "dln_bn")
+    if file.stem not in (*DEEP, "sum_of_squares", "dln", "dln_bn", "custom", "timm", "torchvision")
 ]
 
 

@@ -27,14 +27,22 @@ def options(group):
 
 
 def config(*overrides):
+    """Compose the config, with the values in REQUIRED of the chosen options."""
+    overrides = [*overrides, *(value for override in overrides for value in REQUIRED.get(override, []))]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose("train", overrides=overrides)
 
 
 # Values that some options leave to the user.
 REQUIRED = {
     "data=dataset": ["data.dataset._target_=data_files.ToyDataset"],
     "data=folder": ["data.root=${oc.env:TEST_IMAGES}"],
+    "model=custom": ["model._target_=torch.nn.Flatten"],
+    "optim=custom": ["optim._target_=torch.optim.NAdam"],
+    "loss=custom": ["loss._target_=torch.nn.MultiMarginLoss"],
+    "schedule=custom": ["schedule._target_=torch.optim.lr_scheduler.LinearLR"],
+    "norm=custom": ["norm._target_=torch.nn.InstanceNorm2d"],
+    "activation=custom": ["activation._target_=torch.nn.Softplus"],
 }
 
 
@@ -48,7 +56,7 @@ def images(tmp_path_factory):
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in options(group)])
 def test_every_option_of_every_group_resolves(choice):
-    OmegaConf.to_container(config(choice, *REQUIRED.get(choice, [])), resolve=True, throw_on_missing=True)
+    OmegaConf.to_container(config(choice), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -61,7 +69,7 @@ def test_no_experiment_adds_a_key(experiment):
 
 def instantiates(*overrides):
     """Construct everything that a run constructs before it reads data."""
-    cfg = config(*overrides, *(each for override in overrides for each in REQUIRED.get(override, [])))
+    cfg = config(*overrides)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     with torch.device("meta"):
         instantiate(cfg.model)

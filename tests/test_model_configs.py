@@ -59,7 +59,7 @@ def build(tmp_path):
 
 
 def test_every_model_has_a_count():
-    assert values("model") == sorted(COUNTS)
+    assert values("model") == sorted([*COUNTS, "custom", "timm", "torchvision"])
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -90,7 +90,7 @@ def test_norm_yamls_set_the_models_norm(build, name, kind):
 
 
 def test_every_norm_is_tested():
-    assert values("norm") == sorted(["batch", "none", "noisy_batch", "l1", "l2", "linf", "group", "layer"])
+    assert values("norm") == sorted(["batch", "none", "noisy_batch", "l1", "l2", "linf", "group", "layer", "custom"])
 
 
 @pytest.mark.parametrize(("name", "p"), [("l1", 1), ("l2", 2), ("linf", float("inf"))])
@@ -129,4 +129,4 @@ def test_activation_yamls_give_every_layer_its_own_instance(build, name, kind):
 
 
 def test_every_activation_is_tested():
-    assert values("activation") == sorted(["relu", "swish", "mish", "gelu", "leaky_relu", "elu", "tanh"])
+    assert values("activation") == sorted(["relu", "swish", "mish", "gelu", "leaky_relu", "elu", "tanh", "custom"])

@@ -51,6 +51,14 @@ def test_the_cifar_stem_keeps_the_resolution_and_the_imagenet_stem_quarters_it(s
     assert seen == sides
 
 
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("size", [(64, 64), (48, 48), (28, 28), (40, 17), (8, 8)])
+def test_images_of_other_sizes(stem, size):
+    for pool_blocks in (False, True):
+        model = ResNet(18, stem=stem, width=1, pool_blocks=pool_blocks, num_classes=7)
+        assert model(torch.zeros(2, 3, *size)).shape == (2, 7)
+
+
 def test_pool_blocks_passes_the_mean_of_every_block_to_the_head():
     torch.manual_seed(0)
     model = ResNet(18, pool_blocks=True, width=2).eval()

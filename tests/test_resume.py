@@ -24,7 +24,7 @@ LOADERS = {
 
 
 def options(group):
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "custom")
 
 
 def config(*overrides):

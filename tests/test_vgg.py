@@ -7,6 +7,7 @@ from torch.nn import functional
 from torchvision.models.vgg import cfgs, make_layers
 
 from cifarbn.models import VGG
+from cifarbn.models.vgg import pad_to_32
 
 
 def parameters(model):
@@ -117,8 +118,17 @@ def test_dropout_drops_features_in_training_only():
     assert torch.equal(model(images), model(images))
 
 
-def test_larger_images():
-    assert VGG("A", width=1)(torch.zeros(2, 3, 70, 64)).shape == (2, 10)
+@pytest.mark.parametrize("size", [(70, 64), (48, 48), (40, 33), (28, 28), (16, 40), (1, 1)])
+def test_images_of_other_sizes(size):
+    assert VGG("A", width=1)(torch.zeros(2, 3, *size)).shape == (2, 10)
+
+
+def test_small_images_are_padded_on_all_sides():
+    padded = pad_to_32(torch.ones(1, 1, 28, 31))
+    assert padded.shape == (1, 1, 32, 32) and padded.sum() == 28 * 31
+    assert padded[0, 0, :2].sum() == padded[0, 0, 30:].sum() == padded[0, 0, :, 31].sum() == 0
+    images = torch.ones(1, 1, 32, 40)
+    assert pad_to_32(images) is images
 
 
 def test_it_compiles_to_one_graph_and_supports_channels_last():

@@ -46,12 +46,14 @@ LINEAR = (
     *("trainer=gpu", "trainer.enable_progress_bar=false", "trainer.max_steps=3", "epochs=1"),
 )
 GROUPS = ("model", "norm", "activation", "optim", "loss", "schedule")
+EXTERNAL = ("custom", "timm", "torchvision")  # options for models and other parts from elsewhere
 CLOSE = 0.02  # relative difference of two losses that bf16 rounding can explain
 
 
 def choices() -> list[str]:
     """Return every option of conf/ that changes the training step, such as "norm=group"."""
-    return [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+    files = [file for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+    return [f"{file.parent.name}={file.stem}" for file in files if file.stem not in EXTERNAL]
 
 
 def check_choice(choice: str, folder: Path) -> None:

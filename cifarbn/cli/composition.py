@@ -27,6 +27,7 @@ from yaml import YAMLError
 from cifarbn.cli import resolvers
 from cifarbn.cli.conf import CONF as CONF
 from cifarbn.cli.conf import PRIMARY
+from cifarbn.cli.custom import with_custom_options
 from cifarbn.cli.errors import first_lines
 from cifarbn.errors import UserError
 from cifarbn.runs.old_names import modern_override
@@ -70,6 +71,8 @@ class Loader(ConfigLoaderImpl):
         overrides = [_modern(override) for override in overrides]
         # Hydra accepts null in a defaults list, but not on the command line.
         overrides = [NO_RECORDERS.get(override, override) for override in overrides if override != f"{EXPERIMENT}=null"]
+        typed = overrides
+        overrides = with_custom_options(_parsed(overrides))
         self._overrides, self._defaults = _parsed(overrides), OmegaConf.create()
         groups = self._groups(overrides)
         self._overridden_groups = {o.key_or_group for o in self._overrides} & groups - {EXPERIMENT}
@@ -86,6 +89,8 @@ class Loader(ConfigLoaderImpl):
             raise UserError(f"cannot read a config file: {' '.join(str(error).split())}") from error
         check_values(self._overrides, self._defaults, cfg, groups)
         check_whole(cfg)
+        if typed != overrides:  # the run folder is named after what the user has typed
+            cfg.hydra.overrides.task = [line for line in typed if line not in cfg.hydra.overrides.hydra]
         return cfg
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:

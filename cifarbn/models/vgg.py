@@ -1,6 +1,8 @@
 """VGG (Simonyan and Zisserman 2014, arXiv 1409.1556) for small images, such as 32x32."""
 
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cifarbn.models.init import initialize
 from cifarbn.models.types import Activation, Norm, check_at_least_one, check_choice, check_dropout
@@ -64,11 +66,21 @@ class VGG(nn.Module):
         initialize(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (N, C) of float images (N, 3, H, W), with H and W at least 32.
+        """Return the logits (N, C) of float images (N, 3, H, W).
 
-        The five max pools reduce 32x32 to one position. For larger images, features are averaged over positions.
+        The five max pools reduce 32x32 to one position. Larger images have several, over which features are averaged;
+        smaller images are padded to 32x32 with zeros.
         """
-        return self.head(self.classifier(self.features(images).mean((2, 3))))
+        return self.head(self.classifier(self.features(pad_to_32(images)).mean((2, 3))))
+
+
+@torch.fx.wrap  # torch.fx cannot trace through its conditions
+def pad_to_32(images: Tensor) -> Tensor:
+    """Pad images (N, C, H, W) with zeros on all sides, up to a height and width of at least 32."""
+    rows, columns = (max(0, 32 - side) for side in images.shape[2:])
+    if rows == columns == 0:
+        return images
+    return functional.pad(images, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
 def _features(convolutions: tuple[int, ...], width: int, norm: Norm, activation: Activation) -> list[nn.Module]:

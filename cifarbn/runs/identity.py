@@ -87,6 +87,7 @@ KEYS: dict[str, Use] = {
     "data.eval_batch_size": Use(Role.DEVICE, Tag.TRAINING),
     "data.test_curve": Use(Role.WATCHING, Tag.TRAINING),
     "record": Use(Role.WATCHING),
+    "model_head": Use(Role.WATCHING),
     "record.gradient_probe.eta": Use(Role.WATCHING, Tag.RATE),
     "experiment": Use(Role.MEMBER, Tag.CHOICE),
     SEED: Use(Role.MEMBER),

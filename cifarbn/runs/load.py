@@ -29,6 +29,7 @@ from cifarbn.runs.untrusted import clean, stored_result
 PACKAGES = ("cifarbn.models", "cifarbn.data", "torch.nn", "torchvision.models")
 KINDS = (nn.Module, pl.LightningDataModule, Augmentation)
 DIRECTIVES = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+BUILDERS = ("cifarbn.models.external.torchvision_model", "cifarbn.models.external.timm_model")
 PREFIX = "net."  # of the model's weights in the state_dict of the LightningModule
 
 
@@ -235,6 +236,8 @@ def _allowed(target: Any, packages: Sequence[str]) -> bool:
         # A GraphModule compiles the text of its graph.
         return issubclass(target, KINDS) and not issubclass(target, torch.fx.GraphModule)
     name = getattr(target, "__name__", "")
+    if f"{module}.{name}" in BUILDERS:
+        return True
     return name in torchvision.models.list_models() and torchvision.models.get_model_builder(name) is target
 
 

@@ -51,6 +51,7 @@ class Classifier(pl.LightningModule):
         num_classes: number of classes of the data; 0 for a regression, None if unknown.
         tta: test-time augmentation policy, see `tta_logits`; "none" for none.
         compile, cuda_graphs: see `cifarbn.fast.training_step.TrainingStep`.
+        head: name of the last linear layer, see `last_layer`.
 
     Attributes:
         net: the model; the name is part of the `state_dict` and must not change.
@@ -67,6 +68,7 @@ class Classifier(pl.LightningModule):
         tta: str = "none",
         compile: str = "",
         cuda_graphs: bool = False,
+        head: str | None = None,
     ) -> None:
         super().__init__()
         check_tta(tta)
@@ -76,9 +78,12 @@ class Classifier(pl.LightningModule):
         self.schedule_factory = schedule
         self.num_classes = num_classes
         self.tta = tta
+        self.head = head
         others = [loss] if isinstance(loss, nn.Module) else []
         self.step = TrainingStep(net, self.loss_of, accuracy, compile, cuda_graphs, others)
         make_optimizer(optimizer, net.parameters())
+        if head is not None:
+            _ = self.last_layer  # raises an error if there is no such layer, even if nothing is recorded
         names = ("val", "test_curve", "test", *SHIFTS)
         self.losses = nn.ModuleDict({name: MeanOverImages() for name in names})
         self.accuracies = nn.ModuleDict({name: MeanOverImages() for name in names})
@@ -103,7 +108,7 @@ class Classifier(pl.LightningModule):
 
     @cached_property
     def last_layer(self) -> str:
-        """Name of the last linear layer: `head`, or else the last `nn.Linear` in the order of the model's modules.
+        """Name of the last linear layer: the argument `head`, or a layer called `head`, or the last `nn.Linear`.
 
         Raises:
             UserError: if there is no linear layer, or its weight is frozen.
@@ -114,14 +119,19 @@ class Classifier(pl.LightningModule):
                 "record: the model has no linear layer (nn.Linear) whose gradients could be recorded; remove "
                 "last_layer_gradients and step_change from record, or use record=none"
             )
-        name = "head" if "head" in linear else linear[-1]
+        if self.head is not None and self.head not in linear:
+            raise UserError(
+                f"model_head={self.head}: the model has no linear layer (nn.Linear) of this name; "
+                f"its linear layers are {', '.join(linear)}"
+            )
+        name = self.head or ("head" if "head" in linear else linear[-1])
         if not self.net.get_submodule(name).weight.requires_grad:
             raise UserError(
                 f"record: the model's last linear layer, {name}, is frozen, so it has no gradient; remove "
                 "last_layer_gradients and step_change from record, or use record=none"
             )
-        if name != "head":
-            rank_zero_only(print)(f"recording {name} as the last layer (the model has no layer called head)")
+        if name not in ("head", self.head):
+            rank_zero_only(print)(f"last layer: {name}, the model's last nn.Linear; set model_head to use another one")
         return name
 
     def forward(self, images: Tensor) -> Tensor:

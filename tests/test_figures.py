@@ -49,6 +49,9 @@ DRAWN = {
     ),
     "against key": lambda: figures.against_key({LONG: {"0.1": [1, 2], "0.2": [3]}, "b": {"0.1": [4]}}, "lr", "x", LONG),
     "confusion": lambda: figures.confusion_matrix(RNG.integers(0, 2000, (10, 10)), CLASSES, LONG),
+    "100 classes": lambda: figures.confusion_matrix(
+        RNG.integers(0, 9, (100, 100)), [LONG[i:] for i in range(50)] * 2, LONG
+    ),
     "curves": lambda: figures.training_curves({"train/loss": 2 - ACCURACIES, "val/acc": ACCURACIES}, LONG),
     "one epoch": lambda: figures.training_curves({"train/loss": np.array([[2.0]])}, "short"),
     "comparison": lambda: figures.comparison({f"{LONG} {i}": ACCURACIES for i in range(9)}, "acc", "accuracy", LONG),

@@ -611,12 +611,22 @@ def test_the_text_alternative_of_a_confusion_matrix(tmp_path, confusion, expecte
     assert drawing.alt.endswith(expected)
 
 
-def test_a_confusion_matrix_of_many_classes_has_the_size_of_one_of_thirty(tmp_path):
-    make_run(
-        tmp_path, confusion=np.eye(100, dtype=int).tolist(), data=DATA | {"classes": [f"c{i}" for i in range(100)]}
-    )
+def test_a_confusion_matrix_of_many_classes_lists_the_most_frequent_mistakes(tmp_path):
+    counts = 50 * np.eye(100, dtype=int)
+    counts[3, 7], counts[90, 12] = 30, 40
+    make_run(tmp_path, confusion=counts.tolist(), data=DATA | {"classes": [f"c{i}" for i in range(100)]})
     (drawing,) = confusion_matrices(gather(tmp_path), Options()).drawings
-    assert max(drawing.figure.get_size_inches()) < 13 and not drawing.figure.axes[0].texts
+    matrix, mistakes = drawing.figure.axes
+    assert drawing.figure.get_figwidth() == 5.2 and not matrix.texts
+    assert [label.get_text() for label in mistakes.get_yticklabels()] == ["c90 → c12", "c3 → c7"]
+    assert [bar.get_width() for bar in mistakes.patches] == [40, 30]
+    assert "c90 predicted as c12, 40 times" in drawing.alt
+
+
+def test_without_mistakes_a_confusion_matrix_of_many_classes_lists_none(tmp_path):
+    make_run(tmp_path, confusion=np.eye(40, dtype=int).tolist(), data=DATA | {"classes": [f"c{i}" for i in range(40)]})
+    (drawing,) = confusion_matrices(gather(tmp_path), Options()).drawings
+    assert len(drawing.figure.axes) == 1
 
 
 def test_curves_csv_has_the_mean_over_runs(report):

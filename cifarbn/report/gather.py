@@ -17,6 +17,7 @@ from cifarbn.report.labels import leaves, name_groups_of_folders
 from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.runs.identity import EXECUTION_KEYS, SEED, role_of
 from cifarbn.runs.measures import Key
+from cifarbn.runs.old_names import modern_override
 from cifarbn.runs.old_names import modern_config
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
 from cifarbn.runs.untrusted import clean, stored_result
@@ -218,7 +219,7 @@ def gather(*roots: Path) -> RunSet:
             unreadable[name] = f"unreadable: {without_folders(str(error))}"
             continue
         result["config"] = modern_config(result["config"])
-        result["overrides"] = [without_folders(override) for override in result.get("overrides", [])]
+        result["overrides"] = [without_folders(modern_override(override)) for override in result.get("overrides", [])]
         experiment = json.dumps(_identity(result["config"]), sort_keys=True)
         by_config.setdefault((root, experiment), []).append(RunRecord(folder, name, result, root))
     if not by_config:

@@ -142,7 +142,7 @@ def _over_rates(families: list[Family], measured: Mapping[str, Mapping[str, Curv
             continue
         figure = figures.bands(
             {label: seed_band for label, (seed_band, _) in bands.items()},
-            style.label,
+            axis_label(style.label, measure.unit),
             f"{style.title}: minimum and maximum over learning rates",
             log=True,
         )
@@ -218,12 +218,17 @@ def _per_rate(families: list[Family], measured: Mapping[str, Mapping[str, Curve]
         drawings.append(
             Drawing(
                 _file_name(measure.name),
-                figures.lines(by_family, style.label, f"{style.title or measure.name}, per learning rate", log=True),
+                figures.lines(by_family, axis_label(style.label, measure.unit), f"{style.title or measure.name}, per learning rate", log=True),
                 " ".join(part for part in text if part),
                 f"{measure.name} against step, medians: {_readings(by_family, _middle, '{:.3g}')}.",
             )
         )
     return drawings
+
+
+def axis_label(label: str, unit: str) -> str:
+    """Return the label of an axis with its unit; a loss is its own unit."""
+    return label if unit == label else f"{label}\n({unit})"
 
 
 def _file_name(measure: str) -> str:

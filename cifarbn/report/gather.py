@@ -17,8 +17,7 @@ from cifarbn.report.labels import leaves, name_groups_of_folders
 from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.runs.identity import EXECUTION_KEYS, SEED, role_of
 from cifarbn.runs.measures import Key
-from cifarbn.runs.old_names import modern_override
-from cifarbn.runs.old_names import modern_config
+from cifarbn.runs.old_names import modern_config, modern_override
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since

@@ -218,7 +218,12 @@ def _per_rate(families: list[Family], measured: Mapping[str, Mapping[str, Curve]
         drawings.append(
             Drawing(
                 _file_name(measure.name),
-                figures.lines(by_family, axis_label(style.label, measure.unit), f"{style.title or measure.name}, per learning rate", log=True),
+                figures.lines(
+                    by_family,
+                    axis_label(style.label, measure.unit),
+                    f"{style.title or measure.name}, per learning rate",
+                    log=True,
+                ),
                 " ".join(part for part in text if part),
                 f"{measure.name} against step, medians: {_readings(by_family, _middle, '{:.3g}')}.",
             )
@@ -253,6 +258,7 @@ def _along_gradient(families: list[Family]) -> list[Drawing]:
             for _, panel in shown_in(ProbePanel)
         }
         lines = [panel.label for _, panel in shown_in(ProbePanel) if panel.edges is None]
+        axes = {panel.label: axis_label(panel.label, measure.unit) for measure, panel in shown_in(ProbePanel)}
         drawn = {
             family: f"n = {count(len(of_runs), 'run')} of {span(map(_probes, of_runs), 'probe')}"
             for family, of_runs in probed.items()
@@ -279,7 +285,9 @@ def _along_gradient(families: list[Family]) -> list[Drawing]:
             Drawing(
                 f"along-gradient-lr-{rate}",
                 figures.along_gradient(
-                    panels, f"Loss and gradient along the gradient direction, lr\N{NO-BREAK SPACE}{rate}", lines=lines
+                    {axes[label]: by_family for label, by_family in panels.items()},
+                    f"Loss and gradient along the gradient direction, lr\N{NO-BREAK SPACE}{rate}",
+                    lines=[axes[label] for label in lines],
                 ),
                 "Santurkar et al. 2018, figure 4: range of the loss, range of the gradient distance "
                 f"‖∇L(θ − s g) − g‖, and effective beta, the maximum of that distance divided by s‖g‖. {settings} "

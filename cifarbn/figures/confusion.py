@@ -38,7 +38,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = ""
     if not mistakes:
         _matrix(figure.subplots(), counts, names, readable)
         return figure
-    upper, lower = figure.subfigures(2, 1, height_ratios=[width, below])
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[width, below]).ravel()
     _matrix(upper.subplots(), counts, names, readable)
     pairs = [f"{names[true]} → {names[predicted]}" for true, predicted in mistakes]
     _bars(lower.subplots(), pairs, [int(counts[pair]) for pair in mistakes])

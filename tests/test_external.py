@@ -8,6 +8,7 @@ from torch import nn
 
 from cifarbn.errors import UserError
 from cifarbn.models.external import timm_model, torchvision_model, use_small_stem
+from cifarbn.runs.load import build_model, checked
 
 # (function, name, convolution of the stem, pool of the stem)
 WITH_STEM = [
@@ -124,3 +125,11 @@ def test_a_pretrained_model_gets_a_new_last_layer(monkeypatch):
     assert calls == ["DEFAULT", "DEFAULT"]
     with pytest.raises(UserError, match="squeezenet1_1 has no linear layer to replace"):
         torchvision_model("squeezenet1_1", pretrained=True)
+
+
+@pytest.mark.parametrize("target", ["cifarbn.models.external.timm_model", "cifarbn.models.external.torchvision_model"])
+def test_a_stored_config_is_loaded_without_downloading_weights(target):
+    config = {"_target_": target, "name": "resnet18", "pretrained": True, "num_classes": 7}
+    assert checked(config) == {"_target_": target, "name": "resnet18", "num_classes": 7}
+    with pytest.raises(UserError, match="model.checkpoint_path cannot be set"):
+        build_model({"model": config | {"checkpoint_path": "file"}})

@@ -33,7 +33,7 @@ PHRASES = {
     r"what made": "name it",
     r"beside": "next to, or in addition to",
     r"pictures?": "image",
-    r"nets?(?!:)": "model, or network",  # with a colon, the documented argument of the Classifier
+    r"(?-i:nets?)(?!:)": "model, or network",  # `Net` is a class name, `net:` an argument of the Classifier
     r"said": "printed, or reported",
     r"cannot be had": "is not available",
     r"looked at": "inspected, or checked",

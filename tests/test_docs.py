@@ -39,8 +39,8 @@ TINY = [
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=2", "trainer.threads=1"),
     *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.enable_progress_bar=false"),
 ]
-FEW_IMAGES = [
-    *("data=shapes", "data.train_size=64", "data.val_size=16", "data.test_size=16", "data.batch_size=16"),
+FEW_IMAGES = [  # an epoch of two steps
+    *("data=shapes", "data.train_size=64", "data.val_size=16", "data.test_size=16", "data.batch_size=24"),
     "data.eval_batch_size=16",
 ]
 NO_MODELS = ["--models", "0"]  # a report's slowest part, which tests/test_report.py covers

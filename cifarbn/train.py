@@ -4,6 +4,7 @@ import gc
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytorch_lightning as pl
@@ -26,11 +27,13 @@ from cifarbn.fast.threads import threads_kept
 from cifarbn.runs.checkpoints import forget_previous
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
+from cifarbn.runs.identity import key_of
 from cifarbn.runs.schema import Result
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
 from cifarbn.training.callbacks.resume_checkpoint import restore_signal_handlers
 from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.classifier import Classifier
+from cifarbn.training.initial_weights import InitialWeights
 from cifarbn.training.loggers import RunLogger
 from cifarbn.training.trainer import (
     check_eval_batch_size,
@@ -61,7 +64,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     gc.collect()  # in a sweep, free the previous run: a trainer and its parts form reference cycles
     config = resolved(cfg)
     policy = {"resume": cfg.resume, "retry": cfg.retry, "on_code_change": cfg.on_code_change}
-    source = Path(to_absolute_path(os.path.expanduser(str(cfg.resume_from)))) if cfg.resume_from else None
+    source, initial = _path(cfg.resume_from), _initial_weights(cfg, config)
+    if initial:
+        overrides = [f"init_from={initial.label}" if key_of(each) == "init_from" else each for each in overrides]
     run = Run.open(folder, config, overrides, sources(config), **policy, resume_from=source)
     if run.finished:
         rank_zero_print(f"{run}\nnothing to do; use resume=false to start from scratch")
@@ -75,13 +80,24 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         hardware = Hardware.choose(**{key: options.pop(key) for key in keys}, processes=devices_here(cfg.trainer))
         with instantiation_errors("data"):
             data = check_data(instantiate(cfg.data))
-        model = accelerate(build_model(config["model"]), hardware)
+        model = build_model(config["model"])
+        if initial:
+            rank_zero_print(initial.load_into(model, cfg.model_head))
+        model = accelerate(model, hardware)
         loss = build_loss(config["loss"])
         optimizer, schedule = (build(group, config[group]) for group in ("optim", "schedule"))
         with instantiation_errors("loss, optim or schedule"):
-            fast_step = hardware.compile, hardware.cuda_graphs
             classifier = Classifier(
-                *(model, loss, optimizer, schedule, num_classes(data), cfg.tta, *fast_step), head=cfg.model_head
+                model,
+                loss,
+                optimizer,
+                schedule,
+                num_classes(data),
+                cfg.tta,
+                compile=hardware.compile,
+                cuda_graphs=hardware.cuda_graphs,
+                head=cfg.model_head,
+                pretrained=initial is not None,
             )
         with instantiation_errors("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
@@ -124,6 +140,31 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             forget_previous(folder)
     rank_zero_print(run)
     return run.result
+
+
+def _path(path: str | None) -> Path | None:
+    """Return an absolute path, relative to the folder in which the command was started."""
+    return Path(to_absolute_path(os.path.expanduser(str(path)))) if path else None
+
+
+def _initial_weights(cfg: DictConfig, config: dict[str, Any]) -> InitialWeights | None:
+    """Read the weights of `init_from`, and replace its path in `config` by their label.
+
+    Raises:
+        UserError: if the weights cannot be read, or `resume_from` is set as well.
+    """
+    config.pop("init_from", None)  # so that runs without it have the config of older versions
+    folder = _path(cfg.get("init_from"))
+    if folder is None:
+        return None
+    if cfg.resume_from:
+        raise UserError(
+            "init_from and resume_from exclude each other: init_from takes only the weights of another run, "
+            "resume_from continues its training. Leave out one of them"
+        )
+    initial = InitialWeights.read(folder)
+    config["init_from"] = initial.label
+    return initial
 
 
 def make_logger(config: DictConfig, run: Run) -> RunLogger:

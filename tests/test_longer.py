@@ -14,7 +14,7 @@ from test_train import assert_equal_state, checkpoint, rows
 
 from cifarbn.errors import Interrupted, RunConflict, UserError
 from cifarbn.runs.identity import experiment
-from cifarbn.runs.longer import check_longer
+from cifarbn.runs.longer import check_longer, shorter_run
 from cifarbn.train import train
 from cifarbn.training.callbacks.metrics_logger import MetricsLogger
 
@@ -123,7 +123,7 @@ def test_a_schedule_that_depends_on_the_length_is_an_error(tmp_path, schedule):
     with pytest.raises(RunConflict, match="its schedule depends on the length"):
         check_longer(tmp_path, {"status": "done", "config": config(1)}, config(2))
     check_longer(tmp_path, {"status": "interrupted", "config": config(2)}, config(2))
-    with pytest.raises(RunConflict, match="diverged"):
+    with pytest.raises(RunConflict, match="it diverged"):
         check_longer(tmp_path, {"status": "diverged", "config": config(1)}, config(2))
 
 
@@ -140,3 +140,51 @@ def test_what_nothing_can_begin_with(short, long, tmp_path):
     (bare / "last.ckpt").write_text("no checkpoint")
     with pytest.raises(UserError, match="last.ckpt"):
         train_run(tmp_path / "run", "epochs=2", f"resume_from={bare}")
+
+
+def test_more_epochs_continue_the_finished_run_of_the_same_sweep(short, long, tmp_path, capsys):
+    shutil.copytree(short, tmp_path / "epochs=1,model=vgg_a")
+    result = train_run(tmp_path / "epochs=2,model=vgg_a", "epochs=2")
+    output = capsys.readouterr().out
+    assert "epochs=1,model=vgg_a; changed: epochs: 1 -> 2" in output and "resume=false trains from scratch" in output
+    assert result["resumed_from"] == "epochs=1,model=vgg_a"
+    assert_equal_runs(tmp_path / "epochs=2,model=vgg_a", long)
+
+
+@pytest.mark.parametrize("change", [["resume=false"], ["seed=1"], ["schedule.milestones=[2]"], ["trainer.max_steps=9"]])
+def test_more_epochs_start_from_scratch_if_anything_else_differs(short, tmp_path, change):
+    shutil.copytree(short, tmp_path / "epochs=1,model=vgg_a")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = experiment(
+            OmegaConf.to_container(compose("train", [*SMALL, *STEP, "epochs=2", *change]), resolve=True)
+        )
+    config.pop("init_from")
+    shorter = shorter_run(tmp_path / "epochs=2,model=vgg_a", config)
+    assert (shorter is None) == (change != ["resume=false"])
+    if change == ["resume=false"]:
+        assert "resumed_from" not in train_run(tmp_path / "epochs=2,model=vgg_a", "epochs=2", *change)
+
+
+def test_only_runs_of_the_same_overrides_are_considered(short, tmp_path):
+    shutil.copytree(short, tmp_path / "epochs=1,seed=0")
+    assert shorter_run(tmp_path / "epochs=2,model=vgg_a", {}) is None
+
+
+def test_more_epochs_in_the_same_folder_continue_its_run(short, long, tmp_path, capsys):
+    shutil.copytree(short, tmp_path / "run")
+    result = train_run(tmp_path / "run", "epochs=2")
+    assert "run; changed: epochs: 1 -> 2" in capsys.readouterr().out
+    assert result["config"]["epochs"] == 2 and "epochs=2" in result["overrides"]
+    assert_equal_runs(tmp_path / "run", long)
+    with pytest.raises(RunConflict, match="cannot be continued: it already has 2 epochs, more than epochs=1"):
+        train_run(tmp_path / "run", "epochs=1")
+    with pytest.raises(RunConflict, match=r"different config \(epochs: 2 -> 3; .*schedule"):
+        train_run(tmp_path / "run", "epochs=3", "schedule.milestones=[2]")
+
+
+def test_without_a_checkpoint_a_finished_run_is_not_replaced_by_a_longer_one(short, tmp_path):
+    shutil.copytree(short, tmp_path / "run")
+    (tmp_path / "run" / "last.ckpt").unlink()
+    with pytest.raises(RunConflict, match="it has no intact checkpoint"):
+        train_run(tmp_path / "run", "epochs=2")
+    assert (tmp_path / "run" / "metrics.csv").exists()

@@ -25,7 +25,7 @@ from cifarbn.runs.old_names import modern_config
 
 # Set in the environment while this module, not the user, has set HYDRA_FULL_ERROR=1; DDP's processes inherit it.
 PLAIN = "CIFARBN_PLAIN_ERRORS"
-PATHS = ("resume_from", "data.root")  # keys whose value is a path
+PATHS = ("resume_from", "init_from", "data.root")  # keys whose value is a path
 
 
 def run_cli(hydra_main: Callable[[], Any]) -> None:

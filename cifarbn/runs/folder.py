@@ -22,7 +22,7 @@ from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_intact
 from cifarbn.runs.durable import replace_file, temporary_path
 from cifarbn.runs.identity import Role, differences, experiment, role_of
 from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
-from cifarbn.runs.longer import check_longer
+from cifarbn.runs.longer import LENGTH, check_longer, shorter_run, why_not_longer
 from cifarbn.runs.old_names import modern_config
 from cifarbn.runs.provenance import environment
 from cifarbn.runs.result_file import Damaged, overwrite_result, read_result, read_result_file, write_result
@@ -99,7 +99,8 @@ class Run:
             retry: run a failed run again, from its checkpoint if it has one. False leaves it as it is.
             on_code_change: "error" raises an error if the folder was created by different code; "accept" uses it.
             resume_from: folder of another run, of the same config but for fewer epochs. A run without a checkpoint of
-                its own continues from that run's checkpoint. The other folder is only read.
+                its own continues from that run's checkpoint. The other folder is only read. Without `resume_from`, a
+                finished run of the same sweep that differs only in having fewer epochs is continued in this way.
 
         Raises:
             RunLocked: if another process has opened the folder.
@@ -123,12 +124,11 @@ class Run:
             _set_aside(folder)
             old = None
         if old is None:
-            kept = [override for override in overrides if role_of(override) is not Role.PLACE]
-            new: Result = {"status": Status.NEW, "overrides": kept, "config": config, "code": code}
+            new: Result = {"status": Status.NEW, "overrides": _kept(overrides), "config": config, "code": code}
             run = cls(folder, new, retry=retry, lock=lock)
         else:
             run = cls(folder, old, retry=retry, lock=lock)
-            run._check(config, code, on_code_change)
+            run._check(config, overrides, code, on_code_change)
         if run.finished:
             return run
         run.result["code"] = code
@@ -136,6 +136,9 @@ class Run:
             run._choose_checkpoint()
         if run.checkpoint is None and resume_from is not None:
             run._begin_with(Path(resume_from), on_code_change)
+        elif run.checkpoint is None and resume and (shorter := shorter_run(folder, config)):
+            with suppress(RunConflict):  # it is running, has other code or no intact checkpoint: start from scratch
+                run._begin_with(shorter, on_code_change)
         if damage and old is not None and _first_process():
             start = f"continuing from {run.checkpoint}, step {run.steps}" if run.checkpoint else "starting from scratch"
             print(f"warning: {damage}; using its copy {MARKER} and {start}", file=sys.stderr, flush=True)
@@ -238,17 +241,36 @@ class Run:
             rank_zero_only(print)(f"{self.folder}: {resume_point.notes}", flush=True)
             self.result["recovery"] = [*self.result.get("recovery", []), resume_point.notes]
 
-    def _check(self, config: Mapping[str, Any], code: Mapping[str, str], on_code_change: str) -> None:
-        """Raise an error if the folder holds a run of a different config or of different code."""
+    def _check(
+        self, config: Mapping[str, Any], overrides: Sequence[str], code: Mapping[str, str], on_code_change: str
+    ) -> None:
+        """Raise an error if the folder holds a run of a different config or of different code.
+
+        If the only difference is a larger number of epochs, and the schedule allows it, the run is continued.
+        """
         elsewhere = "Use name=OTHER, or resume=false to start from scratch (the old run is moved to .replaced/)"
-        if changed := differences(modern_config(self.result["config"]), config):
-            raise RunConflict(f"{self.folder} holds a run of a different config ({'; '.join(changed)}). {elsewhere}")
+        longer = differences(modern_config(self.result["config"]), config)
+        if longer:
+            reason = "" if all(change.startswith(LENGTH) for change in longer) else "other keys differ"
+            reason = reason or why_not_longer(self.result, config) or self._why_no_checkpoint()
+            if reason:
+                detail = "" if reason == "other keys differ" else f", and cannot be continued: {reason}"
+                raise RunConflict(
+                    f"{self.folder} holds a run of a different config ({'; '.join(longer)}){detail}. {elsewhere}"
+                )
         has_results = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
         if has_results and (changed := _changed_modules(self.result, code, on_code_change)):
             raise RunConflict(
                 f"{self.folder} was created by different code (changed: {', '.join(changed)}). "
                 f"Use on_code_change=accept to continue with today's code. {elsewhere}"
             )
+        if longer:
+            rank_zero_only(print)(f"continuing {self.folder}; changed: {'; '.join(longer)}", flush=True)
+            self.result |= {"status": Status.INTERRUPTED, "config": dict(config), "overrides": _kept(overrides)}
+
+    def _why_no_checkpoint(self) -> str:
+        resume_point = newest_intact(self.folder, repair=False)
+        return "" if resume_point and resume_point.path else f"it has no intact checkpoint ({CHECKPOINT})"
 
     def _begin_with(self, source: Path, on_code_change: str) -> None:
         """Continue from the checkpoint of the run in `source`."""
@@ -273,6 +295,10 @@ class Run:
             )
         self.source, self.checkpoint, self.steps = source, resume_point.path, resume_point.steps
         self.result["resumed_from"] = source.absolute().name
+        if changed := differences(modern_config(theirs["config"]), self.result["config"]):
+            rank_zero_only(print)(
+                f"continuing {source}; changed: {'; '.join(changed)} (resume=false trains from scratch)", flush=True
+            )
         self.result["starts"], self.result["seconds"] = _starts(theirs), theirs.get("seconds", {})
 
     def _begin(self) -> None:
@@ -331,6 +357,11 @@ class Run:
         for file in _own_files(self.folder):
             if file.name not in (RESULT, MARKER) and file.suffix != ".unusable":
                 file.unlink()
+
+
+def _kept(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that `result.json` keeps: all but paths of this machine."""
+    return [override for override in overrides if role_of(override) is not Role.PLACE]
 
 
 def _starts(result: Result) -> list[Start]:

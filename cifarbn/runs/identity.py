@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 LONGEST_NAME = 120
+_QUOTES = "'\""
 SEED = "seed"  # also nested, as data.seed
 
 
@@ -164,7 +165,10 @@ def folder_name(overrides: Sequence[str]) -> str:
 
 def _identifying(overrides: Sequence[str]) -> Iterator[str]:
     for override in overrides:
-        if identifies(override):
+        if key_of(override) == "init_from":
+            # Only the last part, as paths belong to one machine; the config holds the hash of the weights.
+            yield f"init_from={PurePath(override.partition('=')[2].strip(_QUOTES)).name}"
+        elif identifies(override):
             yield override
         elif "data=folder" in overrides and key_of(override) == "data.root":
             # Other images are another run; of the path, only the last part, as paths belong to one machine.

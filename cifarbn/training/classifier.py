@@ -50,6 +50,7 @@ class Classifier(pl.LightningModule):
             val/acc. None keeps the learning rate constant.
         num_classes: number of classes of the data; 0 for a regression, None if unknown.
         tta: test-time augmentation policy, see `tta_logits`; "none" for none.
+        pretrained: the model has trained weights: do not call its `initialize_from`.
         compile, cuda_graphs: see `cifarbn.fast.training_step.TrainingStep`.
         head: name of the last linear layer, see `last_layer`.
 
@@ -69,6 +70,7 @@ class Classifier(pl.LightningModule):
         compile: str = "",
         cuda_graphs: bool = False,
         head: str | None = None,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
         check_tta(tta)
@@ -79,6 +81,7 @@ class Classifier(pl.LightningModule):
         self.num_classes = num_classes
         self.tta = tta
         self.head = head
+        self.pretrained = pretrained
         others = [loss] if isinstance(loss, nn.Module) else []
         self.step = TrainingStep(net, self.loss_of, accuracy, compile, cuda_graphs, others)
         make_optimizer(optimizer, net.parameters())
@@ -283,7 +286,8 @@ class Classifier(pl.LightningModule):
         if self._rng is None:
             batch = first_batch(self.trainer.train_dataloader)
             self._check(batch)
-            if initialize_from := getattr(self.net, "initialize_from", None):
+            initialize_from = getattr(self.net, "initialize_from", None)
+            if initialize_from and not self.pretrained:
                 initialize_from(batch[0].to(self.device))
             return
         torch.set_rng_state(self._rng["cpu"].cpu())

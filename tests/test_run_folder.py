@@ -21,6 +21,7 @@ from test_longer import train_run
 from cifarbn.errors import Diverged, Interrupted, RunConflict, RunLocked, UserError
 from cifarbn.runs.folder import Run, find_runs
 from cifarbn.runs.identity import LONGEST_NAME, differences, folder_name
+from cifarbn.runs.old_names import ADDED
 from cifarbn.runs.result_file import read_result
 
 CONFIG = {"optim": {"lr": 0.1}, "seed": 0, "resume": True, "data": {"root": "/here", "val_size": 5}}
@@ -75,7 +76,7 @@ def test_result_says_nothing_of_the_machine_s_paths(tmp_path):
 
 def test_a_run_of_an_older_version_lacks_the_keys_that_have_come_since(tmp_path):
     finished(tmp_path, CONFIG | {"trainer": {"compile": "auto"}})
-    now = CONFIG | {"trainer": {"compile": "auto", "cuda_graphs": "auto"}}
+    now = CONFIG | {"trainer": {"compile": "auto", **{key.split(".")[1]: value for key, value in ADDED.items()}}}
     assert Run.open(tmp_path, now, []).finished
     now["trainer"]["cuda_graphs"] = False
     with pytest.raises(RunConflict, match="trainer.cuda_graphs: 'auto' -> False"):

@@ -99,7 +99,7 @@ def test_a_flipped_byte_and_a_lost_end_are_found_wherever_they_are(cut_off):
             found = newest_intact(cut_off, repair=False)
             assert (found.path, found.steps) == (cut_off / "previous.ckpt", 5)
             assert found.notes == (
-                "last.ckpt is damaged (it does not have the checksum in checkpoints.sha256); it is kept as "
+                "last.ckpt is damaged (its checksum differs from checkpoints.sha256); it is kept as "
                 "last.ckpt.unusable; continuing from previous.ckpt, step 5"
             )
 
@@ -118,7 +118,7 @@ def test_without_a_usable_checkpoint_the_run_starts_again_reports_it_and_keeps_b
     truncate(cut_off / "previous.ckpt", 1000)
     make_run(cut_off, RAW)
     assert_same_run(cut_off, undisturbed)
-    assert "no other checkpoint can be used: starting from the beginning" in capsys.readouterr().out
+    assert "no usable checkpoint is left: starting from the beginning" in capsys.readouterr().out
     assert (cut_off / "last.ckpt.unusable").exists() and (cut_off / "previous.ckpt.unusable").exists()
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_whose_rows_are_gone_is_not_continued_from(undisturbed, cut
     (cut_off / "metrics.csv").write_bytes(b"".join(lines[:1] + lines[2:]))
     make_run(cut_off, RAW)
     assert_same_run(cut_off, undisturbed)
-    assert "metrics.csv has lost rows" in result(cut_off)["recovery"][0]
+    assert "metrics.csv lacks rows" in result(cut_off)["recovery"][0]
 
 
 def test_only_the_rows_of_the_last_checkpoint_are_gone(cut_off):
@@ -136,7 +136,7 @@ def test_only_the_rows_of_the_last_checkpoint_are_gone(cut_off):
     assert counted[0]["bytes"] > counted[1]["bytes"] > 0
     (cut_off / "metrics.csv").write_bytes(content[: counted[1]["bytes"]])
     found = newest_intact(cut_off)
-    assert found.path.name == "previous.ckpt" and "metrics.csv has lost rows that last.ckpt counts on" in found.notes
+    assert found.path.name == "previous.ckpt" and "metrics.csv lacks rows that last.ckpt refers to" in found.notes
 
 
 def test_a_folder_from_before_there_were_checksums_is_taken_without(undisturbed, cut_off):
@@ -186,7 +186,7 @@ def test_predict_refuses_a_checkpoint_with_one_flipped_byte(undisturbed, tmp_pat
 
 def test_a_whole_checkpoint_that_cannot_be_read_is_no_reason_to_start_again(tmp_path):
     write_checkpoint(tmp_path / "last.ckpt", {"no": "step"})
-    with pytest.raises(UserError, match="is whole, but this version of torch cannot read it"):
+    with pytest.raises(UserError, match="is intact, but this version of torch cannot read it"):
         newest_intact(tmp_path)
     assert (tmp_path / "last.ckpt").exists()
 

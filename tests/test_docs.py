@@ -308,7 +308,8 @@ def test_commands_run(command, here):
             here(command.module, [*arguments, "resume=false"])
             return
         quoted = [
-            f'{w.partition("=")[0]}="{w.partition("=")[2]}"' if w.startswith("resume_from=") else w for w in words
+            f'{w.partition("=")[0]}="{w.partition("=")[2]}"' if w.startswith(("resume_from=", "init_from=")) else w
+            for w in words
         ]
         arguments = [*flags, *shortened(quoted), *tiny(quoted)]
     if command.module == "cifarbn.report":

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cifarbn.cli import parallel_runs
+from cifarbn.cli.parallel_runs import SideBySide, gpu_names, make_slots, parse_jobs, usable_cores
 from cifarbn.errors import UserError
-from cifarbn.reproduce import parallel_runs
-from cifarbn.reproduce.parallel_runs import SideBySide, gpu_names, make_slots, parse_jobs, usable_cores
 
 # Creates a file once it runs; when it is stopped, it saves and exits.
 SAVES = """

@@ -212,7 +212,7 @@ def test_at_the_deadline_all_runs_end_and_no_further_run_starts(scripted, tmp_pa
         """Let the deadline pass once three runs have written a result."""
         return deadline is not None and len(list(tmp_path.glob("multirun_outputs/*/*/result.json"))) == 3
 
-    monkeypatch.setattr("cifarbn.reproduce.parallel_runs._has_passed", passed)
+    monkeypatch.setattr("cifarbn.cli.parallel_runs._has_passed", passed)
     code, output, commands = scripted([DONE, ENDLESS, ENDLESS, DONE], "--jobs", "2", "--budget", "1h")
     assert code == 0 and len(commands) == 3
     assert "time budget exhausted, 1 of 4 runs not started" in output

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, table
+from cifarbn.cli.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, print_line
 from cifarbn.errors import UserError
 from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions
@@ -21,7 +22,6 @@ from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import default_folder, write_report
-from cifarbn.reproduce.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, print_line
 from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, experiments
 from cifarbn.runs import old_names
 from cifarbn.runs.code_hash import sources

@@ -36,8 +36,12 @@ Slot = dict[str, str]
 """Environment variables that assign a process its share of the machine."""
 
 
-def parse_jobs(text: str) -> int | None:
+def parse_jobs(text: str, option: str = "--jobs") -> int | None:
     """Return the number of parallel processes; None for "auto".
+
+    Args:
+        text: what the user wrote.
+        option: where, for the error message.
 
     Raises:
         UserError: if the text is neither an integer of at least 1 nor "auto".
@@ -45,7 +49,7 @@ def parse_jobs(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--jobs takes a whole number of at least 1, or auto, not {text!r}")
+        raise UserError(f"{option} takes a whole number of at least 1, or auto, not {text!r}")
     return int(text)
 
 
@@ -147,6 +151,7 @@ class SideBySide:
         self.slots = slots
         self.stopped: set[int] = set()
         self._running: list[_Process] = []
+        self._ended: list[tuple[int, int]] = []
         self._seconds: list[float] = []  # durations of the processes that were not stopped
 
     def __enter__(self) -> "SideBySide":
@@ -219,6 +224,11 @@ class SideBySide:
                 process.popen.send_signal(signal.SIGTERM)
                 self.stopped.add(process.key)  # after the signal: an exception in between must not leave it running
 
+    def ended(self) -> list[tuple[int, int]]:
+        """Return key and exit code of each process that has ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
     def seconds_left(self, waiting: int) -> float | None:
         """Estimate the time until the running and `waiting` more processes end, from the mean duration so far.
 
@@ -245,6 +255,7 @@ class SideBySide:
             if process.output:
                 process.output.join(timeout=1)  # a child of the process may keep the pipe open
             self._running.remove(process)
+            self._ended.append((process.key, process.popen.returncode))
             if process.key not in self.stopped:
                 self._seconds.append(time.monotonic() - process.began)
         return len(self._running)

@@ -1,0 +1,149 @@
+"""The launcher `local` of sweeps: several runs in parallel on this machine, one process each."""
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+
+from cifarbn.cli.composition import resolved
+from cifarbn.cli.parallel_runs import SideBySide, make_slots, parse_jobs, print_line
+from cifarbn.errors import UserError
+from cifarbn.runs.code_hash import sources
+from cifarbn.runs.folder import Run
+from cifarbn.runs.identity import key_of
+from cifarbn.runs.result_file import read_result
+from cifarbn.runs.schema import Status
+
+# Hydra overrides of the sweep that do not apply to a single run.
+OF_SWEEPS = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
+ENDED = (Status.DONE, Status.DIVERGED, Status.INTERRUPTED)
+
+
+def launch(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, parallel: str
+) -> list[JobReturn]:
+    """Execute the runs of a sweep in parallel and return their results, in order.
+
+    Runs that have ended are skipped without starting a process. Ctrl-C and SIGTERM let all running processes save.
+
+    Args:
+        context: of Hydra.
+        config: of the sweep.
+        jobs: the overrides of each run.
+        first: number of the first run.
+        parallel: number of parallel runs, or "auto".
+
+    Raises:
+        UserError: if `parallel` is neither.
+    """
+    slots = make_slots(
+        parse_jobs(parallel, "hydra.launcher.jobs"), len(jobs), on_gpus=config.trainer.accelerator != "cpu"
+    )
+    if len(slots) > 1:
+        print_line(f"up to {len(slots)} parallel runs")
+    runs = [_Job(context, config, overrides, first + number) for number, overrides in enumerate(jobs)]
+    with SideBySide(slots) as processes, _ending_on_sigterm():
+        for number, run in enumerate(runs):
+            processes.wait_for_slot()
+            _finish(runs, processes)
+            run.begin()
+            if run.must_execute():
+                processes.start(number, run.command(quiet=len(slots) > 1), run.label)
+        processes.wait_for_all()
+        _finish(runs, processes)
+    return [run.result for run in runs]
+
+
+def _finish(runs: Sequence["_Job"], processes: SideBySide) -> None:
+    for number, code in processes.ended():
+        runs[number].end(code)
+
+
+class _Job:
+    """One run of the sweep, with the events that Hydra's callbacks expect of a launcher."""
+
+    def __init__(self, context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int) -> None:
+        self._context, self._overrides = context, list(overrides)
+        self._config = context.config_loader.load_sweep_config(config, self._overrides)
+        hydra = self._config.hydra
+        self.label = f"{number} {' '.join(filter_overrides(self._overrides))}"[:60]
+        with open_dict(self._config):
+            hydra.job.id = hydra.job.num = number
+            self.folder = Path(hydra.sweep.dir, hydra.sweep.subdir).absolute()
+            hydra.runtime.output_dir = str(self.folder)
+        self.result = JobReturn(overrides=self._overrides, cfg=self._config, hydra_cfg=self._config)
+
+    def begin(self) -> None:
+        """Report the start."""
+        self._context.callbacks.on_job_start(config=self._config, task_function=None)
+
+    def must_execute(self) -> bool:
+        """Return whether the run needs a process; if it has ended, or cannot start, report its end."""
+        cfg = self._config
+        try:
+            if not cfg.resume:
+                return True
+            config = resolved(cfg)
+            options = {"retry": cfg.retry, "on_code_change": cfg.on_code_change}
+            if not Run.open(self.folder, config, self._overrides, sources(config), **options).finished:
+                return True
+            self._report(JobStatus.COMPLETED, self._accuracy())
+        except (UserError, OSError) as error:
+            self._report(JobStatus.FAILED, error)
+        return False
+
+    def command(self, *, quiet: bool) -> list[str]:
+        """Return the command line of the run's process.
+
+        Args:
+            quiet: without a progress bar, which those of parallel runs would overwrite.
+        """
+        hydra = self._config.hydra
+        folder = str(self.folder).replace("\\", "\\\\").replace('"', '\\"')
+        own = [override for override in hydra.overrides.hydra if not key_of(override).startswith(OF_SWEEPS)]
+        paths = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        flags = [flag for path in paths for flag in ("--config-dir", path.removeprefix("file://"))]
+        bar = ["trainer.enable_progress_bar=false"] if quiet else []
+        program = [sys.executable, "-m", "cifarbn.train"]
+        return [*program, *flags, *bar, *self._overrides, *own, f'hydra.run.dir="{folder}"', "hydra.mode=RUN"]
+
+    def end(self, code: int) -> None:
+        """Report the end of the run's process.
+
+        Args:
+            code: its exit code, -N after signal N.
+        """
+        try:
+            result = read_result(self.folder) or {}
+        except UserError:
+            result = {}
+        if result.get("status") in ENDED:
+            self._report(JobStatus.COMPLETED, self._accuracy())
+        elif code < 0:
+            self._report(JobStatus.FAILED, UserError(f"its process was killed by {signal.Signals(-code).name}"))
+        else:
+            reason = result.get("error") or f"its process ended with exit code {code}; see its messages above"
+            self._report(JobStatus.FAILED, UserError(reason))
+
+    def _accuracy(self) -> float | None:
+        return (read_result(self.folder) or {}).get("metrics", {}).get("val/acc")
+
+    def _report(self, status: JobStatus, value: Any) -> None:
+        self.result.status, self.result.return_value = status, value
+        self._context.callbacks.on_job_end(config=self._config, job_return=self.result)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Exit on SIGTERM, so that the runs in progress are told to save."""
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

@@ -1,5 +1,6 @@
 """The launcher `local` of sweeps: several runs in parallel on this machine, one process each."""
 
+import copy
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -7,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.parallel_runs import SideBySide, make_slots, parse_jobs, print_line
@@ -47,7 +49,8 @@ def launch(
     )
     if len(slots) > 1:
         print_line(f"up to {len(slots)} parallel runs")
-    runs = [_Job(context, config, overrides, first + number) for number, overrides in enumerate(jobs)]
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    runs = [_Job(context, config, overrides, first + number, shared) for number, overrides in enumerate(jobs)]
     with SideBySide(slots) as processes, _ending_on_sigterm():
         for number, run in enumerate(runs):
             processes.wait_for_slot()
@@ -66,14 +69,25 @@ def _finish(runs: Sequence["_Job"], processes: SideBySide) -> None:
 
 
 class _Job:
-    """One run of the sweep, with the events that Hydra's callbacks expect of a launcher."""
+    """One run of the sweep, with the events that Hydra's callbacks expect of a launcher.
 
-    def __init__(self, context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int) -> None:
+    Args:
+        context: of Hydra.
+        config: of the sweep.
+        overrides: of the run.
+        number: of the run within the sweep.
+        shared: overrides that all runs have; the label omits them.
+    """
+
+    def __init__(
+        self, context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int, shared: set[str]
+    ) -> None:
         self._context, self._overrides = context, list(overrides)
         self._config = context.config_loader.load_sweep_config(config, self._overrides)
+        HydraConfig.instance().set_config(self._config)  # for the interpolations of its folder
         hydra = self._config.hydra
-        self.label = f"{number} {' '.join(filter_overrides(self._overrides))}"[:60]
-        with open_dict(self._config):
+        self.label = " ".join(override for override in self._overrides if override not in shared) or str(number)
+        with open_dict(self._config), read_write(hydra.runtime), read_write(hydra.job):
             hydra.job.id = hydra.job.num = number
             self.folder = Path(hydra.sweep.dir, hydra.sweep.subdir).absolute()
             hydra.runtime.output_dir = str(self.folder)
@@ -81,11 +95,14 @@ class _Job:
 
     def begin(self) -> None:
         """Report the start."""
-        self._context.callbacks.on_job_start(config=self._config, task_function=None)
+        HydraConfig.instance().set_config(self._config)
+        self._context.callbacks.on_job_start(config=self._config, task_function=_task)
 
     def must_execute(self) -> bool:
         """Return whether the run needs a process; if it has ended, or cannot start, report its end."""
-        cfg = self._config
+        cfg = copy.deepcopy(self._config)
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
         try:
             if not cfg.resume:
                 return True
@@ -137,6 +154,10 @@ class _Job:
     def _report(self, status: JobStatus, value: Any) -> None:
         self.result.status, self.result.return_value = status, value
         self._context.callbacks.on_job_end(config=self._config, job_return=self.result)
+
+
+def _task(_: Any) -> None:
+    """Stand in for the task function in Hydra's events: the run's own process calls it."""
 
 
 @contextmanager

@@ -1,0 +1,85 @@
+"""`hydra/launcher=local`: several runs of a sweep at a time, each in a process of its own."""
+
+import json
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE, Popen, check_output
+
+import pytest
+from processes import ENVIRONMENT
+from processes import run as run_command
+
+SWEEP = [
+    *("-m", "hydra/launcher=local", "hydra.launcher.jobs=2", "data=shapes", "data.train_size=330", "data.test_size=90"),
+    *("data.val_size=70", "data.batch_size=64", "model=vgg_a", "model.width=4", "trainer=cpu"),
+]
+
+
+def results(cwd):
+    found = [json.loads(file.read_text()) for file in cwd.glob("multirun_outputs/train/*/result.json")]
+    return {next(o for o in result["overrides"] if "seed=" in o or "width=" in o): result for result in found}
+
+
+def test_a_failed_run_leaves_the_others_alone_and_ended_runs_are_skipped(tmp_path):
+    sweep = [*SWEEP, "epochs=1", "seed=0,1", "model.width=4,0"]
+    first = run_command("cifarbn.train", *sweep, cwd=tmp_path)
+    assert first.returncode == 1 and "Traceback" not in first.stderr, first.stderr
+    assert "up to 2 parallel runs" in first.stdout and "2 done, 2 failed of 4" in first.stdout
+    assert re.search(r"^\[model\.width=4 seed=1\] done: ", first.stdout, re.MULTILINE)
+    assert re.search(r"failed .*seed=0 .*width must be", first.stdout)
+    again = run_command("cifarbn.train", *sweep, "retry=false", cwd=tmp_path)
+    assert again.stdout.count("done before") == 2 and again.stdout.count("failed before") == 2
+    assert "done: " not in again.stdout, "no process was started"
+
+
+def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
+    sweep = [*SWEEP, "epochs=40", "seed=0,1", "checkpoint_minutes=0"]
+    process = Popen(
+        [sys.executable, "-m", "cifarbn.train", *sweep],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    while len(list(tmp_path.glob("multirun_outputs/train/*/last.ckpt"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert [result["status"] for result in results(tmp_path).values()] == ["interrupted"] * 2
+    finished = run_command("cifarbn.train", *sweep, cwd=tmp_path)
+    assert finished.returncode == 0 and "2 done of 2" in finished.stdout
+    assert all(len(result["starts"]) == 2 for result in results(tmp_path).values())
+
+
+def test_a_killed_run_is_reported_and_the_others_finish(tmp_path):
+    sweep = [*SWEEP, "epochs=40", "seed=0,1", "checkpoint_minutes=0"]
+    process = Popen(
+        [sys.executable, "-m", "cifarbn.train", *sweep],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    while len(list(tmp_path.glob("multirun_outputs/train/*/last.ckpt"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    children = check_output(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True).split()
+    victim = next(pid for pid in children if b"seed=0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    check_output(["kill", "-9", victim])
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 1 and "1 done, 1 failed of 2" in printed
+    assert re.search(r"failed .*seed=0: its process was killed by SIGKILL", printed) and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("jobs", ["0", "many"])
+def test_a_wrong_number_of_jobs_is_an_error(tmp_path, jobs):
+    refused = run_command("cifarbn.train", *SWEEP, "seed=0,1", f"hydra.launcher.jobs={jobs}", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert f"error: hydra.launcher.jobs takes a whole number of at least 1, or auto, not '{jobs}'" in refused.stderr

@@ -1,5 +1,6 @@
 """`hydra/launcher=local`: several runs of a sweep at a time, each in a process of its own."""
 
+import importlib.util
 import json
 import re
 import signal
@@ -20,7 +21,7 @@ SWEEP = [
 
 def results(cwd):
     found = [json.loads(file.read_text()) for file in cwd.glob("multirun_outputs/train/*/result.json")]
-    return {next(o for o in result["overrides"] if "seed=" in o or "width=" in o): result for result in found}
+    return {next(o for o in result["overrides"] if o.startswith("seed=")): result for result in found}
 
 
 def test_a_failed_run_leaves_the_others_alone_and_ended_runs_are_skipped(tmp_path):
@@ -29,7 +30,7 @@ def test_a_failed_run_leaves_the_others_alone_and_ended_runs_are_skipped(tmp_pat
     assert first.returncode == 1 and "Traceback" not in first.stderr, first.stderr
     assert "up to 2 parallel runs" in first.stdout and "2 done, 2 failed of 4" in first.stdout
     assert re.search(r"^\[model\.width=4 seed=1\] done: ", first.stdout, re.MULTILINE)
-    assert re.search(r"failed .*seed=0 .*width must be", first.stdout)
+    assert re.search(r"failed .*width=0 seed=0: .*width must be", first.stdout)
     again = run_command("cifarbn.train", *sweep, "retry=false", cwd=tmp_path)
     assert again.stdout.count("done before") == 2 and again.stdout.count("failed before") == 2
     assert "done: " not in again.stdout, "no process was started"
@@ -83,3 +84,19 @@ def test_a_wrong_number_of_jobs_is_an_error(tmp_path, jobs):
     refused = run_command("cifarbn.train", *SWEEP, "seed=0,1", f"hydra.launcher.jobs={jobs}", cwd=tmp_path)
     assert refused.returncode == 1
     assert f"error: hydra.launcher.jobs takes a whole number of at least 1, or auto, not '{jobs}'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("choice", "plugin", "extra"),
+    [
+        ("hydra/launcher=slurm", "hydra_submitit_launcher", "slurm"),
+        ("hydra/launcher=joblib", "hydra_joblib_launcher", "joblib"),
+        ("hydra/launcher=ray", "hydra_ray_launcher", "ray"),
+        ("hydra/sweeper=optuna", "hydra_optuna_sweeper", "optuna"),
+    ],
+)
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(tmp_path, choice, plugin, extra):
+    if importlib.util.find_spec(f"hydra_plugins.{plugin}"):
+        pytest.skip(f"{plugin} is installed")
+    refused = run_command("cifarbn.train", "-m", choice, "data=shapes", "seed=0,1", cwd=tmp_path)
+    assert refused.returncode == 1 and f"pip install 'cifarbn[{extra}]'" in refused.stderr

@@ -39,6 +39,15 @@ LARGEST_SEED = 2**32 - 1
 resolvers.register()
 
 
+# Start of the name of a config that a Hydra plugin provides -> the extra of this package that installs the plugin.
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit": "slurm",
+    "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "optuna",
+}
+
+
 class Loader(ConfigLoaderImpl):
     """Hydra's config loader with two additions for this project's configs.
 
@@ -151,6 +160,11 @@ class Loader(ConfigLoaderImpl):
 
     def _explain_missing(self, error: MissingConfigException, overrides: list[str]) -> NoReturn:
         missing = error.missing_cfg_file or ""
+        for start, extra in EXTRAS.items():
+            if missing.startswith(start):
+                raise UserError(
+                    f"{missing} is a plugin that is not installed: pip install 'cifarbn[{extra}]'"
+                ) from error
         group = next((o.key_or_group for o in self._overrides if missing.startswith(f"{o.key_or_group}/")), "")
         group = group or missing.partition("/")[0]
         name = missing.removeprefix(f"{group}/")

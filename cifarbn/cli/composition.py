@@ -162,9 +162,7 @@ class Loader(ConfigLoaderImpl):
         missing = error.missing_cfg_file or ""
         for start, extra in EXTRAS.items():
             if missing.startswith(start):
-                raise UserError(
-                    f"{missing} is a plugin that is not installed: pip install 'cifarbn[{extra}]'"
-                ) from error
+                raise UserError(f"{missing} needs a plugin: pip install 'cifarbn[{extra}]'") from error
         group = next((o.key_or_group for o in self._overrides if missing.startswith(f"{o.key_or_group}/")), "")
         group = group or missing.partition("/")[0]
         name = missing.removeprefix(f"{group}/")

@@ -46,7 +46,7 @@ def assert_refused(tmp_path, message, *overrides):
     [
         (["model.num_classes=100"], "100 logits .* 10 classes; set model.num_classes=10"),
         (["model.num_classes=9"], "9 logits .* 10 classes; set model.num_classes=10"),
-        (["loss=sum_of_squares"], "loss: it does not accept .* needs a target for every output"),
+        (["loss=sum_of_squares"], "loss: it does not accept .* outputs and targets of the same shape"),
         (["+loss.reduction=none"], "loss: it must return a scalar tensor"),
         (["model=resnet18_imagenet", "data.train_size=46"], "batch of one image.*data.drop_last=true"),
         (["model=resnet18_imagenet", "data.batch_size=1"], "batch of one image.*another data.batch_size"),
@@ -108,7 +108,12 @@ REGRESSION = torch.randn(4, 10), torch.randn(4, 10)
         (DeepLinear(), nn.CrossEntropyLoss(), batch(), r"does not accept this data's inputs of shape \(3, 32, 32\)"),
         (VGG("A", width=2), SumOfSquares(), REGRESSION, r"does not accept this data's inputs of shape \(10,\)"),
         (DeepLinear(), OneHotMSELoss(), REGRESSION, "loss: it does not accept this model's logits and this data's"),
-        (DeepLinear(features=10), SumOfSquares(), (REGRESSION[0], torch.randn(4)), "needs a target for every output"),
+        (
+            DeepLinear(features=10),
+            SumOfSquares(),
+            (REGRESSION[0], torch.randn(4)),
+            "outputs and targets of the same shape",
+        ),
     ],
 )
 def test_a_model_or_a_loss_for_other_data_is_an_error(model, loss, shown, message):
@@ -300,7 +305,7 @@ def test_the_last_linear_layer_is_found_said_and_recorded(package, tmp_path, cap
 
     package(DATA.replace("EXTRA", ""))
     own(tmp_path / "run", "record=[last_layer_gradients,step_change]", "record.step_change.every=2")
-    assert capsys.readouterr().out.count("recording fc as the last layer") == 1
+    assert capsys.readouterr().out.count("last layer: fc, the model's last nn.Linear") == 1
     recorded = np.load(tmp_path / "run" / "recordings.npz")
     assert recorded["last_layer.layer"] == recorded["step_change.layer"] == "fc"
     assert len(recorded["last_layer.norm"]) == 3 and (recorded["last_layer.norm"] > 0).all()

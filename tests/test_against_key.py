@@ -99,3 +99,9 @@ def test_the_same_runs_give_the_same_files(sweep):
 
     first, second = files("first"), files("second")
     assert first == second and len(first) == 3 and np.all([len(content) > 1000 for content in first.values()])
+
+
+def test_a_key_with_a_slash_gives_one_file_name(tmp_path):
+    make_run(tmp_path, "lr=0.1", config={"a/../b": {"lr": 0.1}})
+    (drawing,) = against_key(gather(tmp_path), Options(x="a/../b.lr")).drawings
+    assert drawing.name == "comparison-by-a_.._b.lr-shapes"

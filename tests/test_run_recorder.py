@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from cifarbn.recorders import (
     ScaleInvariantBeta,
     StepChange,
 )
+from cifarbn.recorders.training import LightningTraining
 from cifarbn.report.__main__ import main as report
 from cifarbn.report.gather import gather
 
@@ -228,6 +230,72 @@ def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):
             step(recorder, model, batch, factor)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "diverged" and result["divergence"]["step"] == 1
+
+
+def test_metrics_logged_before_the_last_epoch_ends_are_kept(tmp_path):
+    recorder, model, batch = start(tmp_path)
+    with recorder:
+        recorder.log({"test/acc": 0.25})
+        step(recorder, model, batch)
+        recorder.after_epoch({"val/acc": 0.75})
+        step(recorder, model, batch)
+        recorder.log({"test/acc": 0.5})
+    metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert metrics["test/acc"] == 0.5 and metrics.keys() == {"test/acc", "train/loss"}, "no val/acc of an earlier epoch"
+
+
+def test_after_backward_without_gradients_is_an_error(tmp_path):
+    recorder, _, batch = start(tmp_path)
+    recorder.before_step(batch)
+    with pytest.raises(UserError, match="found no gradient in the model"):
+        recorder.after_backward()
+
+
+class LayerAsAttribute(pl.LightningModule):
+    """A module in which `last_layer` is the layer, not its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last_layer, self.aux = nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+
+
+def test_the_attribute_last_layer_of_a_lightning_module_is_a_name_or_is_not_used():
+    trainer, module = SimpleNamespace(is_global_zero=True), LayerAsAttribute()
+    assert LightningTraining(trainer, module, 0).last_layer == "aux"
+    named = Own()
+    named.last_layer = "none"
+    with pytest.raises(UserError, match="no linear layer none"):
+        _ = LightningTraining(trainer, named, 0).last_layer
+
+
+def tied():
+    """Two linear layers that share their weight, which has the name of the first."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+def record_steps(folder, model):
+    batch, optimizer = (torch.randn(4, 3), torch.tensor([0, 1, 2, 0])), torch.optim.SGD(model.parameters(), lr=0.1)
+    recorders = [LastLayerGradients(), StepChange(every=2)]
+    with RunRecorder(folder, model, cross_entropy, optimizer, recorders) as recorder:
+        for _ in range(3):
+            step(recorder, model, batch)
+    return np.load(folder / "recordings.npz")
+
+
+def test_the_last_layer_may_share_its_weight(tmp_path):
+    arrays = record_steps(tmp_path, tied())
+    assert arrays["last_layer.layer"] == "1" and (arrays["last_layer.norm"] > 0).all()
+    np.testing.assert_allclose(
+        arrays["step_change.head_total"], arrays["last_layer.first_difference"][[1]], rtol=1e-4, atol=1e-7
+    )
+
+
+def test_a_last_layer_with_weight_norm_is_an_error(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+    with pytest.raises(UserError, match="last linear layer, 1, is computed from other parameters"):
+        record_steps(tmp_path, model)
 
 
 def test_other_mistakes(tmp_path):

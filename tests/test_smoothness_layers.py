@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from cifarbn.smoothness import layers_of
-from cifarbn.smoothness.layers import norm_per_layer
+from cifarbn.smoothness.layers import default_head, norm_per_layer
 
 
 def names(model):
@@ -50,3 +50,10 @@ def test_the_norm_of_a_layer_from_the_norms_of_its_parameters():
     values = torch.tensor([[3.0, 4.0, 2.0], [0.0, 1.0, 5.0]])
     result = norm_per_layer(values, list(model.parameters()), layers_of(model))
     assert {name: v.tolist() for name, v in result.items()} == {"0": [5, 1], "1": [2, 5]}
+
+
+def test_the_last_linear_layer_is_head_or_else_the_last_registered_one():
+    linear = nn.Linear(1, 1)
+    assert default_head(nn.ModuleDict({"head": linear, "aux": nn.Linear(1, 1)})) == "head"
+    assert default_head(nn.Sequential(linear, nn.ReLU(), nn.Linear(1, 1), nn.ReLU())) == "2"
+    assert default_head(linear) == "" and default_head(nn.ReLU()) is None

@@ -15,11 +15,11 @@ def with_custom_options(overrides: Sequence[Override]) -> list[str]:
     `custom`, `GROUP.KEY=VALUE` may add a key, because the arguments of the target are not known.
     """
     options = {override.key_or_group: override.value() for override in overrides if override.key_or_group in GROUPS}
-    given = [override.key_or_group for override in overrides if not override.is_delete()]
-    targets = {key.removesuffix("._target_") for key in given if key.endswith("._target_")}
-    chosen = [group for group in GROUPS if group in targets and group not in options]
-    custom = {*chosen, *(group for group, option in options.items() if option == CUSTOM)}
-    lines = [f"{group}={CUSTOM}" for group in chosen]
+    keys = [override.key_or_group for override in overrides if not override.is_delete()]
+    targets = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
+    added = [group for group in GROUPS if group in targets and group not in options]
+    custom = {*added, *(group for group, option in options.items() if option == CUSTOM)}
+    lines = [f"{group}={CUSTOM}" for group in added]
     for override in overrides:
         line = str(override.input_line)
         group, dot, _ = override.key_or_group.partition(".")

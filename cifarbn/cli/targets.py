@@ -75,18 +75,18 @@ def _find(key: str, target: str) -> Any:
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{key}: {key}._target_ takes the name of a class or function, package.Name, not {target!r}")
-    found, used = _import(key, target, parts)
+    thing, used = _import(key, target, parts)
     for position in range(used, len(parts)):
         name, parent = parts[position], ".".join(parts[:position])
-        if not hasattr(found, name):
-            names = {other.lower(): other for other in dir(found)}
+        if not hasattr(thing, name):
+            names = {other.lower(): other for other in dir(thing)}
             close = difflib.get_close_matches(name.lower(), names, n=1)
             hint = f"; did you mean {parent}.{names[close[0]]}?" if close else ""
             raise UserError(f"{key}: {key}._target_={target}: {parent} has no {name!r}{hint}")
-        found = getattr(found, name)
-    if not callable(found):
-        raise UserError(f"{key}: {key}._target_={target} is a {type(found).__name__}, not a class or function")
-    return found
+        thing = getattr(thing, name)
+    if not callable(thing):
+        raise UserError(f"{key}: {key}._target_={target} is a {type(thing).__name__}, not a class or function")
+    return thing
 
 
 def _import(key: str, target: str, parts: list[str]) -> tuple[Any, int]:

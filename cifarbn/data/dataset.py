@@ -168,27 +168,27 @@ def _length(key: str, dataset: Any) -> int:
     return count
 
 
-def _pixels(image: Any, size: tuple[int, int] | None, what: str) -> Tensor:
+def _pixels(image: Any, size: tuple[int, int] | None, place: str) -> Tensor:
     """Return an image of any of the accepted types as uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
         return fit_image(image, size or (image.height, image.width))
     if not isinstance(image, (Tensor, np.ndarray)):
-        raise UserError(f"{what} must be a PIL image, a tensor or a numpy array, not {type(image).__name__}")
-    pixels = _channels_first(torch.as_tensor(image), isinstance(image, Tensor), what)
+        raise UserError(f"{place} must be a PIL image, a tensor or a numpy array, not {type(image).__name__}")
+    pixels = _channels_first(torch.as_tensor(image), isinstance(image, Tensor), place)
     if pixels.is_floating_point():
         if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise UserError(f"{what} must have floats in [0, 1]; remove Normalize from its transforms, or use uint8")
+            raise UserError(f"{place} must have floats in [0, 1]; remove Normalize from its transforms, or use uint8")
         pixels = (pixels * 255).round().byte()
     if pixels.dtype != torch.uint8:
-        raise UserError(f"{what} must be uint8, or floats in [0, 1], not {pixels.dtype}")
+        raise UserError(f"{place} must be uint8, or floats in [0, 1], not {pixels.dtype}")
     pixels = pixels.expand(3, -1, -1)
     if size and tuple(pixels.shape[1:]) != size:
         return fit_image(Image.fromarray(pixels.permute(1, 2, 0).numpy()), size)
     return pixels
 
 
-def _channels_first(pixels: Tensor, tensor: bool, what: str) -> Tensor:
+def _channels_first(pixels: Tensor, tensor: bool, place: str) -> Tensor:
     """Return (1 or 3, H, W). Where both ends could be channels, tensors have them first and arrays last."""
     if pixels.dim() == 2:
         return pixels[None]
@@ -199,15 +199,15 @@ def _channels_first(pixels: Tensor, tensor: bool, what: str) -> Tensor:
         if last:
             return pixels.permute(2, 0, 1)
     raise UserError(
-        f"{what} must have the shape (H, W), (C, H, W) or (H, W, C) with C = 1 or 3, not {tuple(pixels.shape)}"
+        f"{place} must have the shape (H, W), (C, H, W) or (H, W, C) with C = 1 or 3, not {tuple(pixels.shape)}"
     )
 
 
-def _label(label: Any, what: str) -> int:
+def _label(label: Any, place: str) -> int:
     if isinstance(label, (Tensor, np.ndarray)) and len(label.reshape(-1)) == 1:
         label = label.reshape(-1)[0].item()
     if isinstance(label, (bool, np.bool_)) or not isinstance(label, (int, np.integer)):
-        raise UserError(f"{what} must be a whole number, not {label!r}")
+        raise UserError(f"{place} must be a whole number, not {label!r}")
     return int(label)
 
 

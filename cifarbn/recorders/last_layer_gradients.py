@@ -54,7 +54,7 @@ class LastLayerGradients(Recorder):
     def start(self, training: Training) -> None:
         """Find the layer, and create the file of raw gradients if it is wanted."""
         self._layer = training.last_layer
-        self._weight = training.trained[f"{self._layer}.weight".lstrip(".")]
+        self._weight = training.last_weight
         if not self.raw or not training.is_writer:
             return
         if self.folder is None or training.total_steps is None:

@@ -87,7 +87,12 @@ class RunFiles:
     def after_backward(self, training: Training) -> None:
         """Keep the norm of the gradient, and call the recorders."""
         self._expect("after_backward")
-        norms = torch._foreach_norm([p.grad for p in training.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
+        if not gradients:
+            raise UserError(
+                "after_backward() found no gradient in the model; call it between backward() and zero_grad()"
+            )
+        norms = torch._foreach_norm(gradients)
         self._norm = torch.linalg.vector_norm(torch.stack(norms)).float()
         training.step = self.step
         for recorder in self.recorders:
@@ -120,8 +125,10 @@ class RunFiles:
             return
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
         means = {"train/loss": float(loss)} | ({"train/acc": float(acc)} if np.isfinite(acc) else {})
-        self.result["metrics"] = {name: float(value) for name, value in metrics.items()} | means
-        self._append(values, self.result["metrics"])
+        of_epoch = {name: float(value) for name, value in metrics.items()} | means
+        logged = {name: value for name, value in self.result["metrics"].items() if name not in EPOCH_COLUMNS}
+        self.result["metrics"] = logged | of_epoch
+        self._append(values, of_epoch)
         for recorder in self.recorders:
             recorder.after_epoch(training)
         self._save()

@@ -111,7 +111,7 @@ class StepChange(Recorder):
                 grad_next_batch_old_params = loss_and_gradient(loss_fn, parameters).gradient
         gradients = self._gradient, grad_next_batch_old_params, grad_next
         split = drift_noise_split(*gradients)
-        head = list(training.trained).index(f"{self._layer}.weight".lstrip("."))
+        head = next(i for i, parameter in enumerate(parameters) if parameter is training.last_weight)
         head_split = drift_noise_split(*([gradient[head]] for gradient in gradients))
         if self.per_layer:
             self._entry |= {

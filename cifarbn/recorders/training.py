@@ -15,6 +15,7 @@ from cifarbn.data.interface import inputs_and_labels, val_names
 from cifarbn.errors import UserError
 from cifarbn.recorders.global_batch import over_global_batch
 from cifarbn.smoothness.evaluation import LossFunction
+from cifarbn.smoothness.layers import default_head
 from cifarbn.smoothness.minibatch_loss import Batch, minibatch_loss
 
 LOSS_NAMES = ("loss_of", "loss", "loss_fn", "criterion")
@@ -39,6 +40,11 @@ class Training(ABC):
     @abstractmethod
     def last_layer(self) -> str:
         """The name of the model's last linear layer."""
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The weight of the last linear layer."""
+        return self.model.get_submodule(self.last_layer).weight  # type: ignore[return-value]
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -104,8 +110,9 @@ class LightningTraining(Training):
 
     @property
     def last_layer(self) -> str:
-        """The attribute `last_layer` of the LightningModule, or else that of the model, see `last_linear_layer`."""
-        return getattr(self.pl_module, "last_layer", None) or last_linear_layer(self.model)
+        """The attribute `last_layer` of the LightningModule if it is a name, or else see `last_linear_layer`."""
+        name = getattr(self.pl_module, "last_layer", None)  # in a user's module it may be the layer itself
+        return last_linear_layer(self.model, name if isinstance(name, str) else None)
 
     @property
     def loss_function(self) -> Callable[[Any, Any], Tensor]:
@@ -211,15 +218,20 @@ def last_linear_layer(model: nn.Module, name: str | None = None) -> str:
         name: the layer's name, if it is known; it is checked.
 
     Raises:
-        UserError: if there is no such layer, or its weight is not trained.
+        UserError: if there is no such layer, or its weight is not a trained parameter.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
+    name = default_head(model) if name is None else name
+    if name is None:
         raise UserError("the model has no linear layer (nn.Linear) whose gradients could be recorded")
-    if name is not None and name not in linear:
+    if name not in linear:
         raise UserError(f"the model has no linear layer {name}; its linear layers are {', '.join(linear)}")
-    name = name or ("head" if "head" in linear else linear[-1])
     weight = model.get_submodule(name).weight
-    if not isinstance(weight, Tensor) or not weight.requires_grad:
-        raise UserError(f"the weight of the last linear layer, {name}, is not trained and has no gradient to record")
+    if not isinstance(weight, nn.Parameter):
+        raise UserError(
+            f"the weight of the last linear layer, {name}, is computed from other parameters, as by weight_norm, and "
+            "has no gradient to record"
+        )
+    if not weight.requires_grad:
+        raise UserError(f"the last linear layer, {name}, is frozen and has no gradient to record")
     return name

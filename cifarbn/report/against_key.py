@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -125,17 +126,18 @@ def _drawing(values: Values, x: str, group: str | None, metric: str, data: str) 
         f"{line}: " + ", ".join(f"{text(float(np.mean(of_runs)))} at {at}" for at, of_runs in by_x.items())
         for line, by_x in numbers.items()
     )
-    return Drawing(f"comparison-by-{x}-{data}", figure, caption, f"{title.capitalize()} against {x}. {means}.")
+    name = re.sub(r"[^\w. +-]", "_", f"comparison-by-{x}-{data}", flags=re.ASCII)  # a key may contain a slash
+    return Drawing(name, figure, caption, f"{title.capitalize()} against {x}. {means}.")
 
 
-def _other_differences(values: Values, chosen: set[str]) -> list[str]:
+def _other_differences(values: Values, keys: set[str]) -> list[str]:
     """Return the config keys in which runs of one point differ, besides the seed and the keys of the figure."""
     differing: dict[str, None] = {}
     for by_x in values.values():
         for runs in by_x.values():
             configs = [dict(leaves(run.config)) for run, _ in runs]
             for key in dict.fromkeys(key for config in configs for key in config):
-                within = any(key == name or key.startswith(f"{name}.") for name in chosen)
+                within = any(key == name or key.startswith(f"{name}.") for name in keys)
                 if not within and key not in UNNAMED and len({config.get(key) for config in configs}) > 1:
                     differing[key] = None
     return list(differing)

@@ -30,6 +30,12 @@ def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return layers
 
 
+def default_head(model: nn.Module) -> str | None:
+    """Return the name of the last linear layer: `head`, or else the last registered `nn.Linear`; None without one."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return "head" if "head" in linear else linear[-1] if linear else None
+
+
 def norm_per_layer(
     values: Tensor, parameters: Sequence[Tensor], layers: Mapping[str, Sequence[Tensor]]
 ) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from cifarbn.data.interface import Batch, first_batch, inputs_and_labels, val_na
 from cifarbn.errors import UserError
 from cifarbn.fast.training_step import TrainingStep, one_time_shape
 from cifarbn.losses import Loss, accuracy, are_classes, in_full_precision
+from cifarbn.recorders.training import last_linear_layer
 from cifarbn.training.metrics import MeanOverImages
 from cifarbn.training.optimization import (
     OptimizerFactory,
@@ -114,25 +115,18 @@ class Classifier(pl.LightningModule):
         """Name of the last linear layer: the argument `head`, or a layer called `head`, or the last `nn.Linear`.
 
         Raises:
-            UserError: if there is no linear layer, or its weight is frozen.
+            UserError: if there is no such layer, or its weight is not a trained parameter.
         """
-        linear = [name for name, module in self.net.named_modules() if isinstance(module, nn.Linear)]
-        if not linear:
+        try:
+            name = last_linear_layer(self.net, self.head)
+        except UserError as error:
+            if self.head is not None:
+                raise UserError(
+                    f"model_head={self.head}: {error}. Use another layer, or leave out model_head"
+                ) from error
             raise UserError(
-                "record: the model has no linear layer (nn.Linear) whose gradients could be recorded; remove "
-                "last_layer_gradients and step_change from record, or use record=none"
-            )
-        if self.head is not None and self.head not in linear:
-            raise UserError(
-                f"model_head={self.head}: the model has no linear layer (nn.Linear) of this name; "
-                f"its linear layers are {', '.join(linear)}"
-            )
-        name = self.head or ("head" if "head" in linear else linear[-1])
-        if not self.net.get_submodule(name).weight.requires_grad:
-            raise UserError(
-                f"record: the model's last linear layer, {name}, is frozen, so it has no gradient; remove "
-                "last_layer_gradients and step_change from record, or use record=none"
-            )
+                f"record: {error}; remove last_layer_gradients and step_change from record, or use record=none"
+            ) from error
         if name not in ("head", self.head):
             rank_zero_only(print)(f"last layer: {name}, the model's last nn.Linear; set model_head to use another one")
         return name

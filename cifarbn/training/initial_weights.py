@@ -10,6 +10,7 @@ from cifarbn.runs.checkpoints import digest
 from cifarbn.runs.load import read_weights
 from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
 from cifarbn.runs.untrusted import stored_result
+from cifarbn.smoothness.layers import default_head
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +20,8 @@ class InitialWeights:
     Attributes:
         folder: the run folder.
         weights: the model's `state_dict`.
-        label: the folder's name and the checkpoint's hash. It identifies the weights on any machine, and stands in the
-            config of a run that starts from them.
+        label: the folder's name and the checkpoint's hash. It identifies the weights on any machine, and is stored
+            in the config of a run that starts from them.
     """
 
     folder: Path
@@ -61,8 +62,7 @@ class InitialWeights:
             for name in dict.fromkeys([*own, *self.weights])
             if name not in own or name not in self.weights or own[name].shape != self.weights[name].shape
         ]
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        head = model_head or ("head" if "head" in linear else linear[-1] if linear else None)
+        head = model_head or default_head(model)
         if others := [name for name in differing if name not in (f"{head}.weight", f"{head}.bias")]:
             shapes = self._shapes(own, others[:3])
             more = f"; {len(others) - 3} more" if len(others) > 3 else ""

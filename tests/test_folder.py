@@ -8,6 +8,8 @@ from PIL import Image
 from cifarbn.data import ImageFolder, decoded
 from cifarbn.data.class_folders import content_key
 from cifarbn.errors import UserError
+from cifarbn.report import Options
+from cifarbn.report.trained_model import _test_images
 
 
 @pytest.fixture(autouse=True)
@@ -246,3 +248,9 @@ def test_the_content_key_is_of_names_and_sizes_and_of_the_folders_name(root, tmp
     ImageFolder(shutil.copytree(root, tmp_path / "renamed"), content=key)
     (root / "a" / "0.png").rename(root / "a" / "renamed.png")
     assert content_key(root) != key
+
+
+def test_a_report_does_not_write_where_a_stored_config_says(root, cache, tmp_path):
+    config = {"_target_": "cifarbn.data.ImageFolder", "cache": str(tmp_path / "elsewhere")}
+    test = _test_images(config, Options(data_root=root))
+    assert len(test) and list(cache.iterdir()) and not (tmp_path / "elsewhere").exists()

@@ -101,8 +101,9 @@ def _test_images(data: Any, options: Options) -> Images:
 @lru_cache(maxsize=4)
 def _read(data: str, root: Path, trust: tuple[str, ...]) -> Images:
     config = json.loads(data)
-    # result.json contains no paths, and a report downloads nothing.
-    here = {"root": root, "download": False}
+    # A result.json of this program contains no paths; those of a foreign one, such as its cache, are not used. A report
+    # downloads nothing.
+    here = {"root": root, "cache": None, "download": False}
     try:
         takes = inspect.signature(target_class(config["_target_"], trust)).parameters
         source = build(config, trust, **{key: value for key, value in here.items() if key in takes})

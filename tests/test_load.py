@@ -30,12 +30,12 @@ from cifarbn.runs.transform import Transform
 CANARY = "canary"
 
 
-def own(group):
+def named_options(group):
     """The group's options that name a class of this package or of torch."""
     return [name for name in options(group) if name not in ("custom", "timm", "torchvision")]
 
 
-MODELS = [name for name in own("model") if not name.startswith("dln")]
+MODELS = [name for name in named_options("model") if not name.startswith("dln")]
 ATTACKS = {
     "open": {"_target_": "builtins.open", "_args_": [CANARY, "w"]},
     "write_text": {
@@ -175,11 +175,12 @@ def resolved(path, **root):
 
 def test_every_network_with_every_norm_and_activation_is_allowed():
     """All of conf/, as result.json holds it; names are only looked up; another test builds the models."""
-    norms = [resolved(CONF / "norm" / f"{name}.yaml") for name in own("norm")]
-    activations = [resolved(CONF / "activation" / f"{name}.yaml") for name in own("activation")]
+    norms = [resolved(CONF / "norm" / f"{name}.yaml") for name in named_options("norm")]
+    activations = [resolved(CONF / "activation" / f"{name}.yaml") for name in named_options("activation")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         models = [
-            OmegaConf.to_container(compose("train", [f"model={name}"]).model, resolve=True) for name in own("model")
+            OmegaConf.to_container(compose("train", [f"model={name}"]).model, resolve=True)
+            for name in named_options("model")
         ]
     assert len(models) * len(norms) * len(activations) > 900
     for model, norm, activation in itertools.product(models, norms, activations):
@@ -191,7 +192,7 @@ def test_every_network_with_every_norm_and_activation_is_allowed():
 @pytest.mark.parametrize("number", range(len(MODELS)))
 def test_every_network_is_built_again_and_classifies(number):
     """Each with another norm and activation, narrow."""
-    norm, activation = (own(group)[number % len(own(group))] for group in ("norm", "activation"))
+    norm, activation = (named_options(group)[number % len(named_options(group))] for group in ("norm", "activation"))
     narrow = "model.widths=[4,4,4]" if MODELS[number] == "speednet" else "model.width=2"
     output = [f"model={MODELS[number]}", f"norm={norm}", f"activation={activation}", narrow]
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -275,9 +275,8 @@ def tied():
     return model
 
 
-def record_steps(folder, model):
+def record_steps(folder, model, recorders):
     batch, optimizer = (torch.randn(4, 3), torch.tensor([0, 1, 2, 0])), torch.optim.SGD(model.parameters(), lr=0.1)
-    recorders = [LastLayerGradients(), StepChange(every=2)]
     with RunRecorder(folder, model, cross_entropy, optimizer, recorders) as recorder:
         for _ in range(3):
             step(recorder, model, batch)
@@ -285,7 +284,7 @@ def record_steps(folder, model):
 
 
 def test_the_last_layer_may_share_its_weight(tmp_path):
-    arrays = record_steps(tmp_path, tied())
+    arrays = record_steps(tmp_path, tied(), [LastLayerGradients(), StepChange(every=2)])
     assert arrays["last_layer.layer"] == "1" and (arrays["last_layer.norm"] > 0).all()
     np.testing.assert_allclose(
         arrays["step_change.head_total"], arrays["last_layer.first_difference"][[1]], rtol=1e-4, atol=1e-7
@@ -295,7 +294,40 @@ def test_the_last_layer_may_share_its_weight(tmp_path):
 def test_a_last_layer_with_weight_norm_is_an_error(tmp_path):
     model = nn.Sequential(nn.Linear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
     with pytest.raises(UserError, match="last linear layer, 1, is computed from other parameters"):
-        record_steps(tmp_path, model)
+        record_steps(tmp_path, model, [LastLayerGradients()])
+
+
+class Attention(nn.Module):
+    """Attention after a linear layer; torch does not call the modules of its output projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(3, 4), nn.LayerNorm(4)
+        self.attention, self.head = nn.MultiheadAttention(4, 1, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))[:, None]
+        return self.head(self.attention(x, x, x)[0][:, 0])
+
+
+def test_layers_that_a_pass_does_not_call_have_no_activations(tmp_path):
+    arrays = record_steps(tmp_path, Attention(), [ActivationDrift(every=1)])
+    assert arrays["activation_drift.layers"].tolist() == ["first", "attention.out_proj", "head"]
+    np.testing.assert_allclose(arrays["activation_drift.mean"][0, 0], 0, atol=1e-6)  # the output of the LayerNorm
+    assert np.isnan(arrays["activation_drift.mean"]).all(axis=0).tolist() == [False, True, False]
+    with pytest.raises(UserError, match="no convolution"):
+        record_steps(tmp_path / "other", Scale(), [ActivationDrift()])
+
+
+class Scale(nn.Module):
+    """A model without a layer whose activations could be measured."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.scale * x
 
 
 def test_other_mistakes(tmp_path):

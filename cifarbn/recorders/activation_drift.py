@@ -25,6 +25,8 @@ class ActivationDrift(Recorder):
     there is one, and before the activation. Histograms have fixed edges: `bins` bins over [-reach, reach], with values
     outside counted in the outermost bins; entries are fractions. Costs one forward pass.
 
+    Values are NaN for a layer that the pass does not call, such as the output projection within torch's attention.
+
     Args:
         folder: the run folder.
         every: steps between measurements.
@@ -32,7 +34,7 @@ class ActivationDrift(Recorder):
         reach: half the width of the histogram, in units of the activation.
 
     Raises:
-        UserError: if a number is out of range.
+        UserError: if a number is out of range, or when training starts, if the model has no such layer.
     """
 
     table = ActivationDriftKeys
@@ -47,12 +49,20 @@ class ActivationDrift(Recorder):
     def start(self, training: Training) -> None:
         """Note the layers' names."""
         self._names = list(outputs(training.model))
+        if not self._names:
+            raise UserError(
+                "record.activation_drift: the model has no convolution (nn.Conv2d) or linear layer (nn.Linear) to "
+                "measure; remove this recorder"
+            )
 
     def before_step(self, training: Training, batch: Batch) -> None:
         """Measure in an extra forward pass."""
         if training.step % self.every:
             return
-        rows: dict[str, Tensor] = {}
+        device = next(training.model.parameters()).device
+        rows = {
+            name: torch.full((2 + self.bins,), math.nan, dtype=torch.float32, device=device) for name in self._names
+        }
         hooks = [
             module.register_forward_hook(partial(self._summarise, rows, name))
             for name, module in outputs(training.model).items()
@@ -89,6 +99,6 @@ def outputs(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             layer = name
             modules[layer] = module
-        elif layer is not None and next(module.parameters(recurse=False), None) is not None:
+        elif layer is not None and (own := list(module.parameters(recurse=False))) and all(p.ndim == 1 for p in own):
             modules[layer] = module
     return modules

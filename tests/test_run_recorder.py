@@ -180,6 +180,25 @@ def test_what_a_lightning_module_must_have(tmp_path):
         fit(model, [RunRecorderCallback(tmp_path / "run", [])])
 
 
+class Unreadable(Own):
+    """A module whose training ends with a file that cannot be read."""
+
+    def training_step(self, batch, index):
+        if index == 2:
+            raise FileNotFoundError("image.png")
+        return super().training_step(batch, index)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_lightning_run_that_ends_with_an_error_of_a_file_has_failed(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        fit(Unreadable(), [RunRecorderCallback(tmp_path, [LastLayerGradients()])])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "failed" and result["error"] == "FileNotFoundError: image.png"
+    assert len(rows(tmp_path)) == 2
+
+
 def start(folder, **options):
     model, x, y = slow.problem()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

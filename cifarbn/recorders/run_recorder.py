@@ -1,6 +1,7 @@
 """Record a training loop of your own, in plain PyTorch or with your own LightningModule."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -169,8 +170,9 @@ class RunRecorderCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write what there is of a run that failed or was interrupted."""
-        if self._files is not None and not isinstance(exception, OSError):
-            self._files.close(LightningTraining(trainer, pl_module, 0), status_after(exception), exception)
+        if self._files is not None:
+            with suppress(OSError):  # the disk may be full; Lightning raises the exception itself
+                self._files.close(LightningTraining(trainer, pl_module, 0), status_after(exception), exception)
 
     @property
     def _started(self) -> RunFiles:

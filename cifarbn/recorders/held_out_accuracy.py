@@ -50,7 +50,7 @@ class HeldOutAccuracy(Recorder):
         """Measure at theta_t."""
         if training.step % self.every:
             return
-        loss_sum = correct = torch.zeros((), device=self._batches[0][0].device)
+        loss_sum = correct = torch.zeros((), device=next(training.model.parameters()).device)
         count = 0
         with preserve_state(training.model, train=False), torch.no_grad(), training.forward_context():
             for images, labels in self._batches:

@@ -104,12 +104,26 @@ PIXELS = np.zeros((4, 5, 3), np.uint8)
         ([(PIXELS.astype(int), 0)], r"must be uint8, or floats in \[0, 1\], not torch.int64"),
         ([(np.zeros((4, 5, 4), np.uint8), 0)], r"must have the shape .* with C = 1 or 3, not \(4, 5, 4\)"),
         ([(PIXELS, 0), (PIXELS[1:], 1)], "item 1 has 3x5 pixels, and item 0 has 4x5; set data.size"),
+        ([(PIXELS.astype(object), 0)], r"the image of item 0 must be uint8, or floats in \[0, 1\], not object"),
+        ([(Image.new("I", (5, 4)), 0)], "the image of item 0 has an unsupported mode, I: its pixels have 32 bits"),
         ([], "data.dataset: Items is empty"),
     ],
 )
 def test_other_items_are_an_error_that_names_them(items, message):
     with pytest.raises(UserError, match=message):
         FromDataset(Items(items * 3 if len(items) == 1 else items), num_classes=2, test_size=1, val_size=0).read()
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_one_class_only_is_an_error(label):
+    with pytest.raises(UserError, match="data.dataset must have at least two classes"):
+        FromDataset(Items([(PIXELS, label)] * 3))
+
+
+def test_flipped_arrays_are_read():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    train, _ = FromDataset(Items([(pixels[:, ::-1], 0)] * 3), num_classes=2, test_size=1, val_size=0).read()
+    assert np.array_equal(train.pixels[0].permute(1, 2, 0).numpy(), pixels[:, ::-1])
 
 
 @pytest.mark.parametrize(

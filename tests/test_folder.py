@@ -196,7 +196,7 @@ def two_validations(root):
     [
         (shutil.rmtree, "there is no folder .*flowers; set data.root=DIR"),
         (no_folders, "has no sub-folders; put the images of each class into a folder of its own"),
-        (one_class, "must have one sub-folder per class, at least two, and has a"),
+        (one_class, "must have one sub-folder per class, at least two; it has only 'a'"),
         (no_images, "no images in .*flowers/b .*; add images, or delete the folder"),
         (other_classes, "must have the same class folders; only one of them has c, d"),
         (two_validations, "several folders for validation"),

@@ -65,7 +65,7 @@ def test_without_a_logger_the_run_is_the_same_and_has_no_events(undisturbed, tmp
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_logs_the_run_and_a_resumed_run_continues_the_same_one(undisturbed, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     uri = (tmp_path / "mlruns").as_uri()
     overrides = ["logger=mlflow", f"logger.tracking_uri={uri}", "logger.experiment=tests"]
     first = interrupted_then_resumed(tmp_path / "run", monkeypatch, *overrides)
@@ -101,12 +101,29 @@ def test_wandb_logs_the_run_offline_and_a_resumed_run_continues_the_same_one(und
 @pytest.mark.filterwarnings("ignore")
 def test_starting_from_scratch_starts_another_tracked_run(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     overrides = ["logger=mlflow", f"logger.tracking_uri={(tmp_path / 'mlruns').as_uri()}", "epochs=1"]
     make_run(tmp_path / "run", *overrides)
     before = result(tmp_path / "run")["logger"]["id"]
     make_run(tmp_path / "run", *overrides, "resume=false")
     assert mlflow and result(tmp_path / "run")["logger"]["id"] != before
+
+
+def test_a_store_that_mlflow_cannot_use_is_one_error(tmp_path):
+    pytest.importorskip("mlflow")
+    with pytest.raises(UserError, match="MLflow cannot be used .* set logger.tracking_uri to a server or a folder"):
+        make_run(tmp_path / "run", "logger=mlflow", "logger.tracking_uri=nosuch://store")
+
+
+def test_wandb_without_an_account_is_one_error_with_the_remedy(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def init(**_):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(UserError, match="No API key configured.*wandb login.*logger.offline=true"):
+        make_run(tmp_path / "run", "logger=wandb")
 
 
 @pytest.mark.parametrize(("logger", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])

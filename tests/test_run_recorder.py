@@ -354,6 +354,10 @@ def test_other_mistakes(tmp_path):
         start(tmp_path, config={"model": "vgg"})
     with pytest.raises(UserError, match="config: 'config.seed' takes"):
         start(tmp_path, config={"seed": "first"})
+    with pytest.raises(UserError, match="config: data must be a dict"):
+        start(tmp_path, config={"data": "mine"})
+    with pytest.raises(UserError, match="recorders must be objects such as LastLayerGradients"):
+        RunRecorder(tmp_path, nn.Linear(2, 2), cross_entropy, torch.optim.SGD([torch.ones(1)]), [LastLayerGradients])
     recorder, model, batch = start(tmp_path)
     step(recorder, model, batch)
     with pytest.raises(UserError, match="no column val_acc; there are train/loss"):
@@ -361,3 +365,14 @@ def test_other_mistakes(tmp_path):
     recorder, *_, batch = start(tmp_path / "other", last_layer="fc")
     with pytest.raises(UserError, match="no linear layer fc; its linear layers are 10"):
         recorder.before_step(batch)
+
+
+def test_the_loss_may_be_a_number(tmp_path):
+    recorder, model, (inputs, labels) = start(tmp_path)
+    recorder.before_step((inputs, labels))
+    loss = cross_entropy(model(inputs), labels)
+    loss.backward()
+    recorder.after_backward()
+    recorder.after_step(loss.item())
+    recorder.after_epoch()
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"]["train/loss"] == pytest.approx(loss.item())

@@ -58,6 +58,7 @@ def test_a_nested_config_is_built():
         ({"_target_": "own_models.Net", "width": 1, "size": 2}, "Net got an unexpected keyword argument 'size'"),
         ({"_target_": "own_models.Net", "size": 2, "width": 1}, "model=custom passes only the arguments that you set"),
         ({"_target_": "own_models.Broken"}, "^model: too wide$"),
+        ({"_target_": "torch.nn.LazyLinear", "out_features": 3}, "model: weight belongs to a lazy layer"),
         ({"_target_": "builtins.dict"}, "model: builtins.dict returned a dict, not a torch.nn.Module"),
         (
             {"_target_": "own_models.Net", "width": {"_target_": "torch.nn.Relu"}},

@@ -34,6 +34,8 @@ def _reason(error: BaseException) -> str:
     text = str(error).strip().split("\n")[0]
     if isinstance(error, (ValueError, TypeError)) and text:
         return text
+    if isinstance(error, ImportError):  # Hydra's has the reason on its next lines
+        return " ".join(str(error).split())
     return f"{type(error).__name__}: {text} (set HYDRA_FULL_ERROR=1 to see the traceback)"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from cifarbn.cli.custom import CUSTOM, GROUPS
 from cifarbn.cli.errors import instantiation_errors
@@ -36,11 +37,16 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     """Instantiate the config's model.
 
     Raises:
-        UserError: If it cannot be instantiated, or is not an `nn.Module`.
+        UserError: If it cannot be instantiated, is not an `nn.Module`, or has lazy layers.
     """
     model = build("model", config)
     if not isinstance(model, nn.Module):
         raise UserError(f"model: {config['_target_']} returned a {type(model).__name__}, not a torch.nn.Module")
+    if lazy := [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]:
+        raise UserError(
+            f"model: {lazy[0]} belongs to a lazy layer, whose size is not known before the first batch; state its "
+            "input size (nn.Linear instead of nn.LazyLinear)"
+        )
     return model
 
 
@@ -107,10 +113,10 @@ def _import(key: str, target: str, parts: list[str]) -> tuple[Any, int]:
     if module is None:
         known = [*sys.modules, *(info.name for info in pkgutil.iter_modules())]
         close = difflib.get_close_matches(parts[0], [name for name in known if "." not in name], n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = f"did you mean {close[0]!r}? Otherwise " if close else ""
         raise UserError(
             f"{key}: {key}._target_={target}: there is no module {parts[0]!r}; {hint}"
-            "Otherwise install it, or add its folder to PYTHONPATH"
+            "install it, or add its folder to PYTHONPATH"
         )
     return module, length - 1
 

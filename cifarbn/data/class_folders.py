@@ -100,8 +100,8 @@ def _list_classes(folder: Path) -> ClassFolders:
     classes = _subfolders(folder)
     if len(classes) < 2:
         raise UserError(
-            f"data.root: {folder} must have one sub-folder per class, at least two, and has "
-            f"{', '.join(classes) or 'none'}"
+            f"data.root: {folder} must have one sub-folder per class, at least two; it has "
+            f"{f'only {classes[0]!r}' if classes else 'none'}"
         )
     files: list[Path] = []
     labels: list[int] = []

@@ -69,7 +69,7 @@ class FromDataset(DataModule):
         self._parts: list[Images] = []
         super().__init__(
             name=type(dataset).__name__,
-            classes=self._class_names(num_classes),
+            classes=self._checked_class_names(num_classes),
             train_size=count - self.test_count,
             val_size=val_size,
             image_size=self.size,
@@ -101,6 +101,15 @@ class FromDataset(DataModule):
         if self.test_dataset is not None:
             parts.append(read_dataset(self.test_dataset, "data.test_dataset", self.size or parts[0].image_size))
         return parts
+
+    def _checked_class_names(self, num_classes: int | None) -> tuple[str, ...]:
+        names = self._class_names(num_classes)
+        if len(names) < 2:
+            raise UserError(
+                "data.dataset must have at least two classes, labels 0 and 1; change the labels, or set "
+                "data.num_classes if only these images lack the others"
+            )
+        return names
 
     def _class_names(self, num_classes: int | None) -> tuple[str, ...]:
         names = tuple(map(str, getattr(self.dataset, "classes", None) or ()))
@@ -172,9 +181,16 @@ def _pixels(image: Any, size: tuple[int, int] | None, place: str) -> Tensor:
     """Return an image of any of the accepted types as uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
-        return fit_image(image, size or (image.height, image.width))
+        try:
+            return fit_image(image, size or (image.height, image.width))
+        except ValueError as error:
+            raise UserError(f"{place} has an unsupported mode, {image.mode}: {error}") from error
     if not isinstance(image, (Tensor, np.ndarray)):
         raise UserError(f"{place} must be a PIL image, a tensor or a numpy array, not {type(image).__name__}")
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "bcfiu":
+            raise UserError(f"{place} must be uint8, or floats in [0, 1], not {image.dtype}")
+        image = np.ascontiguousarray(image)  # torch has no negative strides, which flipped arrays have
     pixels = _channels_first(torch.as_tensor(image), isinstance(image, Tensor), place)
     if pixels.is_floating_point():
         if not (pixels.min() >= 0 and pixels.max() <= 1):

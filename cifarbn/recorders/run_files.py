@@ -40,6 +40,9 @@ class RunFiles:
 
     def __init__(self, folder: str | Path, recorders: Sequence[Recorder], config: Mapping[str, Any]) -> None:
         self.folder, self.recorders = Path(folder), list(recorders)
+        for recorder in self.recorders:
+            if not isinstance(recorder, Recorder):
+                raise UserError(f"recorders must be objects such as LastLayerGradients(), not {recorder!r}")
         if (self.folder / RESULT).exists():
             raise UserError(f"{self.folder} already contains a run; choose another folder, or delete it")
         for recorder in self.recorders:
@@ -98,11 +101,11 @@ class RunFiles:
         for recorder in self.recorders:
             recorder.after_backward(training)
 
-    def after_step(self, training: Training, batch: Batch, loss: Tensor, acc: Tensor | float | None) -> None:
+    def after_step(self, training: Training, batch: Batch, loss: Tensor | float, acc: Tensor | float | None) -> None:
         """Keep the step's loss and accuracy, and call the recorders."""
         self._expect("after_step")
         norm = self._norm
-        values = [loss.detach(), torch.as_tensor(torch.nan if acc is None else acc), norm]
+        values = [torch.as_tensor(loss).detach(), torch.as_tensor(torch.nan if acc is None else acc), norm]
         self._rows.append(torch.stack([value.to(norm.device, torch.float32).reshape(()) for value in values]))
         self._sizes.append(_size(batch))
         training.step = self.step

@@ -81,7 +81,7 @@ class RunRecorder:
         """Call after the backward pass, before the gradient is clipped and the optimizer takes its step."""
         self._files.after_backward(self._training)
 
-    def after_step(self, loss: Tensor, acc: Tensor | float | None = None) -> None:
+    def after_step(self, loss: Tensor | float, acc: Tensor | float | None = None) -> None:
         """Call after the optimizer's step, with the step's loss, and its accuracy if there is one."""
         self._files.after_step(self._training, self._batch, loss, acc)
 
@@ -190,6 +190,8 @@ def complete_config(
         "optim": {"_target_": _path(type(optimizer)), "lr": float(optimizer.param_groups[0]["lr"])},
     }
     completed = dict(config or {})
+    if not isinstance(completed.get("data", {}), Mapping):
+        raise UserError(f"config: data must be a dict, such as {{'name': 'my data'}}, not {completed['data']!r}")
     for key, values in defaults.items():
         given = completed.get(key, {})
         if not isinstance(given, Mapping):

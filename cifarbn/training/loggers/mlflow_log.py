@@ -1,5 +1,6 @@
 """MLflow."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -38,12 +39,19 @@ class MLFlowLog(MLFlowLogger, RunLogger):
     ) -> None:
         self._continues = run_id is not None
         arguments: dict[str, Any] = {"tracking_uri": tracking_uri} if tracking_uri else {}
+        # MLflow 3 disables folders as stores by default, but mlflow-skinny has no other local store.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         try:
             MLFlowLogger.__init__(
                 self, experiment, run_name=Path(folder).name, run_id=run_id, log_model=False, **arguments
             )
         except ImportError as error:
             raise UserError("logger=mlflow needs mlflow: pip install 'cifarbn[mlflow]'") from error
+        except Exception as error:  # besides MlflowException, MLflow raises others for unsupported URIs
+            reason = str(error).split("\n")[0]
+            raise UserError(
+                f"logger: MLflow cannot be used ({reason}); set logger.tracking_uri to a server or a folder"
+            ) from error
 
     @rank_zero_only
     def start(self, config: Mapping[str, Any]) -> None:

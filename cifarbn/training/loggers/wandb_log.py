@@ -61,8 +61,20 @@ class WandbLog(WandbLogger, RunLogger):
         return self._wandb_init["id"]
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Log the run's config."""
-        self.log_hyperparams(dict(config))
+        """Log the run's config, and so start the run on Weights & Biases.
+
+        Raises:
+            UserError: if there is no account, or the server cannot be reached.
+        """
+        from wandb.errors import Error
+
+        try:
+            self.log_hyperparams(dict(config))
+        except Error as error:
+            raise UserError(
+                f"logger: Weights & Biases cannot be used ({str(error).splitlines()[0]}). Run `wandb login`, or use "
+                "logger.offline=true"
+            ) from error
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure, step: int) -> None:

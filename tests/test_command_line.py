@@ -89,8 +89,6 @@ def fails(command, capsys):
         ),
         (["record.gradient_probe.every=3"], "options with this key: record=gradient_probe;"),
         (["optim.maximize=true"], "+optim.maximize=true passes an argument that the yaml file does not list"),
-        # Layers that the model does not have.
-        (["model._target_=torch.nn.Flatten", "activation=gelu"], "activation=gelu has no effect, because model=custom"),
         # Suggestions for options ignore case and folder.
         (["model=ResNet18"], "did you mean model=resnet18?"),
         (["optim=Adam"], "did you mean optim=adam?"),

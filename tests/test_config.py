@@ -10,7 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from cifarbn.cli import command_line  # noqa: F401  (registers the resolvers of train.yaml)
+from cifarbn.cli import (
+    command_line,  # noqa: F401  (registers the resolvers of train.yaml)
+    composition,
+)
 from cifarbn.cli.composition import resolved
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
@@ -92,6 +95,13 @@ def test_every_group_of_an_experiment_can_be_overridden(experiment):
     for number in (first, first + 1):
         choices = {group: names[number % len(names)] for group, names in CHOICES.items()}
         instantiates(f"experiment={experiment}", *(f"{group}={option}" for group, option in choices.items()))
+
+
+@pytest.mark.parametrize(("model", "has_none"), [("timm", True), ("vgg_a", False)])
+def test_a_norm_that_the_model_does_not_have_is_noted(model, has_none, monkeypatch, capsys):
+    monkeypatch.setattr(composition, "_PRINTED", set())
+    config(f"model={model}", "norm=group")
+    assert ("note: norm=group has no effect, because model=timm" in "".join(capsys.readouterr())) == has_none
 
 
 def parameters():

@@ -98,7 +98,7 @@ class Loader(ConfigLoaderImpl):
             raise UserError(f"cannot read a config file: {' '.join(str(error).split())}") from error
         check_values(self._overrides, self._defaults, cfg, groups)
         check_whole(cfg)
-        check_layers_used(self._overrides, cfg)
+        note_unused_layers(self._overrides, cfg)
         if typed != overrides:  # the run folder is named after what the user has typed
             cfg.hydra.overrides.task = [line for line in typed if line not in cfg.hydra.overrides.hydra]
         return cfg
@@ -307,21 +307,17 @@ def check_whole(cfg: DictConfig) -> None:
         )
 
 
-def check_layers_used(overrides: Iterable[Override], cfg: DictConfig) -> None:
-    """Check that the config refers to the layers that the command line chooses; models from elsewhere have their own.
+def note_unused_layers(overrides: Iterable[Override], cfg: DictConfig) -> None:
+    """Print a note if norm or activation is on the command line, but nothing in the config refers to it.
 
-    Raises:
-        UserError: if norm or activation is on the command line, but nothing in the config refers to it.
+    Models from elsewhere have their own layers. It is no error, so that a sweep can combine models and norms.
     """
     raw = str(OmegaConf.to_container(cfg, resolve=False))
     for override in overrides:
         group = override.key_or_group.partition(".")[0]
         if group in ("norm", "activation") and not re.search(rf"\$\{{\.*{group}\b", raw):
             model = cfg.hydra.runtime.choices.model
-            raise UserError(
-                f"{override.input_line} has no effect, because model={model} has its own layers; leave it out, or pass "
-                f"an argument of the model: model.KEY='${{{group}}}'"
-            )
+            _print_once(f"note: {override.input_line} has no effect, because model={model} has its own layers")
 
 
 def _check_target(key: str, node: Any) -> None:

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data-root",
         type=Path,
         default=Path(data_root()),
-        help="folder that holds cifar-10-batches-py (default: the environment variable CIFARBN_DATA, else ./data)",
+        help="folder of the data set, as in data.root=DIR, for images and feature maps (default: the environment "
+        "variable CIFARBN_DATA, else ./data)",
     )
     parser.add_argument(
         "--models",

@@ -81,7 +81,7 @@ def test_hidden_files_are_skipped_and_other_files_are_ignored_with_a_notice(root
     (root / "readme.txt").write_text("x")
     data = ImageFolder(root)
     assert sum(sizes(data)) == 30
-    assert "1 files that are not images are ignored (.txt)" in capsys.readouterr().out
+    assert "ignoring files that are not images: 1 (.txt)" in capsys.readouterr().out
 
 
 # Decoding

@@ -358,6 +358,11 @@ def test_other_mistakes(tmp_path):
         start(tmp_path, config={"data": "mine"})
     with pytest.raises(UserError, match="recorders must be objects such as LastLayerGradients"):
         RunRecorder(tmp_path, nn.Linear(2, 2), cross_entropy, torch.optim.SGD([torch.ones(1)]), [LastLayerGradients])
+    with pytest.raises(UserError, match="config: x must be a number, a string or a list, not object"):
+        start(tmp_path, config={"x": object()})
+    twice = [LastLayerGradients(), LastLayerGradients()]
+    with pytest.raises(UserError, match="LastLayerGradients is given twice"):
+        RunRecorder(tmp_path, nn.Linear(2, 2), cross_entropy, torch.optim.SGD([torch.ones(1)]), twice)
     recorder, model, batch = start(tmp_path)
     step(recorder, model, batch)
     with pytest.raises(UserError, match="no column val_acc; there are train/loss"):

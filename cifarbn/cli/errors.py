@@ -33,6 +33,8 @@ def _reason(error: BaseException) -> str:
     """Return the first line of an exception's message, with the exception's name if the message needs it."""
     text = str(error).strip().split("\n")[0]
     if isinstance(error, (ValueError, TypeError)) and text:
+        if "string formatting" in text:  # Hydra's own failure to format an error of the constructor
+            return "its arguments do not fit the constructor, or the constructor raised an exception with them"
         return text
     if isinstance(error, ImportError):  # Hydra's has the reason on its next lines
         return " ".join(str(error).split())

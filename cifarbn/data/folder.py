@@ -88,7 +88,7 @@ class ImageFolder(DataModule):
         others = [file for part in self.parts.values() for file in part.others]
         if others:
             suffixes = ", ".join(sorted({file.suffix or file.name for file in others})[:5])
-            rank_zero_print(f"{self.root}: {len(others)} files that are not images are ignored ({suffixes})")
+            rank_zero_print(f"{self.root}: ignoring files that are not images: {len(others)} ({suffixes})")
         self._decoded = {name: decode(part, self.image_size, self.cache, name) for name, part in self.parts.items()}
 
     def read(self) -> tuple[Images, Images] | tuple[Images, Images, Images]:

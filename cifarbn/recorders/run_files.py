@@ -43,6 +43,12 @@ class RunFiles:
         for recorder in self.recorders:
             if not isinstance(recorder, Recorder):
                 raise UserError(f"recorders must be objects such as LastLayerGradients(), not {recorder!r}")
+        kinds = [type(recorder).__name__ for recorder in self.recorders]
+        if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
+            raise UserError(f"{twice[0]} is given twice, and both would write the same arrays; give it once")
+        for key, value in _leaves(config):
+            if not isinstance(value, (str, int, float, bool, list, tuple, type(None))):
+                raise UserError(f"config: {key} must be a number, a string or a list, not {type(value).__name__}")
         if (self.folder / RESULT).exists():
             raise UserError(f"{self.folder} already contains a run; choose another folder, or delete it")
         for recorder in self.recorders:

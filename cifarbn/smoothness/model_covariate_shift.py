@@ -72,6 +72,8 @@ def covariate_shift(
     """
     trained = list(trained_parameters(model).values())
     known = layers_of(model)
+    if isinstance(layers, str):
+        layers = (layers,)
     names = tuple(known) if layers is None else tuple(layers)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"the model has no layers {unknown}; its layers are {list(known)}")

@@ -109,19 +109,19 @@ def test_every_option_of_lightning_is_supported_or_an_error_with_a_reason():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+trainer.accumulate_grad_batches=2", "accumulate_grad_batches .* raise data.batch_size"),
-        ("+trainer.accumulate_grad_batches=0", "accumulate_grad_batches .* raise data.batch_size"),
+        ("+trainer.accumulate_grad_batches=2", "accumulate_grad_batches .* increase data.batch_size"),
+        ("+trainer.accumulate_grad_batches=0", "accumulate_grad_batches .* increase data.batch_size"),
         ("+trainer.logger=false", "logger is not supported"),
         ("+trainer.fast_dev_run=-1e400", "use trainer=smoke"),
         ("+trainer.overfit_batches=2", "use trainer.limit_train_batches"),
         ("+trainer.max_tim=1", "there is no trainer.max_tim; did you mean trainer.max_time"),
         ("~trainer.precision", "a run needs trainer.precision"),
         ("~trainer.channels_last", "a run needs trainer.channels_last"),
-        ("+trainer.gradient_clip_algorithm=value", "does nothing without trainer.gradient_clip_val"),
+        ("+trainer.gradient_clip_algorithm=value", "has no effect without trainer.gradient_clip_val"),
         ("trainer.gradient_clip_val=-1", "must be a number above 0"),
         ("trainer.gradient_clip_val=0", "must be a number above 0"),
-        ("trainer.max_steps=0", "max_steps must leave at least one step"),
-        ("trainer.limit_train_batches=0", "limit_train_batches must leave at least one step"),
+        ("trainer.max_steps=0", "max_steps must allow at least one step"),
+        ("trainer.limit_train_batches=0", "limit_train_batches must allow at least one step"),
         ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch must be a whole number of at least 1"),
         ("trainer.max_steps=1.5", "max_steps takes a whole number"),
         ("+trainer.num_nodes=0", "num_nodes must be a whole number of at least 1"),
@@ -160,7 +160,7 @@ def test_one_device_is_one_process(devices):
 
 @pytest.mark.parametrize("devices", [None, 1.5, True, {"a": 1}])
 def test_invalid_devices_are_an_error(devices):
-    with pytest.raises(UserError, match="trainer.devices is a number of devices, auto"):
+    with pytest.raises(UserError, match="trainer.devices must be a number of devices, auto"):
         starts_processes({"devices": devices})
 
 
@@ -174,7 +174,7 @@ def test_all_of_several_gpus_are_several_processes(monkeypatch):
 
 @pytest.mark.parametrize("override", ["trainer.devices=2", "trainer=ddp", "+trainer.num_nodes=2"])
 def test_several_processes_in_a_sweep_are_an_error(override):
-    with pytest.raises(UserError, match="leave out -m"):
+    with pytest.raises(UserError, match="Leave out -m"):
         check_one_process(options(override))
 
 

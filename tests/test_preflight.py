@@ -162,13 +162,13 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
-        monkeypatch.delitem(sys.modules, name)
 
     def write(text):
         (tmp_path / "mine" / "parts.py").write_text(textwrap.dedent(text))
 
-    return write
+    yield write
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]  # another test file may have a module of this name
 
 
 DATA = """

@@ -76,7 +76,8 @@ def test_result_says_nothing_of_the_machine_s_paths(tmp_path):
 
 def test_a_run_of_an_older_version_lacks_the_keys_that_have_come_since(tmp_path):
     finished(tmp_path, CONFIG | {"trainer": {"compile": "auto"}})
-    now = CONFIG | {"trainer": {"compile": "auto", **{key.split(".")[1]: value for key, value in ADDED.items()}}}
+    added = {key.removeprefix("trainer."): value for key, value in ADDED.items() if key.startswith("trainer.")}
+    now = CONFIG | {"trainer": {"compile": "auto", **added}}
     assert Run.open(tmp_path, now, []).finished
     now["trainer"]["cuda_graphs"] = False
     with pytest.raises(RunConflict, match="trainer.cuda_graphs: 'auto' -> False"):

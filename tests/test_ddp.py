@@ -42,7 +42,7 @@ def run(cwd, *overrides):
 
 
 RECORDERS = ("gradient_probe", "step_change", "covariate_shift", "activation_drift", "scale_invariant_beta")
-RECORD = ("trainer.precision=64-true", "record=all", *(f"record.{name}.every=3" for name in RECORDERS))
+RECORD = ("epochs=1", "trainer.precision=64-true", "record=all", *(f"record.{name}.every=3" for name in RECORDERS))
 
 
 @pytest.fixture(scope="module", params=["vgg_a", "vgg_a_bn"])

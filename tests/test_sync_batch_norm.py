@@ -35,13 +35,14 @@ def step(model, inputs, targets):
     }
 
 
-def process(rank, folder, norm):
+def process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    model = SyncOnCPU().apply(small_model(norm))
-    assert sum(isinstance(module, SyncBatchNormCPU) for module in model) == 2
     inputs, targets = (values[rank::2] for values in batch())
-    torch.save(step(model, inputs, targets), folder / f"{rank}.pt")
+    for norm in NORMS:
+        model = SyncOnCPU().apply(small_model(norm))
+        assert sum(isinstance(module, SyncBatchNormCPU) for module in model) == 2
+        torch.save(step(model, inputs, targets), folder / f"{norm.__name__}_{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -57,10 +58,20 @@ def no_running_statistics(channels):
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, no_momentum, no_affine, no_running_statistics])
-def test_two_processes_give_what_one_gives_on_the_whole_batch(tmp_path, norm):
-    mp.spawn(process, (tmp_path, norm), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+NORMS = [nn.BatchNorm2d, no_momentum, no_affine, no_running_statistics]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The results of both processes."""
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(process, (folder,), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_two_processes_give_what_one_gives_on_the_whole_batch(folder, norm):
+    first, second = (torch.load(folder / f"{norm.__name__}_{rank}.pt") for rank in (0, 1))
     for name, whole in step(small_model(norm), *batch()).items():
         if name in ("outputs", "inputs"):
             both = torch.empty_like(whole)

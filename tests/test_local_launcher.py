@@ -24,6 +24,22 @@ def results(cwd):
     return {next(o for o in result["overrides"] if o.startswith("seed=")): result for result in found}
 
 
+def started(cwd, sweep):
+    """Start a sweep of two runs; return its process once both have a checkpoint."""
+    process = Popen(
+        [sys.executable, "-m", "cifarbn.train", *sweep],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    while len(list(cwd.glob("multirun_outputs/train/*/last.ckpt"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    return process
+
+
 def test_a_failed_run_leaves_the_others_alone_and_ended_runs_are_skipped(tmp_path):
     sweep = [*SWEEP, "epochs=1", "seed=0,1", "model.width=4,0"]
     first = run_command("cifarbn.train", *sweep, cwd=tmp_path)
@@ -38,17 +54,7 @@ def test_a_failed_run_leaves_the_others_alone_and_ended_runs_are_skipped(tmp_pat
 
 def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
     sweep = [*SWEEP, "epochs=40", "seed=0,1", "checkpoint_minutes=0"]
-    process = Popen(
-        [sys.executable, "-m", "cifarbn.train", *sweep],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    while len(list(tmp_path.glob("multirun_outputs/train/*/last.ckpt"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.1)
+    process = started(tmp_path, sweep)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
@@ -60,17 +66,7 @@ def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
 
 def test_a_killed_run_is_reported_and_the_others_finish(tmp_path):
     sweep = [*SWEEP, "epochs=40", "seed=0,1", "checkpoint_minutes=0"]
-    process = Popen(
-        [sys.executable, "-m", "cifarbn.train", *sweep],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    while len(list(tmp_path.glob("multirun_outputs/train/*/last.ckpt"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.1)
+    process = started(tmp_path, sweep)
     children = check_output(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True).split()
     victim = next(pid for pid in children if b"seed=0" in Path(f"/proc/{pid}/cmdline").read_bytes())
     check_output(["kill", "-9", victim])

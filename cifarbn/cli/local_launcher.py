@@ -3,8 +3,7 @@
 import copy
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
-from cifarbn.cli.composition import resolved
-from cifarbn.cli.parallel_runs import SideBySide, make_slots, parse_jobs, print_line
+from cifarbn.cli.parallel_runs import SideBySide, ended_run, exit_on_sigterm, make_slots, parse_jobs, print_line
 from cifarbn.errors import UserError
-from cifarbn.runs.code_hash import sources
-from cifarbn.runs.folder import Run
 from cifarbn.runs.identity import key_of
 from cifarbn.runs.result_file import read_result
-from cifarbn.runs.schema import Status
+from cifarbn.runs.schema import Result, Status
 
 # Hydra overrides of the sweep that do not apply to a single run.
 OF_SWEEPS = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
@@ -51,7 +47,7 @@ def launch(
         print_line(f"up to {len(slots)} parallel runs")
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     runs = [_Job(context, config, overrides, first + number, shared) for number, overrides in enumerate(jobs)]
-    with SideBySide(slots) as processes, _ending_on_sigterm():
+    with SideBySide(slots) as processes, exit_on_sigterm():
         for number, run in enumerate(runs):
             processes.wait_for_slot()
             _finish(runs, processes)
@@ -104,13 +100,10 @@ class _Job:
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
         try:
-            if not cfg.resume:
+            run = ended_run(self.folder, cfg, self._overrides)
+            if run is None:
                 return True
-            config = resolved(cfg)
-            options = {"retry": cfg.retry, "on_code_change": cfg.on_code_change}
-            if not Run.open(self.folder, config, self._overrides, sources(config), **options).finished:
-                return True
-            self._report(JobStatus.COMPLETED, self._accuracy())
+            self._report(JobStatus.COMPLETED, _accuracy(run.result))
         except (UserError, OSError) as error:
             self._report(JobStatus.FAILED, error)
         return False
@@ -137,19 +130,16 @@ class _Job:
             code: its exit code, -N after signal N.
         """
         try:
-            result = read_result(self.folder) or {}
+            result: Result = read_result(self.folder) or {}
         except UserError:
             result = {}
         if result.get("status") in ENDED:
-            self._report(JobStatus.COMPLETED, self._accuracy())
+            self._report(JobStatus.COMPLETED, _accuracy(result))
         elif code < 0:
             self._report(JobStatus.FAILED, UserError(f"its process was killed by {signal.Signals(-code).name}"))
         else:
             reason = result.get("error") or f"its process ended with exit code {code}; see its messages above"
             self._report(JobStatus.FAILED, UserError(reason))
-
-    def _accuracy(self) -> float | None:
-        return (read_result(self.folder) or {}).get("metrics", {}).get("val/acc")
 
     def _report(self, status: JobStatus, value: Any) -> None:
         self.result.status, self.result.return_value = status, value
@@ -160,11 +150,6 @@ def _task(_: Any) -> None:
     """Stand in for the task function in Hydra's events: the run's own process calls it."""
 
 
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Exit on SIGTERM, so that the runs in progress are told to save."""
-    earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+def _accuracy(result: Result) -> float | None:
+    """Return the validation accuracy, which a sweeper that searches needs."""
+    return result.get("metrics", {}).get("val/acc")

@@ -10,13 +10,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import torch
+from omegaconf import DictConfig
 
+from cifarbn.cli.composition import resolved
 from cifarbn.errors import UserError
 from cifarbn.fast.cores import cgroup_limit, usable_cpus
+from cifarbn.runs.code_hash import sources
+from cifarbn.runs.folder import Run
 
 # Resources of one run, for `--jobs auto`. Processes take turns on a GPU (unless NVIDIA MPS is running), so parallel
 # runs only use the time in which a single run leaves it idle: start-up, compilation, evaluation, and gaps between
@@ -34,6 +39,35 @@ POLL_SECONDS = 0.1
 
 Slot = dict[str, str]
 """Environment variables that assign a process its share of the machine."""
+
+
+def ended_run(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> Run | None:
+    """Return the run in a folder if it has ended, so that it needs no process; None if it is to be executed.
+
+    Args:
+        folder: the run folder.
+        cfg: the composed config, without Hydra's own part.
+        overrides: of the command line.
+
+    Raises:
+        UserError: if the run cannot start in this folder.
+    """
+    if not cfg.resume:
+        return None
+    config = resolved(cfg)
+    policy = {"retry": cfg.retry, "on_code_change": cfg.on_code_change}
+    run = Run.open(folder, config, list(overrides), sources(config), **policy)
+    return run if run.finished else None
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that this process stops its runs before it ends."""
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def parse_jobs(text: str, option: str = "--jobs") -> int | None:

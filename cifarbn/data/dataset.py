@@ -14,10 +14,8 @@ from cifarbn.data.image_files import fit_image
 from cifarbn.data.images import Images
 from cifarbn.data.memory import check_memory
 from cifarbn.data.module import DataModule, split
-from cifarbn.data.options import check_share, check_size, check_whole, number_of
+from cifarbn.data.options import VAL_SHARE, check_size, check_whole, number_of_test_images
 from cifarbn.errors import UserError
-
-VAL_SHARE, TEST_SHARE = 0.1, 0.2
 
 
 class FromDataset(DataModule):
@@ -60,10 +58,7 @@ class FromDataset(DataModule):
                 raise UserError("data.test_size cannot be set with data.test_dataset; remove one of them")
         self.test_count = 0
         if test_dataset is None:
-            share = check_share("test_size", TEST_SHARE if test_size is None else test_size)
-            if not share:
-                raise UserError("data.test_size must be above 0: a run ends with a test")
-            self.test_count = number_of("test_size", share, count)
+            self.test_count = number_of_test_images(test_size, count)
         self.dataset, self.test_dataset = dataset, test_dataset
         self.size = None if size is None else check_size("size", size)
         self._parts: list[Images] = []

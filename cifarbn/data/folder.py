@@ -3,19 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from cifarbn.data.class_folders import content_key, list_parts
-from cifarbn.data.decoded import decode, default_cache
+from cifarbn.data.decoded import decode, default_cache, rank_zero_print
 from cifarbn.data.images import Images
 from cifarbn.data.memory import check_memory
 from cifarbn.data.module import DataModule, split
-from cifarbn.data.options import check_share, check_size, number_of
+from cifarbn.data.options import VAL_SHARE, check_size, number_of_test_images
 from cifarbn.errors import UserError
-
-VAL_SHARE, TEST_SHARE = 0.1, 0.2
-
-rank_zero_print = rank_zero_only(print)
 
 
 class ImageFolder(DataModule):
@@ -64,10 +58,7 @@ class ImageFolder(DataModule):
         train_size: int | None = len(self.parts["train"])
         self.test_count = 0
         if "test" not in self.parts:
-            share = check_share("test_size", TEST_SHARE if test_size is None else test_size)
-            if not share:
-                raise UserError("data.test_size must be above 0: a run ends with a test")
-            self.test_count = number_of("test_size", share, len(self.parts["train"]))
+            self.test_count = number_of_test_images(test_size, len(self.parts["train"]))
             train_size = len(self.parts["train"]) - self.test_count
         if "val" in self.parts:
             val_size, train_size = len(self.parts["val"]), None

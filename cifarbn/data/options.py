@@ -4,6 +4,9 @@ from typing import Any
 
 from cifarbn.errors import UserError
 
+# Of data sets without validation and test sets of their own.
+VAL_SHARE, TEST_SHARE = 0.1, 0.2
+
 
 def number_of(key: str, share: int | float, total: int) -> int:
     """Return how many of `total` training images a number or a fraction of them is.
@@ -15,6 +18,18 @@ def number_of(key: str, share: int | float, total: int) -> int:
     if count >= total:
         raise UserError(f"data.{key} must be below the number of training images, {total}, not {count}")
     return count
+
+
+def number_of_test_images(test_size: Any, total: int) -> int:
+    """Return the number of test images to select from a data set without a test set; None for `TEST_SHARE` of it.
+
+    Raises:
+        UserError: if `test_size` is neither a number nor a fraction, or leaves no test or no training image.
+    """
+    share = check_share("test_size", TEST_SHARE if test_size is None else test_size)
+    if not share:
+        raise UserError("data.test_size must be above 0: a run ends with a test")
+    return number_of("test_size", share, total)
 
 
 def check_share(key: str, value: Any) -> int | float:

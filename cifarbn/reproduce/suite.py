@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, table
-from cifarbn.cli.parallel_runs import SideBySide, Slot, make_slots, parse_jobs, print_line
+from cifarbn.cli.parallel_runs import SideBySide, Slot, ended_run, exit_on_sigterm, make_slots, parse_jobs, print_line
 from cifarbn.errors import UserError
 from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions
@@ -22,10 +21,9 @@ from cifarbn.report.comparison import Row, comparison
 from cifarbn.report.gather import gather
 from cifarbn.report.section import Options
 from cifarbn.report.write import default_folder, write_report
-from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, container, experiments
+from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, experiments
 from cifarbn.runs import old_names
-from cifarbn.runs.code_hash import sources
-from cifarbn.runs.folder import Run, is_running
+from cifarbn.runs.folder import is_running
 from cifarbn.runs.identity import Role, Tag, folder_name, key_of, keys_of_role, keys_with, role_of
 from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
@@ -73,12 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--seeds must be at least 1, not {args.seeds}")
         jobs = parse_jobs(args.jobs)
         deadline = time.monotonic() + seconds(args.budget) if args.budget else None
-        # Turn SIGTERM into an exception, so that this process stops its runs before it ends.
-        earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        try:
+        with exit_on_sigterm():
             sys.exit(reproduce(args.suite, args.scale, args.seeds, deadline, args.overrides, jobs))
-        finally:
-            signal.signal(signal.SIGTERM, earlier)
 
 
 def reproduce(
@@ -132,12 +126,12 @@ def _execute(
             folder, overrides = folders[index], command_lines[index]
             run = [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
             try:
-                finished = _finished(run, folder)
+                ended = ended_run(folder, compose("train", overrides=run), run)
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 outcomes[index] = conflict_outcome(folder, overrides, error)
                 continue
-            if finished:
+            if ended:
                 outcomes[index] = _outcome(folder, overrides, ended_before=True, stopped=False)
             elif processes.wait_for_slot(deadline):
                 left = processes.seconds_left(len(runs) - index)
@@ -186,15 +180,6 @@ def _slots(jobs: int | None, planned: Sequence[Planned], runs: int) -> list[Slot
         over = f" on {gpus} GPUs" if gpus > 1 else ""
         print_line(f"up to {len(slots)} parallel runs{over}, {threads} CPU threads each")
     return slots
-
-
-def _finished(overrides: list[str], folder: Path) -> bool:
-    cfg = compose("train", overrides=overrides)
-    if not cfg.resume:
-        return False
-    config = container(cfg)
-    run = Run.open(folder, config, overrides, sources(config), retry=cfg.retry, on_code_change=cfg.on_code_change)
-    return run.finished
 
 
 def _execution_options(plan: Planned, options: Sequence[str]) -> list[str]:

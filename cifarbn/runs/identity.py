@@ -184,13 +184,22 @@ def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Return a copy of a nested config without the given dotted keys, such as "optim.lr"."""
     kept: dict[str, Any] = json.loads(json.dumps(config))
     for key in keys:
-        *groups, last = key.split(".")
-        node: Any = kept
-        for group in groups:
-            node = node.get(group) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
+        parent, last = parent_of(kept, key)
+        if parent is not None:
+            parent.pop(last, None)
     return kept
+
+
+def parent_of(config: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the part of a nested config that holds a dotted key, or would hold it, and the last part of the key.
+
+    The part is None if the config has no such group.
+    """
+    *groups, last = key.split(".")
+    node: Any = config
+    for group in groups:
+        node = node.get(group) if isinstance(node, dict) else None
+    return (node if isinstance(node, dict) else None), last
 
 
 def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from cifarbn.runs.identity import parent_of
+
 # Old key -> new key.
 KEYS = {
     "test_views": "tta",
@@ -66,12 +68,9 @@ def modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     modern: dict[str, Any] = _modern(json.loads(json.dumps(config)), "")
     for key, value in ADDED.items():
-        *groups, name = key.split(".")
-        node: Any = modern
-        for group in groups:
-            node = node.get(group) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.setdefault(name, value)
+        parent, name = parent_of(modern, key)
+        if parent is not None:
+            parent.setdefault(name, value)
     return modern
 
 

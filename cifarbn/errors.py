@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import signal
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 
@@ -37,7 +39,20 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; the run was saved and can be resumed."""
+    """A signal such as Ctrl-C or SIGTERM ended the run, which was saved and can be resumed.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, signal: int = signal.SIGINT) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+    @property
+    def exit_code(self) -> int:
+        """The command's exit code, as shells report it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.signal
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -72,9 +87,10 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
         where = f" in {folder}" if folder else ""
         return f"cannot write a checkpoint{where}: is the disk full? {_FREE_SPACE}"
-    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+    lost = isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error))
+    if lost or isinstance(error, BrokenExecutor):  # the latter from a launcher that executes a sweep in processes
         return (
-            "another process of this run ended or cannot be reached (killed, out of memory, or its machine failed); "
+            "another process of this command ended or cannot be reached (killed, out of memory, or a failed machine); "
             "run the same command again to continue from the last checkpoint"
         )
     return None

@@ -131,10 +131,22 @@ def now():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_lets_the_step_finish_saves_and_stops(tmp_path, handlers, number):
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as caught:
         train(bn_vgg, tmp_path, [], extra=[Send(number)])
-    assert checkpoint(tmp_path)["global_step"] == 2
+    assert checkpoint(tmp_path)["global_step"] == 2 and caught.value.exit_code == 128 + number
     assert now() == handlers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_test_is_an_interruption(tmp_path, monkeypatch, number):
+    class SendInTest(pl.Callback):
+        def on_test_batch_start(self, *_):
+            signal.raise_signal(number)
+
+    use(monkeypatch, SendInTest())
+    with pytest.raises(Interrupted) as caught:
+        make_run(tmp_path, "trainer.eval_batch_size=5")
+    assert result(tmp_path)["status"] == "interrupted" and caught.value.exit_code == 128 + number
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])

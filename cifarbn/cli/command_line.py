@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -171,7 +171,7 @@ def friendly_errors() -> Iterator[None]:
     If the user has set HYDRA_FULL_ERROR=1, errors pass through.
 
     Raises:
-        SystemExit: with exit code 1 after such an error, 130 after Ctrl-C.
+        SystemExit: with exit code 1 after such an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     finish_imports()
     import_from_working_folder()
@@ -180,9 +180,10 @@ def friendly_errors() -> Iterator[None]:
         return
     try:
         yield
-    except (KeyboardInterrupt, Interrupted):
-        print("interrupted; run the same command again to continue from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt:
+        exit_after(Interrupted())
+    except Interrupted as stop:
+        exit_after(stop)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
@@ -191,6 +192,12 @@ def friendly_errors() -> Iterator[None]:
         if message := machine_fault(error):
             sys.exit(f"error: {message}")
         raise
+
+
+def exit_after(stop: Interrupted) -> NoReturn:
+    """Exit after a signal, with a message and the exit code of the signal."""
+    print("interrupted; run the same command again to continue from the last checkpoint", file=sys.stderr)
+    sys.exit(stop.exit_code)
 
 
 def settle_data_root(cfg: DictConfig) -> None:

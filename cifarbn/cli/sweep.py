@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifarbn.cli.command_line import friendly_errors
+from cifarbn.cli.command_line import exit_after, friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, short, table
 from cifarbn.errors import Interrupted, RunConflict, UserError, machine_fault
 from cifarbn.formatting import duration
@@ -102,7 +102,7 @@ class SweepCallback(Callback):
         self.journal: Journal | None = None
         self.planned: int | None = None
         self.began = 0.0  # by this machine's monotonic clock
-        self.machine = platform.node()
+        self.process = _this_process()
         self._before: dict[Path, bytes | None] = {}  # run folder -> content of its result.json when the run started
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -134,7 +134,9 @@ class SweepCallback(Callback):
         failed = job_return.status is JobStatus.FAILED
         error = job_return._return_value if failed else None
         if isinstance(error, Interrupted):
-            raise KeyboardInterrupt  # Hydra then ends the sweep
+            if self.process == _this_process():
+                exit_after(error)  # Hydra lets an exit pass
+            error = None  # this is one run of the sweep, and its process must return to the launcher
         message = str(error) if isinstance(error, UserError) else machine_fault(error, folder) if error else None
         if message:
             print(f"error: {message}", file=sys.stderr, flush=True)
@@ -156,13 +158,13 @@ class SweepCallback(Callback):
         """Print the table of outcomes.
 
         Raises:
-            SystemExit: with 1 if a run failed or conflicts with its folder.
+            SystemExit: with 1 if a run failed, was interrupted or conflicts with its folder.
         """
         assert self.journal
         outcomes = self.journal.read()[1]
         self.journal.end()
         print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
-        if is_failure(outcomes):
+        if is_failure(outcomes) or any(outcome.status is End.INTERRUPTED for outcome in outcomes):
             sys.exit(1)
 
     def _progress(self) -> str:
@@ -174,7 +176,7 @@ class SweepCallback(Callback):
         left = self.planned - len(outcomes) - running
         executed = sum(not outcome.ended_before for outcome in outcomes)
         text += f", {left} left"
-        if executed and platform.node() == self.machine:  # monotonic clocks of two machines cannot be compared
+        if executed and platform.node() == self.process[0]:  # monotonic clocks of two machines cannot be compared
             seconds_per_run = (time.monotonic() - self.began) / executed
             text += f", about {duration(seconds_per_run * (left + running))} to go"
         return text
@@ -199,6 +201,11 @@ def _outcome(
         return conflict_outcome(folder, overrides, error)
     reason = short(message or f"{type(error).__name__}: {error}", folder) if error else None
     return read_outcome(folder, overrides, error=reason, ended_before=ended_before)
+
+
+def _this_process() -> tuple[str, int]:
+    """Return machine and process id."""
+    return platform.node(), os.getpid()
 
 
 def _content(folder: Path) -> bytes | None:

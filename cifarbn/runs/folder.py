@@ -7,6 +7,7 @@ marks a folder that this program has created.
 
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.errors import Diverged, Interrupted, RunConflict, RunLocked, UserError, machine_fault, without_folders
@@ -155,7 +157,7 @@ class Run:
         """Keep `status` in `result.json` up to date, however the block ends; a divergence ends it without an error.
 
         Raises:
-            Interrupted: after Ctrl-C. Any other exit is passed on unchanged.
+            Interrupted: after a signal. Any other exit is passed on unchanged.
             UserError: instead of an error of the machine, such as a full disk; also if the folder was removed or
                 replaced during the run.
         """
@@ -169,11 +171,13 @@ class Run:
             end = {"status": Status.DIVERGED, "error": str(divergence), "divergence": vars(divergence)}  # type: ignore[typeddict-item]
         except (Interrupted, KeyboardInterrupt) as stop:
             end = {"status": Status.INTERRUPTED}
-            raise Interrupted from stop
+            raise Interrupted(*stop.args) from stop
         except SystemExit as stop:
             end = {"status": Status.INTERRUPTED}
+            if isinstance(stop, SIGTERMException):  # of Lightning; its exit code would be 0
+                raise Interrupted(signal.SIGTERM) from stop
             if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
-                raise Interrupted from stop
+                raise Interrupted(*stop.__context__.args) from stop
             raise
         except BaseException as error:
             fault = machine_fault(error, self.folder)

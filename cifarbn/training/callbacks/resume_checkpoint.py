@@ -139,7 +139,8 @@ class ResumeCheckpoint(Checkpoint):
     def _save_if(self, trainer: pl.Trainer, late: bool) -> None:
         """Save if a checkpoint is due or a signal was received, and then handle the signal."""
         signals, self._signals = self._signals, []  # a signal during the save is handled next time
-        asked, stop = bool(signals), any(not self._has_handler(number) for number in signals)
+        stopping = [number for number in signals if not self._has_handler(number)]
+        asked, stop = bool(signals), bool(stopping)
         if trainer.world_size > 1:
             # Saving is a collective operation: every rank must do it at the same step.
             late, asked, stop = (trainer.strategy.reduce_boolean_decision(x, all=False) for x in (late, asked, stop))
@@ -148,7 +149,7 @@ class ResumeCheckpoint(Checkpoint):
         for number in filter(self._has_handler, signals):
             self._earlier[number](number, inspect.currentframe())
         if stop:
-            raise Interrupted
+            raise Interrupted(*stopping[:1])
 
     def _save(self, trainer: pl.Trainer) -> None:
         self.timing.mark("train")
@@ -175,7 +176,7 @@ class ResumeCheckpoint(Checkpoint):
             if self._has_handler(number):
                 self._earlier[number](number, frame)
             self._signals.append(number)  # kept, since Python drops an exception that is raised in a destructor
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         if not self._signals:
             action = "saving after this step" if self._has_handler(number) else "saving and stopping after this step"
             rank_zero_only(print)(f"\n{action}; press Ctrl-C again to stop at once", flush=True)

@@ -13,6 +13,10 @@ import pytest
 from processes import ENVIRONMENT
 from processes import run as run_command
 
+from cifarbn import train
+from cifarbn.cli import local_launcher
+from cifarbn.cli.parallel_runs import ParallelProcesses
+
 SWEEP = [
     *("-m", "hydra/launcher=local", "hydra.launcher.jobs=2", "data=shapes", "data.train_size=330", "data.test_size=90"),
     *("data.val_size=70", "data.batch_size=64", "model=vgg_a", "model.width=4", "trainer=cpu"),
@@ -73,6 +77,25 @@ def test_a_killed_run_is_reported_and_the_others_finish(tmp_path):
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "1 done, 1 failed of 2" in printed
     assert re.search(r"failed .*seed=0: its process was killed by SIGKILL", printed) and "Traceback" not in errors
+
+
+def test_slots_fit_each_run_s_own_trainer_and_ddp_is_one_error(tmp_path, monkeypatch, capsys):
+    accelerators, started = [], []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local_launcher, "make_slots", lambda jobs, each: accelerators.extend(each) or [{}])
+    start = ParallelProcesses.start
+
+    def start_nothing(self, key, command, label):
+        started.append(label)
+        start(self, key, [sys.executable, "-S", "-c", ""], label)
+
+    monkeypatch.setattr(ParallelProcesses, "start", start_nothing)
+    sweep = [override for override in SWEEP if override != "trainer=cpu"]
+    monkeypatch.setattr("sys.argv", ["train", *sweep, "trainer=cpu,gpu,ddp"])
+    with pytest.raises(SystemExit) as caught:
+        train.main()
+    assert accelerators == ["cpu", "gpu", "auto"] and started == ["trainer=cpu", "trainer=gpu"]
+    assert caught.value.code == 1 and re.search(r"failed .*trainer=ddp: .*Leave out -m", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("jobs", ["0", "many"])

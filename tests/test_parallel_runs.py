@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cifarbn.cli import parallel_runs
-from cifarbn.cli.parallel_runs import SideBySide, gpu_names, make_slots, parse_jobs, usable_cores
+from cifarbn.cli.parallel_runs import ParallelProcesses, gpu_names, make_slots, parse_jobs, usable_cores
 from cifarbn.errors import UserError
 
 # Creates a file once it runs; when it is stopped, it saves and exits.
@@ -58,7 +58,7 @@ began = time.monotonic()
 time.sleep(0.3)
 print(began, time.monotonic(), file=open(sys.argv[1], "w"))
 """
-    with SideBySide([{}, {}]) as processes:
+    with ParallelProcesses([{}, {}]) as processes:
         for key in range(5):
             assert processes.wait_for_slot()
             start(processes, key, script, tmp_path / str(key))
@@ -71,7 +71,7 @@ print(began, time.monotonic(), file=open(sys.argv[1], "w"))
 def test_each_process_has_the_environment_of_its_slot(tmp_path, monkeypatch):
     monkeypatch.setenv("ALL", "shared")
     script = "import os, sys, time; print(os.environ['OWN'], os.environ['ALL'], file=open(sys.argv[1], 'w'))"
-    with SideBySide([{"OWN": "a"}, {"OWN": "b"}]) as processes:
+    with ParallelProcesses([{"OWN": "a"}, {"OWN": "b"}]) as processes:
         start(processes, 0, f"{script}; time.sleep(1)", tmp_path / "0")
         start(processes, 1, script, tmp_path / "1").wait()
         assert processes.wait_for_slot()
@@ -82,7 +82,7 @@ def test_each_process_has_the_environment_of_its_slot(tmp_path, monkeypatch):
 
 def test_lines_of_several_processes_are_whole_and_labelled(capfd):
     script = "import sys\nfor i in range(500): print('x' * 50, i)\nprint('oops', file=sys.stderr)"
-    with SideBySide([{}, {}]) as processes:
+    with ParallelProcesses([{}, {}]) as processes:
         for key in range(2):
             start(processes, key, script)
         processes.wait_for_all()
@@ -92,7 +92,7 @@ def test_lines_of_several_processes_are_whole_and_labelled(capfd):
 
 
 def test_a_single_process_writes_to_the_terminal_directly(capfd):
-    with SideBySide([{}]) as processes:
+    with ParallelProcesses([{}]) as processes:
         start(processes, 0, "import sys; print('a\\n\\nb', end=''); print('c', file=sys.stderr)")
         processes.wait_for_all()
     assert capfd.readouterr() == ("a\n\nb", "c\n")
@@ -101,7 +101,7 @@ def test_a_single_process_writes_to_the_terminal_directly(capfd):
 @pytest.mark.parametrize("waiting_for", ["a slot", "all"])
 def test_at_the_deadline_all_save_and_end(tmp_path, waiting_for):
     files = [tmp_path / "0", tmp_path / "1"]
-    with SideBySide([{}, {}]) as processes:
+    with ParallelProcesses([{}, {}]) as processes:
         children = [start(processes, key, SAVES, file) for key, file in enumerate(files)]
         wait_for(*files)
         soon = time.monotonic() + 0.2
@@ -114,7 +114,7 @@ def test_at_the_deadline_all_save_and_end(tmp_path, waiting_for):
 
 
 def test_after_the_deadline_there_is_no_slot_and_ended_processes_are_not_stopped():
-    with SideBySide([{}, {}]) as processes:
+    with ParallelProcesses([{}, {}]) as processes:
         start(processes, 0, "pass")
         processes.wait_for_all()
         assert not processes.wait_for_slot(time.monotonic() - 1)
@@ -125,7 +125,7 @@ def test_after_the_deadline_there_is_no_slot_and_ended_processes_are_not_stopped
 @pytest.mark.parametrize("slots", [1, 2])
 def test_an_exception_propagates_after_all_processes_have_saved(tmp_path, error, slots):
     files = [tmp_path / str(key) for key in range(slots)]
-    with pytest.raises(error), SideBySide([{}] * slots) as processes:
+    with pytest.raises(error), ParallelProcesses([{}] * slots) as processes:
         children = [start(processes, key, SAVES, file) for key, file in enumerate(files)]
         wait_for(*files)
         raise error
@@ -143,7 +143,7 @@ def test_a_second_interruption_kills_processes_that_do_not_end(tmp_path, monkeyp
         sleep(seconds)
 
     files = [tmp_path / "0", tmp_path / "1"]
-    with pytest.raises(KeyboardInterrupt), SideBySide([{}, {}]) as processes:
+    with pytest.raises(KeyboardInterrupt), ParallelProcesses([{}, {}]) as processes:
         children = [start(processes, key, IGNORES, file) for key, file in enumerate(files)]
         wait_for(*files)
         monkeypatch.setattr(time, "sleep", interrupted)
@@ -160,14 +160,14 @@ def test_a_signal_during_the_start_of_a_process_ends_it_too(monkeypatch):
         return children[0]
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt), SideBySide([{}, {}]) as processes:
+    with pytest.raises(KeyboardInterrupt), ParallelProcesses([{}, {}]) as processes:
         start(processes, 0, "import time; time.sleep(60)")
     assert children[0].returncode == -signal.SIGTERM
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_failure_does_not_affect_other_processes(tmp_path):
-    with SideBySide([{}, {}]) as processes:
+    with ParallelProcesses([{}, {}]) as processes:
         failed = start(processes, 0, "import sys; sys.exit(1)")
         other = start(processes, 1, "import time; time.sleep(0.5)")
         processes.wait_for_all()
@@ -176,7 +176,7 @@ def test_a_failure_does_not_affect_other_processes(tmp_path):
 
 def test_a_process_counts_as_ended_even_if_its_child_still_runs(tmp_path):
     script = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w'))"
-    with SideBySide([{}, {}]) as processes:
+    with ParallelProcesses([{}, {}]) as processes:
         start(processes, 0, script, tmp_path / "pid")
         processes.wait_for_all()
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # raises an error if the child has ended already
@@ -187,7 +187,7 @@ def test_a_closed_output_does_not_block_processes(monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=broken, flush=broken))
-    with SideBySide([{}, {}]) as processes:
+    with ParallelProcesses([{}, {}]) as processes:
         child = start(processes, 0, "for i in range(20000): print('x' * 50)")
         processes.wait_for_all()
     assert child.returncode == 0
@@ -196,7 +196,7 @@ def test_a_closed_output_does_not_block_processes(monkeypatch):
 def test_the_estimated_time_is_divided_by_the_number_of_slots(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    processes = SideBySide([{}, {}])
+    processes = ParallelProcesses([{}, {}])
     assert processes.seconds_left(4) is None
     processes._seconds = [20.0, 40.0]
     assert processes.seconds_left(4) == 60
@@ -218,12 +218,12 @@ def test_bad_numbers_of_jobs(text):
 
 def test_cores_are_divided(without_threads, monkeypatch):
     monkeypatch.setattr(parallel_runs, "usable_cores", lambda: 16)
-    assert make_slots(4, 19, on_gpus=False) == [{"OMP_NUM_THREADS": "4"}] * 4
-    assert make_slots(8, 3, on_gpus=False) == [{"OMP_NUM_THREADS": "5"}] * 3, "no more slots than runs"
-    assert make_slots(20, 20, on_gpus=False) == [{"OMP_NUM_THREADS": "1"}] * 20
-    assert make_slots(1, 19, on_gpus=False) == [{}], "same as without --jobs"
+    assert make_slots(4, ["cpu"] * 19) == [{"OMP_NUM_THREADS": "4"}] * 4
+    assert make_slots(8, ["cpu"] * 3) == [{"OMP_NUM_THREADS": "5"}] * 3, "no more slots than runs"
+    assert make_slots(20, ["cpu"] * 20) == [{"OMP_NUM_THREADS": "1"}] * 20
+    assert make_slots(1, ["cpu"] * 19) == [{}], "same as without --jobs"
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    assert make_slots(4, 19, on_gpus=False) == [{}] * 4, "the user's own number is kept"
+    assert make_slots(4, ["cpu"] * 19) == [{}] * 4, "the user's own number is kept"
 
 
 def test_usable_cores_respect_the_cpu_affinity():
@@ -239,7 +239,7 @@ def test_usable_cores_respect_the_cpu_affinity():
 def test_automatic_jobs_on_a_cpu(without_threads, monkeypatch, cores, gigabytes, jobs):
     monkeypatch.setattr(parallel_runs, "usable_cores", lambda: cores)
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 2**30, "SC_PHYS_PAGES": gigabytes}.get)
-    assert len(make_slots(None, 19, on_gpus=False)) == jobs
+    assert len(make_slots(None, ["cpu"] * 19)) == jobs
 
 
 H100, T4 = (80 * 10**9, 132), (15 * 10**9, 40)
@@ -262,19 +262,42 @@ def test_automatic_jobs_on_gpus(without_threads, monkeypatch, gpus, cores, devic
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
     monkeypatch.setattr(parallel_runs, "usable_cores", lambda: cores)
-    slots = make_slots(None, 19, on_gpus=True)
+    slots = make_slots(None, ["auto"] * 19)
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == devices
 
 
 def test_jobs_are_spread_over_the_visible_gpus(without_threads, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpu_names() == ["0", "1"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(3, 19, on_gpus=True)] == ["0", "1", "0"]
-    assert make_slots(1, 19, on_gpus=True) == [{}]
-    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in make_slots(3, 19, on_gpus=False))
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(3, ["auto"] * 19)] == ["0", "1", "0"]
+    assert make_slots(1, ["auto"] * 19) == [{}]
+    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in make_slots(3, ["cpu"] * 19))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5a")
     assert gpu_names() == ["3", "GPU-5a"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(2, 19, on_gpus=True)] == ["3", "GPU-5a"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(2, ["auto"] * 19)] == ["3", "GPU-5a"]
+
+
+def test_two_jobs_per_gpu(without_threads, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    slots = make_slots(8, ["gpu"] * 19)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == list("01230123")
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "jobs", "devices"),
+    [
+        (["cpu", "cpu"], 2, [None, None]),
+        (["cpu", "gpu"], 2, ["0", "1"]),
+        (["auto", "cpu", "cpu"], 3, ["0", "1", "0"]),
+        (["gpu"] * 9, None, ["0", "1", "0", "1", "0", "1", "0", "1"]),
+        (["gpu"] * 8 + ["cpu"], None, ["0", "1", "0"]),  # the CPU has room for three
+    ],
+)
+def test_slots_fit_every_run(without_threads, monkeypatch, accelerators, jobs, devices):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(parallel_runs, "_rooms_on_gpus", lambda: [4, 4])
+    monkeypatch.setattr(parallel_runs, "_room_on_cpu", lambda: 3)
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in make_slots(jobs, accelerators)] == devices
 
 
 def test_a_failed_gpu_query_is_one_error(monkeypatch):
@@ -282,11 +305,11 @@ def test_a_failed_gpu_query_is_one_error(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"cannot query the GPUs \(RuntimeError: no driver\); give a number"):
-        make_slots(None, 19, on_gpus=True)
+        make_slots(None, ["auto"] * 19)
 
 
 @pytest.mark.gpu
 def test_a_gpu_is_queried():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    assert len(make_slots(None, 19, on_gpus=True)) >= 1
+    assert len(make_slots(None, ["auto"] * 19)) >= 1

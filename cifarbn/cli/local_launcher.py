@@ -12,11 +12,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
-from cifarbn.cli.parallel_runs import SideBySide, ended_run, exit_on_sigterm, make_slots, parse_jobs, print_line
+from cifarbn.cli.parallel_runs import ParallelProcesses, ended_run, exit_on_sigterm, make_slots, parse_jobs, print_line
 from cifarbn.errors import UserError
 from cifarbn.runs.identity import key_of
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import Result, Status
+from cifarbn.training.trainer import check_one_process
 
 # Hydra overrides of the sweep that do not apply to a single run.
 OF_SWEEPS = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
@@ -40,14 +41,12 @@ def launch(
     Raises:
         UserError: if `parallel` is neither.
     """
-    slots = make_slots(
-        parse_jobs(parallel, "hydra.launcher.jobs"), len(jobs), on_gpus=config.trainer.accelerator != "cpu"
-    )
-    if len(slots) > 1:
-        print_line(f"up to {len(slots)} parallel runs")
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     runs = [_Job(context, config, overrides, first + number, shared) for number, overrides in enumerate(jobs)]
-    with SideBySide(slots) as processes, exit_on_sigterm():
+    slots = make_slots(parse_jobs(parallel, "hydra.launcher.jobs"), [run.accelerator for run in runs])
+    if len(slots) > 1:
+        print_line(f"up to {len(slots)} parallel runs")
+    with ParallelProcesses(slots) as processes, exit_on_sigterm():
         for number, run in enumerate(runs):
             processes.wait_for_slot()
             _finish(runs, processes)
@@ -59,7 +58,7 @@ def launch(
     return [run.result for run in runs]
 
 
-def _finish(runs: Sequence["_Job"], processes: SideBySide) -> None:
+def _finish(runs: Sequence["_Job"], processes: ParallelProcesses) -> None:
     for number, code in processes.ended():
         runs[number].end(code)
 
@@ -89,6 +88,11 @@ class _Job:
             hydra.runtime.output_dir = str(self.folder)
         self.result = JobReturn(overrides=self._overrides, cfg=self._config, hydra_cfg=self._config)
 
+    @property
+    def accelerator(self) -> str:
+        """The run's own trainer.accelerator, which may differ from the sweep's."""
+        return str(self._config.trainer.accelerator)
+
     def begin(self) -> None:
         """Report the start."""
         HydraConfig.instance().set_config(self._config)
@@ -100,6 +104,7 @@ class _Job:
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
         try:
+            check_one_process(cfg.trainer)
             run = ended_run(self.folder, cfg, self._overrides)
             if run is None:
                 return True

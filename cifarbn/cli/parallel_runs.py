@@ -87,27 +87,30 @@ def parse_jobs(text: str, option: str = "--jobs") -> int | None:
     return int(text)
 
 
-def make_slots(jobs: int | None, most: int, *, on_gpus: bool) -> list[Slot]:
+def make_slots(jobs: int | None, accelerators: Sequence[str]) -> list[Slot]:
     """Divide the machine into slots for parallel processes.
 
     Several slots share the available CPU cores equally, unless the user has set OMP_NUM_THREADS. With several GPUs,
-    each slot uses one of them, and the slots are spread over the GPUs. A single slot has no restrictions.
+    each slot uses one of them, and the slots are spread over the GPUs: eight slots on four GPUs are two on each. A
+    single slot has no restrictions. If some processes use GPUs and some do not, each slot fits both kinds.
 
     Args:
         jobs: number of parallel processes; None for as many as fit the machine.
-        most: total number of processes; more slots would leave cores idle.
-        on_gpus: whether the processes use GPUs, if there are any.
+        accelerators: trainer.accelerator of each process; more slots than processes would leave cores idle.
 
     Raises:
         UserError: if `jobs` is None and the GPUs cannot be queried.
     """
-    gpus = gpu_names() if on_gpus else []
+    most = max(1, len(accelerators))
+    gpus = gpu_names() if any(accelerator != "cpu" for accelerator in accelerators) else []
     if jobs is None:
         rooms = _rooms_on_gpus() if gpus else [_room_on_cpu()]
+        if "cpu" in accelerators:
+            most = min(most, _room_on_cpu())
     else:
         rooms = [len(range(first, jobs, len(gpus) or 1)) for first in range(len(gpus) or 1)]
     # Use every GPU once before any GPU twice.
-    order = sorted((place, gpu) for gpu, room in enumerate(rooms) for place in range(room))[: max(1, most)]
+    order = sorted((place, gpu) for gpu, room in enumerate(rooms) for place in range(room))[:most]
     if len(order) <= 1:
         return [{}]
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, usable_cores() // len(order)))}
@@ -165,7 +168,7 @@ class _Process:
     output: threading.Thread | None
 
 
-class SideBySide:
+class ParallelProcesses:
     """Parallel processes, at most one per slot at a time. All of them end before the `with` block ends.
 
     An exception in the block, such as Ctrl-C or the SystemExit of a SIGTERM handler, sends SIGTERM to all processes and
@@ -188,7 +191,7 @@ class SideBySide:
         self._ended: list[tuple[int, int]] = []
         self._seconds: list[float] = []  # durations of the processes that were not stopped
 
-    def __enter__(self) -> "SideBySide":
+    def __enter__(self) -> "ParallelProcesses":
         return self
 
     def __exit__(

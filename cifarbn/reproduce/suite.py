@@ -10,10 +10,19 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, table
-from cifarbn.cli.parallel_runs import SideBySide, Slot, ended_run, exit_on_sigterm, make_slots, parse_jobs, print_line
+from cifarbn.cli.parallel_runs import (
+    ParallelProcesses,
+    Slot,
+    ended_run,
+    exit_on_sigterm,
+    make_slots,
+    parse_jobs,
+    print_line,
+)
 from cifarbn.errors import UserError
 from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions
@@ -98,7 +107,9 @@ def reproduce(
         planned = [Planned.of(name, scale, overrides) for name in experiments(suite, scale)]
         # Run every experiment once before any second seed.
         runs = [(plan, seed) for seed in range(seeds) for plan in planned]
-        outcomes = _execute(runs, root, deadline, list(overrides), _slots(jobs, planned, len(runs)))
+        outcomes = _execute(
+            runs, root, deadline, list(overrides), _slots(jobs, [plan.scaled.trainer for plan, _ in runs])
+        )
     print(f"\n{table(outcomes)}")
     if left := len(runs) - len(outcomes):
         print(f"\ntime budget exhausted, {left} of {len(runs)} runs not started; rerun the command to continue")
@@ -121,7 +132,7 @@ def _execute(
     command_lines = [[*plan.overrides, f"seed={seed}"] for plan, seed in runs]
     # Progress bars of parallel runs would overwrite each other. The user's own override comes later and wins.
     quiet = ["trainer.enable_progress_bar=false"] if len(slots) > 1 else []
-    with SideBySide(slots) as processes:
+    with ParallelProcesses(slots) as processes:
         for index, (plan, seed) in enumerate(runs):
             folder, overrides = folders[index], command_lines[index]
             run = [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
@@ -159,13 +170,12 @@ def _label(plan: Planned, seed: int, runs: Sequence[tuple[Planned, int]]) -> str
     return f"{name} seed={seed}" if any(other for _, other in runs) else name
 
 
-def _slots(jobs: int | None, planned: Sequence[Planned], runs: int) -> list[Slot]:
+def _slots(jobs: int | None, trainers: Sequence[DictConfig]) -> list[Slot]:
     """Divide the machine between the runs.
 
     Raises:
         UserError: if parallel runs are requested and each would use several devices.
     """
-    trainers = [plan.scaled.trainer for plan in planned]
     if jobs != 1 and any(starts_processes(trainer) or str(trainer.devices) != "1" for trainer in trainers):
         if jobs is None:
             return [{}]
@@ -173,7 +183,7 @@ def _slots(jobs: int | None, planned: Sequence[Planned], runs: int) -> list[Slot
             f"--jobs {jobs} starts parallel runs on one device each, which excludes trainer=ddp and trainer.devices; "
             "remove either. CUDA_VISIBLE_DEVICES selects the GPUs"
         )
-    slots = make_slots(jobs, runs, on_gpus=any(trainer.accelerator != "cpu" for trainer in trainers))
+    slots = make_slots(jobs, [trainer.accelerator for trainer in trainers])
     if len(slots) > 1:
         gpus = len({slot.get("CUDA_VISIBLE_DEVICES") for slot in slots})
         threads = slots[0].get("OMP_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]

@@ -44,7 +44,6 @@ EXTRAS = {
     "hydra/launcher/joblib": "joblib",
     "hydra/launcher/submitit": "slurm",
     "hydra/launcher/ray": "ray",
-    "hydra/sweeper/optuna": "optuna",
 }
 
 

@@ -17,7 +17,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.command_line import exit_after, friendly_errors
@@ -27,6 +27,7 @@ from cifarbn.formatting import duration
 from cifarbn.runs.locks import Held, Lock
 from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import check_one_process
+from hydra_plugins.cifarbn_optuna import OptunaSweeper
 
 
 class Journal:
@@ -109,7 +110,7 @@ class SweepCallback(Callback):
         """Check the sweep and count its runs; exit on errors, since Hydra turns exceptions here into warnings."""
         with friendly_errors():
             check_one_process(config.get("trainer") or {})
-            if searches(config.hydra) and OmegaConf.select(config, "data.val_size") == 0:
+            if not _sweeper_is(BasicSweeper, config) and OmegaConf.select(config, "data.val_size") == 0:
                 raise UserError(
                     f"{config.hydra.sweeper._target_} optimizes the validation accuracy, but data.val_size=0 leaves "
                     "no images to measure it on; raise data.val_size"
@@ -188,10 +189,8 @@ class SweepCallback(Callback):
         return f"{', '.join(parts)}{total}"
 
 
-def searches(hydra_config: Any) -> bool:
-    """Return whether the sweeper chooses runs by the results of earlier ones; Hydra's basic sweeper does not."""
-    sweeper = str(OmegaConf.select(hydra_config, "sweeper._target_"))
-    return hydra_config.mode is RunMode.MULTIRUN and not sweeper.endswith(f".{BasicSweeper.__name__}")
+def _sweeper_is(kind: type[Sweeper], config: DictConfig) -> bool:
+    return bool(config.hydra.sweeper._target_ == f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _outcome(
@@ -217,10 +216,12 @@ def _content(folder: Path) -> bytes | None:
 
 
 def _planned(config: DictConfig) -> int | None:
-    """Return the number of runs in the sweep; None if its sweeper searches."""
-    if searches(config.hydra):
-        return None
+    """Return the number of runs in the sweep; None if only its sweeper knows it."""
     sweeper = config.hydra.sweeper
+    if _sweeper_is(OptunaSweeper, config):
+        return sweeper.n_trials if isinstance(sweeper.n_trials, int) else None
+    if not _sweeper_is(BasicSweeper, config):
+        return None
     arguments = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
     overrides = OverridesParser.create().parse_overrides(arguments)
     return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None))

@@ -30,7 +30,7 @@ docs: $(VENV)/installed-for-docs
 # Test with the newest version of every dependency, in .venv-newest; if the tests pass, these become the constraints.
 newest:
 	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/pip install --editable ".[test,joblib,optuna,ray,slurm]"
+	.venv-newest/bin/pip install --editable ".[test,joblib,ray,slurm]"
 	touch .venv-newest/installed .venv-newest/installed-for-tests
 	$(MAKE) test VENV=.venv-newest
 	.venv-newest/bin/python .ci/constraints.py > constraints.txt

@@ -128,8 +128,15 @@ def is_repetition(command):
 
 
 def combinations(words):
-    parsed = OverridesParser.create().parse_overrides(words)
+    """The runs of a sweep; of an interval, its first value."""
+    parsed = OverridesParser.create().parse_overrides([first_value(word) for word in words])
     return [combination for batch in BasicSweeper.split_arguments(parsed, None) for combination in batch]
+
+
+def first_value(word):
+    override = OverridesParser.create().parse_override(word)
+    is_interval = override.is_sweep_override() and not override.is_discrete_sweep()
+    return f"{override.get_key_element()}={override.value().start}" if is_interval else word
 
 
 def composed(*words):
@@ -229,11 +236,11 @@ def shortened(words):
     kept, swept = [], False
     for override in OverridesParser.create().parse_overrides(words):
         text = str(override.input_line)
-        if override.is_sweep_override():
+        if override.is_discrete_sweep():
             values = list(override.sweep_string_iterator())[: 1 if swept else 2]
             text, swept = f"{override.key_or_group}={','.join(values)}", True
         kept.append(text)
-    return kept
+    return [*kept, "hydra.sweeper.n_trials=1"] if "hydra/sweeper=optuna" in words else kept
 
 
 @pytest.fixture(scope="module")

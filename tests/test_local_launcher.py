@@ -111,7 +111,6 @@ def test_a_wrong_number_of_jobs_is_an_error(tmp_path, jobs):
         ("hydra/launcher=slurm", "hydra_submitit_launcher", "slurm"),
         ("hydra/launcher=joblib", "hydra_joblib_launcher", "joblib"),
         ("hydra/launcher=ray", "hydra_ray_launcher", "ray"),
-        ("hydra/sweeper=optuna", "hydra_optuna_sweeper", "optuna"),
     ],
 )
 def test_a_plugin_that_is_not_installed_is_named_with_its_extra(tmp_path, choice, plugin, extra):

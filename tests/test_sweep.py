@@ -144,6 +144,14 @@ def here(monkeypatch, tmp_path, capsys):
     return run
 
 
+@pytest.mark.parametrize(
+    "option", ["hydra/launcher=local", "hydra.sweep.dir=elsewhere", "hydra.sweeper.max_batch_size=1"]
+)
+def test_an_option_of_sweeps_without_m_is_an_error(here, tmp_path, option):
+    code, (_, _) = here(option)
+    assert code.endswith(" has an effect on sweeps only: add -m") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("left", ["a folder", "a link to itself", "5", "nothing"])
 def test_a_run_whose_result_cannot_be_read_has_failed(here, monkeypatch, left):
     """Another program may write to the folder between the end of the run and the check by the sweep."""

@@ -13,14 +13,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
 from cifarbn.cli.parallel_runs import ParallelProcesses, ended_run, exit_on_sigterm, make_slots, parse_jobs, print_line
+from cifarbn.cli.sweep import OF_SWEEPS
 from cifarbn.errors import UserError
 from cifarbn.runs.identity import key_of
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import Result, Status
 from cifarbn.training.trainer import check_one_process
 
-# Hydra overrides of the sweep that do not apply to a single run.
-OF_SWEEPS = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
 ENDED = (Status.DONE, Status.DIVERGED, Status.INTERRUPTED)
 
 
@@ -121,7 +120,11 @@ class _Job:
         """
         hydra = self._config.hydra
         folder = str(self.folder).replace("\\", "\\\\").replace('"', '\\"')
-        own = [override for override in hydra.overrides.hydra if not key_of(override).startswith(OF_SWEEPS)]
+        own = [
+            override
+            for override in hydra.overrides.hydra
+            if not key_of(override).startswith(("hydra.mode", *OF_SWEEPS))
+        ]
         paths = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         flags = [flag for path in paths for flag in ("--config-dir", path.removeprefix("file://"))]
         bar = ["trainer.enable_progress_bar=false"] if quiet else []

@@ -24,10 +24,14 @@ from cifarbn.cli.command_line import exit_after, friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, short, table
 from cifarbn.errors import Interrupted, RunConflict, UserError, machine_fault
 from cifarbn.formatting import duration
+from cifarbn.runs.identity import key_of
 from cifarbn.runs.locks import Held, Lock
 from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import check_one_process
 from hydra_plugins.cifarbn_optuna import OptunaSweeper
+
+# Start of the keys of Hydra that are about sweeps.
+OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.mode")
 
 
 class Journal:
@@ -105,6 +109,13 @@ class SweepCallback(Callback):
         self.began = 0.0  # by this machine's monotonic clock
         self.process = _this_process()
         self._before: dict[Path, bytes | None] = {}  # run folder -> content of its result.json when the run started
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Exit if a single run has options of a sweep, which Hydra would ignore."""
+        with friendly_errors():
+            given = [each for each in config.hydra.overrides.hydra if key_of(each) != "hydra.mode"]
+            if ignored := [each for each in given if key_of(each).startswith(OF_SWEEPS)]:
+                raise UserError(f"{' '.join(ignored)} has an effect on sweeps only: add -m")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check the sweep and count its runs; exit on errors, since Hydra turns exceptions here into warnings."""

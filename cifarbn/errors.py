@@ -23,6 +23,10 @@ class RunLocked(RunConflict):
     """Another process is executing the same run."""
 
 
+class FolderLost(UserError):
+    """The run folder was removed, replaced or taken over during the run, which must not write into it any more."""
+
+
 class Diverged(Exception):
     """The loss is no longer finite: a result of the run, not an error of the program.
 
@@ -64,6 +68,11 @@ _REMEDIES = dict.fromkeys(_FULL, _FREE_SPACE) | {
     errno.EMFILE: "raise the limit on open files (ulimit -n) and run the same command again",
     errno.EPIPE: "the program reading this command's output has exited",
 }
+_MEMORY = (
+    "close other programs or execute fewer runs at a time, and run the same command again; or use a smaller model, "
+    "data.batch_size or trainer.eval_batch_size"
+)
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|bad_alloc")
 
 
 # What gloo and NCCL report when another process of the run is gone.
@@ -80,6 +89,8 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         folder: the run folder, named when the system error names no file (a failed write() does not).
     """
     cause = _system_error(error)
+    if shortage := out_of_memory(error):
+        return shortage
     if cause is not None:
         file = cause.filename if isinstance(cause.filename, str | bytes | os.PathLike) else None
         where = os.fsdecode(file) if file else f"a file in {folder}" if folder else "a file"
@@ -94,6 +105,16 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
             "run the same command again to continue from the last checkpoint"
         )
     return None
+
+
+def out_of_memory(error: BaseException | None) -> str | None:
+    """Return one sentence about a failed allocation, on the CPU or a GPU; None for any other error."""
+    of_torch = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))  # also torch.OutOfMemoryError
+    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if not (of_torch or of_system or isinstance(error, MemoryError)):
+        return None
+    reason = re.sub(r"^\[enforce fail [^]]*\][ .]*", "", str(error)).split("\n")[0].split(". ")[0]
+    return f"out of memory ({reason or type(error).__name__}): {_MEMORY}"
 
 
 def _system_error(error: BaseException) -> OSError | None:

@@ -103,7 +103,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
 
         minutes, bar = cfg.checkpoint_minutes, options["enable_progress_bar"]
-        callbacks = StandardCallbacks(folder, recorders, minutes, threads=hardware.threads, progress_bar=bar)
+        callbacks = StandardCallbacks(
+            folder, recorders, minutes, threads=hardware.threads, progress_bar=bar, check_folder=run.check_folder
+        )
         timing, metrics_logger = callbacks.timing, callbacks.metrics_logger
         options |= {"callbacks": callbacks.in_order, "logger": logger}
         # Lightning looks for its own cluster checkpoints in the root folder, which defaults to the working folder.

@@ -1,6 +1,5 @@
 """Fine-tuning: a run that starts from the weights of another run."""
 
-import json
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ from in_process import checkpoint, make_run, result
 from cifarbn.errors import RunConflict, UserError
 from cifarbn.models import VGG
 from cifarbn.runs.identity import folder_name
+from cifarbn.runs.result_file import write_result
 from cifarbn.training.initial_weights import InitialWeights
 
 CONSTANT = "optim.lr=0"  # the weights stay what they were at the start
@@ -62,7 +62,7 @@ def test_init_from_and_resume_from_exclude_each_other(source, tmp_path):
 def test_a_run_that_is_not_finished_or_damaged_is_an_error(source, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(source, broken)
-    (broken / "result.json").write_text(json.dumps(result(source) | {"status": "diverged"}))
+    write_result(broken / "result.json", result(source) | {"status": "diverged"})
     with pytest.raises(UserError, match=r"is not finished \(diverged\)"):
         InitialWeights.read(broken)
     shutil.copy(source / "result.json", broken)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
+from cifarbn.runs.locks import Held, Lock, OpenPath, is_held
 
 
 def test_one_holds_it_until_it_is_released_or_forgotten(tmp_path):
@@ -69,7 +69,7 @@ def test_a_link_is_not_followed(tmp_path):
 def test_a_folder_is_told_from_another_of_its_name(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    held = OpenFolder(folder)
+    held = OpenPath(folder)
     assert held.in_place
     folder.rename(tmp_path / "moved")
     assert not held.in_place

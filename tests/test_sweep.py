@@ -118,7 +118,8 @@ def test_a_run_of_changed_code_is_an_error(tmp_path):
     (file,) = tmp_path.glob("multirun_outputs/train/*/result.json")
     result = json.loads(file.read_text())
     result["code"]["cifarbn.models.resnet"] = "another"
-    file.write_text(json.dumps(result))
+    write_result(file, result)
+    result = json.loads(file.read_text())
     refused = sweep(tmp_path, *one)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert "created by different code (changed: cifarbn.models.resnet). Use on_code_change=accept" in refused.stderr

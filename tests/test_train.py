@@ -17,6 +17,8 @@ from processes import ENVIRONMENT, Command
 from processes import run as run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cifarbn.runs.result_file import write_result
+
 TINY = [
     *("data=shapes", "data.train_size=400", "data.test_size=100", "data.val_size=80", "data.batch_size=64"),
     *(
@@ -174,7 +176,7 @@ def test_a_run_cut_off_while_testing_keeps_the_metrics_of_its_training(undisturb
     folder = tmp_path / undisturbed.relative_to(undisturbed.parents[2])
     shutil.copytree(undisturbed, folder)
     result = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps(result | {"status": "running", "metrics": {}}))
+    write_result(folder / "result.json", result | {"status": "running", "metrics": {}})
     resumed = run(tmp_path, *TINY)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((folder / "result.json").read_text())["metrics"] == result["metrics"]

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
 
-from cifarbn.errors import UserError
+from cifarbn.errors import UserError, out_of_memory
 
 
 @contextmanager
@@ -24,6 +24,8 @@ def instantiation_errors(key: str) -> Iterator[None]:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
+        if shortage := out_of_memory(cause):
+            raise UserError(shortage) from error
         raise UserError(f"{key}: {_reason(cause) if cause else first_lines(error)}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{key}: {_reason(error)}") from error

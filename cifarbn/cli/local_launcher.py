@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
-from cifarbn.cli.parallel_runs import ParallelProcesses, ended_run, exit_on_sigterm, make_slots, parse_jobs, print_line
+from cifarbn.cli.parallel_runs import ParallelProcesses, ended_run, exit_on_signals, make_slots, parse_jobs, print_line
 from cifarbn.cli.sweep import OF_SWEEPS
 from cifarbn.errors import UserError
 from cifarbn.runs.identity import key_of
@@ -45,7 +45,7 @@ def launch(
     slots = make_slots(parse_jobs(parallel, "hydra.launcher.jobs"), [run.accelerator for run in runs])
     if len(slots) > 1:
         print_line(f"up to {len(slots)} parallel runs")
-    with ParallelProcesses(slots) as processes, exit_on_sigterm():
+    with ParallelProcesses(slots) as processes, exit_on_signals():
         for number, run in enumerate(runs):
             processes.wait_for_slot()
             _finish(runs, processes)

@@ -22,6 +22,7 @@ from cifarbn.errors import UserError
 from cifarbn.fast.cores import cgroup_limit, usable_cpus
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
+from cifarbn.terminal import leave_closed_terminal
 
 # Resources of one run, for `--jobs auto`. Processes take turns on a GPU (unless NVIDIA MPS is running), so parallel
 # runs only use the time in which a single run leaves it idle: start-up, compilation, evaluation, and gaps between
@@ -61,13 +62,24 @@ def ended_run(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> Run | 
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that this process stops its runs before it ends."""
-    earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def exit_on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception, so that this process stops its runs first; keep SIGHUP ignored."""
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def leave(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)  # the shell and the system may both send it
+            leave_closed_terminal()
+        sys.exit(128 + number)
+
+    for number, handler in earlier.items():
+        if number == signal.SIGTERM or handler is not signal.SIG_IGN:
+            signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def parse_jobs(text: str, option: str = "--jobs") -> int | None:
@@ -323,11 +335,11 @@ def _print_lines(output: IO[str], label: str) -> None:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until after the block."""
+    """Delay Ctrl-C, SIGTERM and SIGHUP until after the block."""
     held: list[int] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
             if callable(signal.getsignal(number)):  # the started process inherits ignored signals
                 before[number] = signal.signal(number, lambda number, frame: held.append(number))
     try:

@@ -1,11 +1,12 @@
 """The file `recordings.npz`, which holds the arrays of all recorders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
 
+from cifarbn.errors import FolderLost
 from cifarbn.recorders.recorder import Recorder
 from cifarbn.runs.durable import replace_file
 from cifarbn.runs.schema import RECORDINGS
@@ -18,9 +19,12 @@ class RecordingsFile(pl.Callback):
     a partial file, and a power cut after the last checkpoint loses nothing.
     """
 
-    def __init__(self, folder: Path, recorders: Sequence[Recorder]) -> None:
+    def __init__(
+        self, folder: Path, recorders: Sequence[Recorder], check_folder: Callable[[], object] = lambda: None
+    ) -> None:
         self.folder = Path(folder)
         self.recorders = recorders
+        self.check_folder = check_folder  # raises an error if the folder is no longer this run's
         self._training = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -34,7 +38,8 @@ class RecordingsFile(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the recordings of a diverged or interrupted run."""
         # A run that resumes in its test has not started its recorders. After an OSError the disk may be full.
-        if self._training and not isinstance(exception, OSError):
+        if self._training and not isinstance(exception, (OSError, FolderLost)):
+            self.check_folder()
             write_recordings(self.folder, self.recorders, trainer.is_global_zero)
 
 

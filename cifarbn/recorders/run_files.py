@@ -17,7 +17,7 @@ from cifarbn.recorders.recorder import Recorder
 from cifarbn.recorders.recordings_file import write_recordings
 from cifarbn.recorders.training import Training
 from cifarbn.runs.provenance import environment
-from cifarbn.runs.result_file import write_result
+from cifarbn.runs.result_file import digests, write_result
 from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, METRICS, RESULT, Result, Status, check_result
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
 from cifarbn.smoothness.minibatch_loss import Batch
@@ -140,7 +140,8 @@ class RunFiles:
         self._append(values, of_epoch)
         for recorder in self.recorders:
             recorder.after_epoch(training)
-        self._save()
+        self._save_recordings()
+        self._write_result()
         self.epoch += 1
 
     def log(self, metrics: Mapping[str, float]) -> None:
@@ -158,7 +159,9 @@ class RunFiles:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             self.result["error"] = without_folders(reason, self.folder)
         self.result["status"] = Status.DIVERGED if status is Status.DONE and "divergence" in self.result else status
-        self._save()
+        self._save_recordings()
+        self.result["files"] = digests(self.folder)
+        self._write_result()
 
     def _expect(self, call: str) -> None:
         if call != self._next:
@@ -195,10 +198,9 @@ class RunFiles:
             file.write(text.getvalue().encode())
         self._values, self._lrs, self._sizes = np.empty((0, 3), np.float32), [], []
 
-    def _save(self) -> None:
+    def _save_recordings(self) -> None:
         if self.step:
             write_recordings(self.folder, self.recorders)
-        self._write_result()
 
     def _write_result(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

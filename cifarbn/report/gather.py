@@ -18,7 +18,18 @@ from cifarbn.report.read import read_metrics, read_recordings
 from cifarbn.runs.identity import EXECUTION_KEYS, SEED, role_of
 from cifarbn.runs.measures import Key
 from cifarbn.runs.old_names import modern_config, modern_override
-from cifarbn.runs.schema import COLUMNS, EPOCH_COLUMNS, RESULT, STEP_COLUMNS, Result, Status, StepColumn
+from cifarbn.runs.result_file import check_unchanged
+from cifarbn.runs.schema import (
+    COLUMNS,
+    EPOCH_COLUMNS,
+    METRICS,
+    RECORDINGS,
+    RESULT,
+    STEP_COLUMNS,
+    Result,
+    Status,
+    StepColumn,
+)
 from cifarbn.runs.untrusted import clean, stored_result
 from cifarbn.smoothness.dead_runs import dead_since
 
@@ -96,6 +107,7 @@ class RunRecord:
     def recordings(self) -> dict[Key, np.ndarray]:
         """Return the arrays of recordings.npz; empty if there are none or the file cannot be read."""
         try:
+            check_unchanged(self.folder, RECORDINGS, self.result)
             return read_recordings(self.folder)
         except UserError as fault:
             self.faults.append(f"{fault}; the run is omitted from smoothness figures")
@@ -104,6 +116,7 @@ class RunRecord:
     @cached_property
     def _metrics(self) -> dict[str, np.ndarray]:
         try:
+            check_unchanged(self.folder, METRICS, self.result)
             return read_metrics(self.folder)
         except UserError as fault:
             self.faults.append(f"{fault}; the run is omitted from training curves")

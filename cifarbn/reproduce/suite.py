@@ -18,7 +18,7 @@ from cifarbn.cli.parallel_runs import (
     ParallelProcesses,
     Slot,
     ended_run,
-    exit_on_sigterm,
+    exit_on_signals,
     make_slots,
     parse_jobs,
     print_line,
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--seeds must be at least 1, not {args.seeds}")
         jobs = parse_jobs(args.jobs)
         deadline = time.monotonic() + seconds(args.budget) if args.budget else None
-        with exit_on_sigterm():
+        with exit_on_signals():
             sys.exit(reproduce(args.suite, args.scale, args.seeds, deadline, args.overrides, jobs))
 
 

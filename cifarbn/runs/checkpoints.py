@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from cifarbn.errors import UserError
-from cifarbn.runs.durable import check_regular_file, naming, replace_file, sync_folder, temporary_path
+from cifarbn.runs.durable import check_regular_file, naming, replace_file, sha256, sync_folder, temporary_path
 from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.runs.schema import CHECKPOINT, METRICS
 
@@ -53,7 +53,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     digests = {}
     replaced = path if path.exists() else previous
     if replaced.exists():
-        digests[PREVIOUS] = (_listed(path.parent) or {}).get(replaced.name) or _sha256(replaced)
+        digests[PREVIOUS] = (_listed(path.parent) or {}).get(replaced.name) or sha256(replaced)
     with naming(path):
         try:
             with temporary.open("wb") as file:
@@ -61,7 +61,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             # The old `previous.ckpt` stays valid, and so listed, until it is replaced.
-            older = {f"{PREVIOUS}.old": _sha256(previous)} if path.exists() and previous.exists() else {}
+            older = {f"{PREVIOUS}.old": sha256(previous)} if path.exists() and previous.exists() else {}
             _list(path.parent, digests | older)
             if path.exists():
                 os.replace(path, previous)
@@ -98,7 +98,7 @@ def newest_intact(folder: Path, repair: bool = True) -> ResumePoint | None:
     if not (folder / CHECKPOINT).exists():
         problems.append(f"{CHECKPOINT} is missing")
     for path in paths:
-        digest = _sha256(path)
+        digest = sha256(path)
         state = _read(path, listed, digest)
         if isinstance(state, str):
             reason = state
@@ -125,7 +125,7 @@ def verify(checkpoint: Path) -> None:
     """
     check_regular_file(checkpoint)
     listed = _listed(checkpoint.parent)
-    if listed is not None and _sha256(checkpoint) not in listed.values():
+    if listed is not None and sha256(checkpoint) not in listed.values():
         raise UserError(
             f"{checkpoint} is damaged: its checksum differs from {CHECKSUMS}. Train again with resume=false, or use "
             "another run"
@@ -134,7 +134,7 @@ def verify(checkpoint: Path) -> None:
 
 def digest(checkpoint: Path) -> str:
     """Return the SHA-256 of a checkpoint, in hexadecimal."""
-    return _sha256(checkpoint)
+    return sha256(checkpoint)
 
 
 def forget_previous(folder: Path) -> None:
@@ -174,15 +174,6 @@ def _save(state: Mapping[str, Any], file: BinaryIO) -> str:
             raise hashing.error from None
         raise
     return hashing.sha256.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    check_regular_file(file)
-    sha256 = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(2**20):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 def _listed(folder: Path) -> dict[str, str] | None:

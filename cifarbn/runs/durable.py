@@ -1,5 +1,6 @@
 """Files that survive a power failure: written under a temporary name, synced to disk, then renamed into place."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -65,6 +66,21 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: if the file is missing or not accessible.
+        UserError: if it is not a regular file.
+    """
+    check_regular_file(file)
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_regular_file(file: Path) -> None:

@@ -14,20 +14,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.errors import Diverged, Interrupted, RunConflict, RunLocked, UserError, machine_fault, without_folders
+from cifarbn.errors import (
+    Diverged,
+    FolderLost,
+    Interrupted,
+    RunConflict,
+    RunLocked,
+    UserError,
+    machine_fault,
+    without_folders,
+)
 from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_intact
 from cifarbn.runs.durable import replace_file, temporary_path
 from cifarbn.runs.identity import Role, differences, experiment, role_of
-from cifarbn.runs.locks import Held, Lock, OpenFolder, is_held
+from cifarbn.runs.locks import Held, Lock, OpenPath, is_held
 from cifarbn.runs.longer import LENGTH, check_longer, shorter_run, why_not_longer
 from cifarbn.runs.old_names import modern_config
 from cifarbn.runs.provenance import environment
-from cifarbn.runs.result_file import Damaged, overwrite_result, read_result, read_result_file, write_result
+from cifarbn.runs.result_file import (
+    Damaged,
+    as_json,
+    digests,
+    overwrite_result,
+    read_result,
+    read_result_file,
+    write_result,
+)
 from cifarbn.runs.schema import (
     CHECKPOINT,
     METRICS,
@@ -74,7 +91,9 @@ class Run:
         self.steps = 0
         self.source: Path | None = None
         self._lock = lock  # held while this object exists, and released at the end of `track_status`
-        self._opened: OpenFolder | None = None  # only inside `track_status`
+        # Only inside `track_status`.
+        self._opened: OpenPath | None = None
+        self._marker: OpenPath | None = None
 
     @classmethod
     def open(
@@ -126,8 +145,7 @@ class Run:
             _set_aside(folder)
             old = None
         if old is None:
-            new: Result = {"status": Status.NEW, "overrides": _kept(overrides), "config": config, "code": code}
-            run = cls(folder, new, retry=retry, lock=lock)
+            run = cls(folder, _new(config, overrides, code), retry=retry, lock=lock)
         else:
             run = cls(folder, old, retry=retry, lock=lock)
             run._check(config, overrides, code, on_code_change)
@@ -192,9 +210,7 @@ class Run:
             try:
                 self._end(end)
             finally:
-                if self._opened:
-                    self._opened.close()
-                    self._opened = None
+                self._opened = self._marker = None  # closes them
                 if self._lock:
                     self._lock.release()
 
@@ -204,7 +220,7 @@ class Run:
         kept = [key for key in start if key in Start.__annotations__]
         self.update(**facts, starts=[*self.result.get("starts", []), {key: start[key] for key in kept}])
         if _first_process():
-            write_result(self.folder / MARKER, self.result)
+            self._write_marker()
 
     def computed(self, **facts: Any) -> None:
         """Correct the facts that `started` wrote for this start by those that only its first step could show."""
@@ -215,23 +231,49 @@ class Run:
         """Write facts into `result.json`, atomically and from the first process only.
 
         Raises:
-            UserError: if the folder was removed or replaced since `track_status` began.
+            FolderLost: see `check_folder`.
         """
         self.result.update(facts)  # type: ignore[typeddict-item]
         if not _first_process():
             return
+        self.check_folder()
+        write_result(self.folder / RESULT, self.result)
+
+    def check_folder(self) -> None:
+        """Raise an error if the folder is no longer this process's; called before each write.
+
+        Raises:
+            FolderLost: if the folder was removed or replaced since `track_status` began, or if another process has
+                started the same run, which is possible only on a file system without locks.
+        """
         if self._opened and not self._opened.in_place:
-            raise UserError(
+            raise FolderLost(
                 f"the folder {self.folder} was removed or replaced during its run, so the run is lost; "
                 "run the same command again"
             )
-        write_result(self.folder / RESULT, self.result)
+        if self._marker and not self._marker.in_place:
+            raise FolderLost(
+                f"another process has started the same run in {self.folder} and continues it, so this one ends. "
+                f"If there is no other process, {MARKER} was deleted: run the same command again"
+            )
 
     def __str__(self) -> str:
         """Return one line for the terminal."""
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in self.result.get("metrics", {}).items())
         error = self.result.get("error")
         return f"{self.result['status']}: {self.folder}  {metrics}" + (f"  {error}" if error else "")
+
+    def _write_marker(self) -> None:
+        """Write the marker again, and keep it open, so that another process which replaces it is detected."""
+        opened: list[OpenPath] = []
+
+        def write(file: BinaryIO) -> None:
+            # Read-only: a file that is open for writing keeps a disk from being unmounted or made read-only.
+            opened.append(OpenPath(Path(file.name), self.folder / MARKER))
+            file.write(as_json(self.result))
+
+        replace_file(self.folder / MARKER, write)
+        (self._marker,) = opened
 
     def _choose_checkpoint(self) -> None:
         """Continue from the newest intact checkpoint, and print why if it is not the last one."""
@@ -250,11 +292,16 @@ class Run:
     ) -> None:
         """Raise an error if the folder holds a run of a different config or of different code.
 
-        If the only difference is a larger number of epochs, and the schedule allows it, the run is continued.
+        If the only difference is a larger number of epochs, and the schedule allows it, the run is continued. A run
+        that ended before its first step is replaced, since nothing of it is worth keeping.
         """
         elsewhere = "Use name=OTHER, or resume=false to start from scratch (the old run is moved to .replaced/)"
+        has_checkpoint = any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
         longer = differences(modern_config(self.result["config"]), config)
-        if longer:
+        ended = self.result["status"] in (Status.DONE, Status.DIVERGED)
+        if longer and not (ended or has_checkpoint or (self.folder / METRICS).exists()):
+            self.result = _new(config, overrides, code)
+        elif longer:
             reason = "" if all(change.startswith(LENGTH) for change in longer) else "other keys differ"
             reason = reason or why_not_longer(self.result, config) or self._why_no_checkpoint()
             if reason:
@@ -262,13 +309,12 @@ class Run:
                 raise RunConflict(
                     f"{self.folder} holds a run of a different config ({'; '.join(longer)}){detail}. {elsewhere}"
                 )
-        has_results = self.finished or any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
-        if has_results and (changed := _changed_modules(self.result, code, on_code_change)):
+        if (self.finished or has_checkpoint) and (changed := _changed_modules(self.result, code, on_code_change)):
             raise RunConflict(
                 f"{self.folder} was created by different code (changed: {', '.join(changed)}). "
                 f"Use on_code_change=accept to continue with today's code. {elsewhere}"
             )
-        if longer:
+        if longer and self.result["status"] is not Status.NEW:
             rank_zero_only(print)(f"continuing {self.folder}; changed: {'; '.join(longer)}", flush=True)
             self.result |= {"status": Status.INTERRUPTED, "config": dict(config), "overrides": _kept(overrides)}
 
@@ -311,20 +357,21 @@ class Run:
             self.result.pop("seconds", None)
             self.result.pop("resumed_from", None)
             self.result.pop("logger", None)
+        self.result.pop("files", None)
         # Drop the starts of which no step is left.
         self.result["starts"] = [start for start in _starts(self.result) if start.get("step", 0) < self.steps]
         self.result |= {"status": Status.RUNNING, "error": None}
         self.result |= environment()
         if not _first_process():
             return
-        self._opened = OpenFolder(self.folder)
+        self._opened = OpenPath(self.folder)
         if self.checkpoint is None or self.source:
             self._clear()
         if self.source:
             for pattern in (METRICS, RAW_GRADIENTS, EVENTS):
                 for file in self.source.glob(pattern):
                     _copy(file, self.folder / file.name)
-        write_result(self.folder / MARKER, self.result)
+        self._write_marker()
         self.update()
 
     def _end(self, end: Result) -> None:
@@ -334,6 +381,8 @@ class Run:
             UserError: if the end cannot be written, or the folder was removed or replaced.
         """
         try:
+            if end["status"] in (Status.DONE, Status.DIVERGED) and _first_process():
+                end["files"] = digests(self.folder)
             self.update(**end)
         except UserError as gone:
             self.result |= {"status": Status.FAILED, "error": without_folders(str(gone), self.folder)}
@@ -361,6 +410,10 @@ class Run:
         for file in _own_files(self.folder):
             if file.name not in (RESULT, MARKER) and file.suffix != ".unusable":
                 file.unlink()
+
+
+def _new(config: Mapping[str, Any], overrides: Sequence[str], code: Mapping[str, str]) -> Result:
+    return {"status": Status.NEW, "overrides": _kept(overrides), "config": dict(config), "code": dict(code)}
 
 
 def _kept(overrides: Sequence[str]) -> list[str]:

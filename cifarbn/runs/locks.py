@@ -54,22 +54,23 @@ class Lock:
         self._close()
 
 
-class OpenFolder:
-    """A folder that is kept open: its inode is not reused, so that a replacement under the same name is detected.
+class OpenPath:
+    """A file or folder that is kept open: its inode is not reused, so that a replacement of the same name is detected.
 
-    Attributes:
-        folder: the path that was opened.
+    Args:
+        opened: the path to open.
+        path: the path that it will have, if it is to be renamed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, opened: Path, path: Path | None = None) -> None:
+        self.path = path or opened
+        self._descriptor = os.open(opened, os.O_RDONLY | os.O_CLOEXEC)
         self.close = weakref.finalize(self, os.close, self._descriptor)
 
     @property
     def in_place(self) -> bool:
-        """Whether the path still refers to the opened folder."""
-        return has_name(self._descriptor, self.folder)
+        """Whether the path still refers to what was opened."""
+        return has_name(self._descriptor, self.path)
 
 
 def has_name(descriptor: int, path: Path) -> bool:

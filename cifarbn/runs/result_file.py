@@ -1,13 +1,19 @@
-"""Reading `result.json`, also from untrusted folders, and writing it."""
+"""Reading `result.json`, also from untrusted folders, and writing it.
 
+Its field `checksum` tells whether the others are as the run wrote them; `files` does the same for the run's arrays.
+"""
+
+import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cifarbn.errors import UserError
-from cifarbn.runs.durable import replace_file
-from cifarbn.runs.schema import RESULT, Result, check_result
+from cifarbn.runs.durable import replace_file, sha256
+from cifarbn.runs.schema import METRICS, RECORDINGS, RESULT, Result, check_result
 
 
 class Damaged(UserError):
@@ -18,7 +24,8 @@ def read_result(folder: Path) -> Result | None:
     """Return the folder's `result.json`, or None if there is none; every field has the type that `Result` declares.
 
     Raises:
-        Damaged: if it is not JSON, or a field has another type; the message names the field.
+        Damaged: if it is not JSON, a field has another type, which the message names, or its checksum differs (results
+            of older versions have none).
         UserError: if it cannot be read, or is not a regular file.
     """
     return read_result_file(Path(folder) / RESULT)
@@ -39,15 +46,22 @@ def read_result_file(file: Path) -> Result | None:
     except (ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0] if content.strip(b"\0 \n") else "it is empty"
         raise Damaged(f"{file} is not a valid result ({reason}); delete the folder") from error
+    checksum = value.pop("checksum", None) if isinstance(value, dict) else None
     try:
-        return check_result(value)
+        result = check_result(value)
     except ValueError as error:
         raise Damaged(f"{file} is not a valid result: {error}; delete the folder") from error
+    if checksum not in (None, _checksum(value)):
+        raise Damaged(
+            f"{file} is not a valid result: its checksum differs, so it was changed since the run wrote it. To keep a "
+            "change of yours, delete the line with `checksum`; otherwise delete the folder"
+        )
+    return result
 
 
 def write_result(file: Path, result: Result) -> None:
     """Write a `result.json` atomically, so that it survives a power failure."""
-    replace_file(file, lambda opened: opened.write(_as_json(result)))
+    replace_file(file, lambda opened: opened.write(as_json(result)))
 
 
 def overwrite_result(file: Path, result: Result) -> bool:
@@ -56,7 +70,7 @@ def overwrite_result(file: Path, result: Result) -> bool:
     Returns:
         Whether the new content fitted; otherwise the file is unchanged.
     """
-    content = _as_json(result)
+    content = as_json(result)
     with file.open("r+b") as opened:
         if len(content) > 512 * os.fstat(opened.fileno()).st_blocks:
             return False
@@ -67,5 +81,32 @@ def overwrite_result(file: Path, result: Result) -> bool:
     return True
 
 
-def _as_json(result: Result) -> bytes:
-    return (json.dumps(result, indent=1, default=str) + "\n").encode()
+def as_json(result: Result) -> bytes:
+    """Return the content of a `result.json`, with its checksum."""
+    value = json.loads(json.dumps(result, default=str))
+    value.pop("checksum", None)
+    return (json.dumps(value | {"checksum": _checksum(value)}, indent=1) + "\n").encode()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of `metrics.csv` and `recordings.npz`, for the result's `files`; without those it lacks."""
+    return {name: sha256(folder / name) for name in (METRICS, RECORDINGS) if (folder / name).exists()}
+
+
+def check_unchanged(folder: Path, name: str, result: Result) -> None:
+    """Verify one of the files that the result's `files` names; results of older versions name none.
+
+    Raises:
+        UserError: if the file is missing or was changed since the run ended.
+    """
+    expected = result.get("files", {}).get(name)
+    if expected is None:
+        return
+    if not (folder / name).exists():
+        raise UserError(f"{name} is missing")
+    if sha256(folder / name) != expected:
+        raise UserError(f"{name} was changed since the run ended (its checksum differs from {RESULT})")
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -173,6 +173,8 @@ class Result(TypedDict, total=False):
     divergence: Divergence
     logger: LoggerRun  # the run of a tracking service that a resumed run continues
     recovery: list[str]  # damaged checkpoints, and how the run proceeded
+    files: dict[str, str]  # SHA-256 of metrics.csv and recordings.npz at the end of the run
+    checksum: str  # SHA-256 of all other fields; see `cifarbn.runs.result_file`
 
 
 def check_result(value: Any) -> Result:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from cifarbn.errors import UserError
+from cifarbn.errors import UserError, out_of_memory
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFactory = Callable[..., LRScheduler]
@@ -109,6 +109,8 @@ def _named(group: str, factory: Callable[..., Any]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if shortage := out_of_memory(error):
+            raise UserError(shortage) from error
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
         raise UserError(
             f"{group}: {_name(factory)} does not work with these arguments ({kind}{str(error) or 'no reason given'})"

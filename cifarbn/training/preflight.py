@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cifarbn.errors import UserError
+from cifarbn.errors import UserError, out_of_memory
 from cifarbn.losses import Loss, in_full_precision
 from cifarbn.smoothness.preserve_state import preserve_state
 from cifarbn.training.tta import tta_logits
@@ -107,5 +107,7 @@ def _errors_named(message: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if shortage := out_of_memory(error):
+            raise UserError(shortage) from error
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{message} ({type(error).__name__}: {reason})") from error

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cifarbn.errors import Diverged, UserError
+from cifarbn.errors import Diverged, FolderLost
 from cifarbn.runs.durable import naming, replace_file, sync_file
 from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.runs.schema import COLUMNS, METRICS
@@ -41,17 +42,19 @@ class MetricsLogger(pl.Callback):
         folder: the run folder.
         flush_every: write rows, and check for a non-finite loss, after this many steps or `FLUSH_SECONDS`. On the CPU,
             where the check is free, check every step. Each check finds the first step with a non-finite loss.
+        check_folder: called before rows are written; raises an error if the folder is no longer this run's.
 
     Raises:
         Diverged: if the loss is not finite.
-        UserError: if another program changes the file during the run.
+        FolderLost: if another program changes the file during the run.
     """
 
     state_key = METRICS_STATE
 
-    def __init__(self, folder: Path, flush_every: int = 50) -> None:
+    def __init__(self, folder: Path, flush_every: int = 50, check_folder: Callable[[], object] = lambda: None) -> None:
         self.file = Path(folder) / METRICS
         self.flush_every = flush_every
+        self.check_folder = check_folder
         self.rows = 0  # number of steps in the finished epochs
         self._buffer = torch.empty(0, 3)  # (steps, 3) of this epoch, on the device
         self._written = 0  # number of the buffer's rows that are in the file; these are means over all ranks
@@ -132,7 +135,7 @@ class MetricsLogger(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the steps so far, for the curve of a diverged run; a resumed run truncates them."""
         self._arriving = None
-        if trainer.is_global_zero and self._sizes:
+        if trainer.is_global_zero and self._sizes and not isinstance(exception, FolderLost):
             self.epoch_metrics = {}
             self._write(self._buffer[self._written : len(self._sizes)].cpu().numpy(), trainer.current_epoch, {})
             sync_file(self.file)
@@ -244,13 +247,14 @@ class MetricsLogger(pl.Callback):
             writer.writerow(row | epoch_metrics if i == self._written + len(values) - 1 else row)
         content = text.getvalue().encode()
         try:
+            self.check_folder()
             with naming(self.file), self.file.open("ab") as file:
                 if file.tell() != self._bytes:
-                    raise UserError(
+                    raise FolderLost(
                         f"{self.file} was changed by another program during the run; run the same command again"
                     )
                 file.write(content)
-        except (OSError, UserError) as error:
+        except (OSError, FolderLost) as error:
             self._sizes = []  # so that `on_exception` writes nothing
             if isinstance(error, OSError):
                 with suppress(OSError):

@@ -4,7 +4,7 @@ import inspect
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,27 +20,29 @@ from cifarbn.fast.training_step import TrainingStep
 from cifarbn.runs.checkpoints import forget_previous, write_checkpoint
 from cifarbn.runs.old_names import RESUME_STATE
 from cifarbn.runs.schema import CHECKPOINT
+from cifarbn.terminal import leave_closed_terminal
 from cifarbn.training.callbacks.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # the least time between checkpoints at the ends of epochs
 DDP_ASK_EVERY = 10  # steps between collective decisions of the ranks to save or stop
-STOPPING = [signal.SIGINT, signal.SIGTERM]
-# Clusters send these some time before they end a job; Windows does not have them.
-WARNING = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+# A closed terminal sends SIGHUP. Clusters send SIGUSR1 or SIGUSR2 some time before they end a job.
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 
 class ResumeCheckpoint(Checkpoint):
     """Writes `last.ckpt` at the end of training and of each epoch, at intervals within an epoch, and on signals.
 
-    On Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2, the current step finishes, a checkpoint is written and the run stops. A
-    second Ctrl-C, or any signal while the step is being compiled, stops the run at once. If the program that started
-    the run has its own handler for the signal, such as a launcher that requeues its job, that handler is called after
-    the checkpoint is written, and the run stops only if the handler ends it.
+    On Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2, the current step finishes, a checkpoint is written and the run
+    stops. A second Ctrl-C, or any signal while the step is being compiled, stops the run at once. If the program that
+    started the run has its own handler for the signal, such as a launcher that requeues its job, that handler is called
+    after the checkpoint is written, and the run stops only if the handler ends it. A signal that the program ignores,
+    as `nohup` makes it ignore SIGHUP, stays ignored.
 
     Args:
         folder: the run folder.
         minutes: time between checkpoints within an epoch; 0 writes one after every step.
         timing: counts the seconds spent on checkpoints.
+        check_folder: called before each checkpoint; raises an error if the folder is no longer this run's.
 
     Raises:
         Interrupted: after a signal, once the checkpoint is written.
@@ -48,12 +50,15 @@ class ResumeCheckpoint(Checkpoint):
 
     state_key = RESUME_STATE
 
-    def __init__(self, folder: Path, minutes: float, timing: Timing) -> None:
+    def __init__(
+        self, folder: Path, minutes: float, timing: Timing, check_folder: Callable[[], object] = lambda: None
+    ) -> None:
         if not minutes >= 0:
             raise UserError(f"checkpoint_minutes must be at least 0, not {minutes}")
         self.path = Path(folder) / CHECKPOINT
         self.minutes = minutes
         self.timing = timing
+        self.check_folder = check_folder
         self._signals: list[int] = []  # received, but not yet handled
         self._saved_at = 0.0
         self._saved_step = -1
@@ -68,7 +73,7 @@ class ResumeCheckpoint(Checkpoint):
         """
         if stage == "fit":
             trainer.strategy.checkpoint_io = CheckpointFiles()
-            self._earlier = {number: signal.getsignal(number) for number in STOPPING + WARNING}
+            self._earlier = {number: signal.getsignal(number) for number in SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
@@ -93,9 +98,9 @@ class ResumeCheckpoint(Checkpoint):
         """
         self._step = getattr(pl_module, "step", None)
         if threading.current_thread() is threading.main_thread():
-            ignored = [number for number in WARNING if self._earlier[number] in (None, signal.SIG_IGN)]
-            for number in self._earlier.keys() - ignored:
-                signal.signal(number, self._on_signal)
+            for number, earlier in self._earlier.items():
+                if earlier not in (None, signal.SIG_IGN):
+                    signal.signal(number, self._on_signal)
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -153,6 +158,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self.timing.mark("train")
+        self.check_folder()
         trainer.save_checkpoint(self.path)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self.timing.mark("checkpoint")
@@ -169,6 +175,8 @@ class ResumeCheckpoint(Checkpoint):
         return callable(handler) and handler not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if number == signal.SIGINT and self._signals:
             raise KeyboardInterrupt
         if self._step is not None and self._step.building:

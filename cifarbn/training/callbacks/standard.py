@@ -1,6 +1,6 @@
 """The callbacks of every run, in the order in which Lightning must call them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class StandardCallbacks:
         checkpoint_minutes: time between checkpoints within an epoch; 0 saves after every step.
         threads: the initial number of CPU threads, which is watched and changed; None never changes it.
         progress_bar: show the progress bar.
+        check_folder: called before writing; raises an error if the folder is no longer this run's.
 
     Attributes:
         timing: has the run's seconds.
@@ -42,9 +43,10 @@ class StandardCallbacks:
         *,
         threads: Threads | None = None,
         progress_bar: bool = True,
+        check_folder: Callable[[], object] = lambda: None,
     ) -> None:
         self.timing = Timing()
-        self.metrics_logger = MetricsLogger(folder)
+        self.metrics_logger = MetricsLogger(folder, check_folder=check_folder)
         self._thread_watch = [ThreadWatch(threads)] if threads is not None else []
         self.in_order: list[pl.Callback] = [
             # First, so that the seconds of a step do not include the other callbacks.
@@ -54,12 +56,12 @@ class StandardCallbacks:
             self.metrics_logger,
             *recorders,
             # After the recorders: it writes their arrays in the same hook.
-            RecordingsFile(folder, recorders),
+            RecordingsFile(folder, recorders, check_folder),
             # The bar clears its line before the epoch's line is printed, which reads the metrics and the timing.
             *([ProgressBar()] if progress_bar else []),
             EpochLine(self.metrics_logger, self.timing),
             # Last, since it saves the state of all others. Lightning moves checkpoint callbacks to the end in any case.
-            ResumeCheckpoint(folder, checkpoint_minutes, self.timing),
+            ResumeCheckpoint(folder, checkpoint_minutes, self.timing, check_folder),
         ]
 
     @property

@@ -113,7 +113,7 @@ def out_of_memory(error: BaseException | None) -> str | None:
     of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if not (of_torch or of_system or isinstance(error, MemoryError)):
         return None
-    reason = re.sub(r"^\[enforce fail [^]]*\][ .]*", "", str(error)).split("\n")[0].split(". ")[0]
+    reason = re.sub(r"^\[enforce fail .*?(?=DefaultCPUAllocator)", "", str(error)).split("\n")[0].split(". ")[0]
     return f"out of memory ({reason or type(error).__name__}): {_MEMORY}"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cifarbn.cli.command_line import friendly_errors
 from cifarbn.errors import UserError
 from cifarbn.formatting import text_row
-from cifarbn.runs.durable import check_regular_file
+from cifarbn.runs.durable import check_regular_file, replace_file
 from cifarbn.runs.load import TrainedModel, load
 from cifarbn.runs.transform import Transform
 from cifarbn.runs.untrusted import clean
@@ -143,7 +143,7 @@ def draw_feature_maps(prediction: Prediction, trained: TrainedModel, title: str,
     subtitle = f"{clean(prediction.file.name)},\npredicted {trained.classes[int(label)]} ({float(confidence):.0%})"
     figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), title, subtitle, evenly_spaced(stages))
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    replace_file(file, lambda opened: figure.savefig(opened, format="png", dpi=150))
 
 
 def feature_map_files(files: Sequence[Path], out: Path) -> dict[Path, Path]:

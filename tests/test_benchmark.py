@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 
 import pytest
 
+from cifarbn.benchmark import kills
 from cifarbn.benchmark.__main__ import main
 from cifarbn.benchmark.harness import as_text, in_turn
 from cifarbn.benchmark.step import training_flops
@@ -63,6 +65,33 @@ def test_probe_measures_every_recorder(tmp_path, capsys):
     found = report(tmp_path, "probe --model resnet18_narrow --rounds 1 --steps 3 --batch-size 8")
     assert len(found["seconds"]) == 1 + len(TABLES) and min(s[0] for s in found["seconds"].values()) > 0
     assert "last-layer gradients:" in capsys.readouterr().out
+
+
+# Stands for a run: eight checkpoints in 1.6 s.
+RUN = """
+import json, os, time
+os.makedirs("run", exist_ok=True)
+done = int(open("run/last.ckpt").read() or 0) if os.path.exists("run/last.ckpt") else 0
+while done < 8:
+    time.sleep(0.2)
+    done += 1
+    open("run/new", "w").write(str(done))
+    os.replace("run/new", "run/last.ckpt")
+seconds = {"train": 1.6, "evaluate": 0, "checkpoint": 0}
+json.dump({"seconds": seconds}, open("run/result.json", "w"))
+"""
+
+
+def test_kills_measures_the_overhead_of_a_kill(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(kills, "_command", lambda args: [sys.executable, "-S", "-c", RUN])
+    found = report(tmp_path, "kills --rounds 2 --every 1.3 --checkpoint 0.2")
+    assert list(found["seconds"]) == ["undisturbed", "SIGKILL every 1.3 s"] and min(found["kills"]) >= 1
+    assert len(found["overhead_seconds_per_kill"]) == 2 and found["start_seconds"] > 0
+    assert "checkpoint interval 0.2 s + start" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: 0\.01 s are too short for a start and a checkpoint; raise --every"):
+        main(["kills", "--rounds", "1", "--every", "0.01"])
+    with pytest.raises(SystemExit, match="lower --every or raise --steps"):
+        main(["kills", "--rounds", "1", "--every", "100"])
 
 
 def test_threads_measures_each_number_alone_and_next_to_busy_processes(tmp_path, capsys, monkeypatch):

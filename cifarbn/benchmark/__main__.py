@@ -1,7 +1,6 @@
 """The command line of the benchmarks."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,8 @@ from pathlib import Path
 from cifarbn import benchmark
 from cifarbn.benchmark.checks import measure_checks
 from cifarbn.benchmark.gpu import PARTS, measure_gpu
-from cifarbn.benchmark.harness import as_text
+from cifarbn.benchmark.harness import as_text, write_json
+from cifarbn.benchmark.kills import measure_kills
 from cifarbn.benchmark.loader import measure_passes
 from cifarbn.benchmark.loop import measure_loop
 from cifarbn.benchmark.probe import measure_probe
@@ -76,6 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speedrun.add_argument("--width-scale", type=float, default=1.0, help="multiplies the model's widths (default 1)")
     speedrun.set_defaults(measure=measure_speedrun)
 
+    kills = parts.add_parser("kills", parents=[output], help="time to N steps of a run that is killed every T seconds")
+    kills.add_argument("--rounds", type=_positive, default=3, help="runs of each side, in turn (default 3)")
+    kills.add_argument("--steps", type=_positive, default=300, help="training steps of the run (default 300)")
+    kills.add_argument("--every", type=float, default=30.0, metavar="T", help="seconds between kills (default 30)")
+    kills.add_argument("--checkpoint", type=float, default=5.0, help="seconds between checkpoints (default 5)")
+    kills.add_argument("--width", type=_positive, default=16, help="width of the ResNet-18 (default 16)")
+    kills.add_argument("--batch-size", type=_positive, default=128)
+    kills.set_defaults(measure=measure_kills)
+
     checks = parts.add_parser("checks", parents=[output], help="correctness checks on a GPU, with small runs")
     checks.add_argument("--seconds", type=float, default=600.0, help="start no check after this time (default 600)")
     checks.set_defaults(measure=measure_checks)
@@ -91,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = args.measure(args) | {"device": Hardware.choose().device} | environment()
         print(as_text(results))
         if args.json:
-            args.json.write_text(json.dumps(results, indent=1) + "\n")
+            write_json(args.json, results)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

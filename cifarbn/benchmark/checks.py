@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import csv
 import io
-import json
 import random
 import tempfile
 import time
@@ -20,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from cifarbn.benchmark.harness import Results
+from cifarbn.benchmark.harness import Results, write_json
 from cifarbn.benchmark.lightning import plain_trainer
 from cifarbn.benchmark.loader import our_loader
 from cifarbn.cli.command_line import CONF
@@ -221,7 +220,7 @@ def measure_checks(args: argparse.Namespace) -> Results:
             results[name] = f"failed: {type(error).__name__}: {str(error)[:300]}"
         print(f"{name}: {results[name]} ({time.perf_counter() - start:.1f} s)", flush=True)
         if args.json:  # after each check, so that results are kept if a later one takes too long
-            args.json.write_text(json.dumps(_summarize(results), indent=1) + "\n")
+            write_json(args.json, _summarize(results))
     return _summarize(results)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cifarbn.benchmark.harness import Results
+from cifarbn.benchmark.harness import Results, write_json
 from cifarbn.benchmark.images import data_overrides, has_cifar10
 from cifarbn.errors import UserError
 from cifarbn.runs.folder import find_runs
@@ -175,7 +175,7 @@ def _driver() -> str | None:
 
 
 def _write(facts: dict[str, Any], parts: dict[str, Any]) -> None:
-    (FOLDER / "gpu.json").write_text(json.dumps(facts | {"parts": parts}, indent=1, default=str) + "\n")
+    write_json(FOLDER / "gpu.json", facts | {"parts": parts})
     (FOLDER / "gpu.md").write_text(table(facts, parts) + "\n")
 
 

@@ -1,13 +1,16 @@
 """Measure several sides in turn, so that changes of the machine's speed affect all of them, and print a table."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cifarbn.formatting import number, text_table
+from cifarbn.runs.durable import replace_file
 
 Results = dict[str, Any]
 
@@ -42,6 +45,11 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON into a file; a crash leaves either its old or its new content."""
+    replace_file(file, lambda opened: opened.write((json.dumps(value, indent=1, default=str) + "\n").encode()))
 
 
 def as_text(results: Results) -> str:

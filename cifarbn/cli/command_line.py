@@ -125,15 +125,16 @@ def repeat_saved_run() -> None:
     folder = Path(args.config_path or "")
     if not args.config_path or folder.name != ".hydra" or str(args.config_name).removesuffix(".yaml") != "config":
         return
-    try:
-        saved: Any = OmegaConf.load(folder / "config.yaml")
-        overrides: Any = OmegaConf.load(folder / "overrides.yaml")
-        hydra_config: Any = OmegaConf.load(folder / "hydra.yaml").hydra
-    except FileNotFoundError as error:
-        raise UserError(f"cannot repeat {folder.parent}: {error.filename} is missing") from error
+    saved, overrides, of_hydra = (_saved(folder / f"{name}.yaml") for name in ("config", "overrides", "hydra"))
+    if not OmegaConf.is_dict(saved) or not OmegaConf.is_list(overrides):
+        raise UserError(f"cannot repeat {folder.parent}: config.yaml or overrides.yaml in {folder} is damaged")
     saved_overrides = [str(override) for override in overrides]
-    sources = hydra_config.runtime.config_sources
-    config_dirs = [args.config_dir] if args.config_dir else [s.path for s in sources if s.provider == "command-line"]
+    try:
+        sources = of_hydra.hydra.runtime.config_sources
+        saved_dirs = [str(source.path) for source in sources if source.provider == "command-line"]
+    except (AttributeError, TypeError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot repeat {folder.parent}: {folder / 'hydra.yaml'} is damaged") from error
+    config_dirs = [args.config_dir] if args.config_dir else saved_dirs
     search_path = [f"hydra.searchpath=[{','.join(repr(os.path.abspath(each)) for each in config_dirs)}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         then, now = resolved(saved), resolved(compose("train", overrides=saved_overrides + search_path))
@@ -150,6 +151,20 @@ def repeat_saved_run() -> None:
     if not args.config_dir:
         flags += [f"--config-dir={each}" for each in config_dirs]
     sys.argv[1:] = [*saved_overrides, *args.overrides, *(["hydra.mode=RUN"] if runs else []), *flags]
+
+
+def _saved(file: Path) -> Any:
+    """Return the content of a YAML file that Hydra saved.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        return OmegaConf.load(file)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot repeat {file.parent.parent}: {file} is missing") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"cannot repeat {file.parent.parent}: {file} is damaged ({type(error).__name__})") from error
 
 
 def _without_options(arguments: list[str], options: Collection[str]) -> list[str]:

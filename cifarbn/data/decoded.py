@@ -16,7 +16,7 @@ from cifarbn.data.image_files import read_image
 from cifarbn.data.images import Images
 from cifarbn.errors import UserError
 
-_FORMAT = 1  # of the cached arrays; raise it when `read_image` changes
+_FORMAT = 2  # of the cached arrays; raise it when `read_image` changes
 _THREADS = 16  # at most; Pillow decodes without Python's lock
 _NAMED = 5  # unreadable files named in an error
 
@@ -85,7 +85,7 @@ def _cache_name(images: ClassFolders, size: tuple[int, int], part: str) -> str:
         status = os.stat(file) if file.exists() else None
         facts = (status.st_size, status.st_mtime_ns) if status else ()
         digest.update(f"{file.relative_to(images.folder)} {facts}\n".encode(errors="replace"))
-    return f"{_cache_prefix(images, size, part)}{digest.hexdigest()[:16]}.npy"
+    return f"{_cache_prefix(images, size, part)}{digest.hexdigest()[:16]}.npz"
 
 
 def _cache_prefix(images: ClassFolders, size: tuple[int, int], part: str) -> str:
@@ -95,8 +95,9 @@ def _cache_prefix(images: ClassFolders, size: tuple[int, int], part: str) -> str
 
 def _cached(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
-        pixels = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with np.load(file, allow_pickle=False) as archive:  # an archive has a checksum
+            pixels = archive["pixels"]
+    except Exception:  # a damaged archive can raise anything
         return None
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
@@ -107,7 +108,9 @@ def _store(file: Path, pixels: np.ndarray) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:
             try:
-                np.save(scratch, pixels)
+                np.savez(scratch, pixels=pixels)
+                scratch.flush()
+                os.fsync(scratch.fileno())
                 scratch.close()
                 os.replace(scratch.name, file)
             finally:
@@ -116,6 +119,6 @@ def _store(file: Path, pixels: np.ndarray) -> None:
         rank_zero_print(f"cannot cache the decoded images in {file.parent} ({error.strerror}); set data.cache=DIR")
         return
     prefix = file.stem.rpartition("-")[0]
-    for stale in file.parent.glob(f"{prefix}-*.npy"):
+    for stale in file.parent.glob(f"{prefix}-*.npz"):
         if stale != file:
             stale.unlink(missing_ok=True)

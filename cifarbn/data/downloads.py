@@ -257,6 +257,8 @@ def _fetch(url: str, target: Path, label: str) -> None:
             while chunk := response.read(1 << 20):
                 file.write(chunk)
                 bar.update(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _unpack(archive: Path, folder: Path, prefix: str, md5s: Mapping[str, str]) -> None:
@@ -267,7 +269,10 @@ def _unpack(archive: Path, folder: Path, prefix: str, md5s: Mapping[str, str]) -
             member = tar.extractfile(f"{prefix}/{name}")
             content = member.read() if member else b""
             _check_md5(f"{name} in the archive", content, md5)
-            (folder / name).write_bytes(content)
+            with (folder / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def _publish(unpacked: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 
 from cifarbn.errors import FolderLost
 from cifarbn.recorders.recorder import Recorder
+from cifarbn.recorders.training import LightningTraining
 from cifarbn.runs.durable import replace_file
 from cifarbn.runs.schema import RECORDINGS
 
@@ -35,12 +36,27 @@ class RecordingsFile(pl.Callback):
         """Write the recordings so far."""
         write_recordings(self.folder, self.recorders, trainer.is_global_zero)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file again if it is damaged, and training had ended before this run was interrupted."""
+        if not self._training and not _is_intact(self.folder / RECORDINGS):
+            for recorder in self.recorders:
+                recorder.start(LightningTraining(trainer, pl_module, trainer.global_step))
+            write_recordings(self.folder, self.recorders, trainer.is_global_zero)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the recordings of a diverged or interrupted run."""
         # A run that resumes in its test has not started its recorders. After an OSError the disk may be full.
         if self._training and not isinstance(exception, (OSError, FolderLost)):
             self.check_folder()
             write_recordings(self.folder, self.recorders, trainer.is_global_zero)
+
+
+def _is_intact(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened, np.load(opened) as archive:
+            return all(archive[name] is not None for name in archive)  # reading verifies each array's checksum
+    except Exception:  # a damaged archive can raise anything
+        return False
 
 
 def write_recordings(folder: Path, recorders: Sequence[Recorder], write: bool = True) -> None:

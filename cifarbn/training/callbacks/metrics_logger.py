@@ -51,7 +51,9 @@ class MetricsLogger(pl.Callback):
 
     state_key = METRICS_STATE
 
-    def __init__(self, folder: Path, flush_every: int = 50, check_folder: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, flush_every: int = 50, *, check_folder: Callable[[], object] = lambda: None
+    ) -> None:
         self.file = Path(folder) / METRICS
         self.flush_every = flush_every
         self.check_folder = check_folder

@@ -1,0 +1,137 @@
+"""Kill sweeps at random moments, 100 times: `python tests/slow_faults.py --kills 100`.
+
+A sweep of four tiny runs that save after every step is killed repeatedly until it is done. Then its table, weights,
+optimizer states and recordings must equal those of an undisturbed sweep, to the bit, and the next sweep begins. Prints
+the number of kills by what they hit. `--victim` selects the process that is killed: the sweep itself, the process of a
+run of `hydra/launcher=local`, or one of the two processes of a run with `trainer=ddp`.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from processes import ENVIRONMENT
+from test_sweep import SWEEP, results
+from test_train import TINY
+
+LOCAL = [*SWEEP, "hydra/launcher=local", "hydra.launcher.jobs=2"]
+RANKS = [*TINY, "checkpoint_minutes=0", "epochs=4", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+RANKS = [each for each in RANKS if each != "trainer=cpu"]
+TRAIN = [sys.executable, "-m", "cifarbn.train"]
+COMMANDS = {"sweep": [*TRAIN, *SWEEP], "local": [*TRAIN, *LOCAL], "rank": [*TRAIN, *RANKS]}
+
+
+def start(command, cwd):
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def weights(cwd):
+    """Return run folder -> the checkpoint's tensors and the recorded arrays."""
+    found = {}
+    for file in Path(cwd).glob("multirun_outputs/train/*/last.ckpt"):
+        state = torch.load(file, weights_only=True)
+        leaves = torch.utils._pytree.tree_leaves([state[key] for key in ("state_dict", "optimizer_states", "rng")])
+        with np.load(file.parent / "recordings.npz") as recordings:
+            found[file.parent.name] = [leaves, dict(recordings)]
+    return found
+
+
+def assert_equal(cwd, expected):
+    assert results(cwd) == results(expected)
+    ours, theirs = weights(cwd), weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name, (leaves, arrays) in ours.items():
+        for a, b in zip(leaves, theirs[name][0], strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, theirs[name][1][key], err_msg=f"{name} {key}")
+
+
+def hit(cwd):
+    """Return what the killed command was doing, as its folders show it."""
+    folders = [file.parent for file in Path(cwd).glob("multirun_outputs/train/*/.hydra")]
+    for folder in folders:
+        if files := sorted(folder.glob(".*.tmp")):
+            return f"the write of {files[0].name[1:-4]}"
+    for folder in folders:
+        if not (folder / "result.json").exists():
+            return "the start of a run"
+        result = json.loads((folder / "result.json").read_text())
+        if result["status"] == "running":
+            if not (folder / "last.ckpt").exists():
+                return "a run before its first checkpoint"
+            return "the test" if "train/acc" in result.get("metrics", {}) else "training"
+    return "the start of the command, or between two runs"
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(each) for each in found.split()]
+
+
+def kill(process, victim, chance):
+    """Kill the victim; return whether there was one."""
+    pids = [] if victim == "local" else [process.pid]
+    pids += [] if victim == "sweep" else children(process.pid)
+    if process.poll() is not None or not pids:
+        return False
+    try:
+        os.kill(chance.choice(pids), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def main():
+    """Print the kills by what they hit, and fail at the first difference."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--victim", choices=COMMANDS, default="sweep")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    command, chance = COMMANDS[args.victim], random.Random(args.seed)
+    counts, sweeps = collections.Counter(), 0
+    with tempfile.TemporaryDirectory() as root:
+        expected = Path(root, "undisturbed")
+        expected.mkdir()
+        began = time.monotonic()
+        undisturbed = start(command, expected)
+        _, errors = undisturbed.communicate()
+        assert undisturbed.returncode == 0, errors
+        seconds = time.monotonic() - began
+        print(f"undisturbed: {seconds:.0f} s", flush=True)
+        while sum(counts.values()) < args.kills:
+            cwd = Path(root, str(sweeps))
+            cwd.mkdir()
+            while True:
+                process = start(command, cwd)
+                deadline = time.monotonic() + chance.uniform(0.2, 0.7) * seconds
+                while process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.005)
+                killed = sum(counts.values()) < args.kills and kill(process, args.victim, chance)
+                output, errors = process.communicate()
+                if killed and process.returncode:
+                    counts[hit(cwd)] += 1
+                    continue
+                if process.returncode == 0:
+                    break
+                assert args.victim != "sweep" and "Traceback" not in errors, errors
+            assert_equal(cwd, expected)
+            sweeps += 1
+            print(f"{sum(counts.values())} kills, {sweeps} sweeps equal; {dict(counts)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -111,6 +111,11 @@ FAULTS: tuple[Fault, ...] = (
         ),
     ),
     Fault(
+        "the disk is full during a sweep",
+        "one message at the start or for each run, exit code 1; after space is freed, the same command continues",
+        ("test_faults.py::test_a_sweep_on_a_full_disk_fails_with_a_message_and_the_same_command_continues",),
+    ),
+    Fault(
         "the disk is full while a report is written",
         "one message; the earlier report is intact",
         ("test_faults.py::test_a_full_disk_ends_a_report_with_one_message_and_keeps_the_earlier_one",),

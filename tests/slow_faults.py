@@ -13,28 +13,28 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from processes import ENVIRONMENT
-from test_sweep import SWEEP, results
-from test_train import TINY
+from processes import Command
+from test_sweep import results
 
-LOCAL = [*SWEEP, "hydra/launcher=local", "hydra.launcher.jobs=2"]
-RANKS = [*TINY, "checkpoint_minutes=0", "epochs=4", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
-RANKS = [each for each in RANKS if each != "trainer=cpu"]
-TRAIN = [sys.executable, "-m", "cifarbn.train"]
-COMMANDS = {"sweep": [*TRAIN, *SWEEP], "local": [*TRAIN, *LOCAL], "rank": [*TRAIN, *RANKS]}
+FEW = ["data=shapes", "data.train_size=108", "data.val_size=8", "data.test_size=20", "data.batch_size=20"]
+FEW += ["model=vgg_a", "model.width=2", "model.dropout=0.2", "epochs=2", "trainer.enable_progress_bar=false"]
+FEW += ["checkpoint_minutes=0"]  # ten steps, each with a checkpoint
+SWEEP = ["-m", *FEW, "trainer=cpu", "optim.lr=1e-3,2e-3", "seed=0,1"]
+COMMANDS = {
+    "sweep": SWEEP,
+    "local": [*SWEEP, "hydra/launcher=local", "hydra.launcher.jobs=2"],
+    "rank": [*FEW, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"],
+}
 
 
 def start(command, cwd):
-    return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Command("cifarbn.train", *command, cwd=cwd)
 
 
 def weights(cwd):
@@ -83,9 +83,10 @@ def children(pid):
 
 def kill(process, victim, chance):
     """Kill the victim; return whether there was one."""
-    pids = [] if victim == "local" else [process.pid]
-    pids += [] if victim == "sweep" else children(process.pid)
-    if process.poll() is not None or not pids:
+    pid = process._process.pid
+    pids = [] if victim == "local" else [pid]
+    pids += [] if victim == "sweep" else children(pid)
+    if process.returncode is not None or not pids:
         return False
     try:
         os.kill(chance.choice(pids), signal.SIGKILL)
@@ -117,8 +118,8 @@ def main():
             cwd.mkdir()
             while True:
                 process = start(command, cwd)
-                deadline = time.monotonic() + chance.uniform(0.2, 0.7) * seconds
-                while process.poll() is None and time.monotonic() < deadline:
+                deadline = time.monotonic() + chance.uniform(0.05, 0.6) * seconds
+                while process.returncode is None and time.monotonic() < deadline:
                     time.sleep(0.005)
                 killed = sum(counts.values()) < args.kills and kill(process, args.victim, chance)
                 output, errors = process.communicate()

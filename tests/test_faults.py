@@ -338,6 +338,23 @@ def test_a_full_disk_ends_a_report_with_one_message_and_keeps_the_earlier_one(un
     report([str(tmp_path / "runs"), "--out", str(out)])
 
 
+@pytest.mark.parametrize("kilobytes", [0, 40])
+def test_a_sweep_on_a_full_disk_fails_with_a_message_and_the_same_command_continues(
+    sweep,
+    small_disk,  # noqa: F811
+    monkeypatch,
+    kilobytes,
+):
+    monkeypatch.chdir(small_disk(kilobytes))
+    code, printed, _ = sweep()
+    message = f"{code}\n{printed.err}"
+    assert code and "Traceback" not in message and "Callback" not in message
+    assert "No space left on device; free some space" in message
+    Path("ballast").unlink()
+    code, printed, _ = sweep()
+    assert code == 0 and "2 done of 2" in printed.out
+
+
 def tell_from_real(allocate):
     """Return the error that an allocation raises here."""
     try:

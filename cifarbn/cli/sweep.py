@@ -73,7 +73,10 @@ class Journal:
 
     def read(self) -> tuple[int, list[Outcome]]:
         """Return the number of runs in progress and the outcomes of those that have ended."""
-        events = [json.loads(line) for line in self.file.read_text().splitlines()]
+        events = []
+        for line in self.file.read_text().split("\n"):
+            with suppress(ValueError):  # a line that is incomplete because the disk was full
+                events.append(json.loads(line))
         outcomes = [
             Outcome(**event["ended"] | {"status": End(event["ended"]["status"])})
             for event in events
@@ -92,8 +95,11 @@ class Journal:
         return self.__dict__ | {"_lock": None}
 
     def _append(self, event: dict[str, Any]) -> None:
-        with self.file.open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        try:
+            with self.file.open("a") as file:
+                file.write(f"\n{json.dumps(event)}\n")
+        except OSError as error:  # Hydra would turn it into a warning about a callback
+            print(f"warning: {machine_fault(error, self.file.parent)}", file=sys.stderr, flush=True)
 
 
 class SweepCallback(Callback):
@@ -176,6 +182,12 @@ class SweepCallback(Callback):
         outcomes = self.journal.read()[1]
         self.journal.end()
         print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
+        if self.planned is not None and len(outcomes) < self.planned:
+            print(
+                f"error: {self.planned - len(outcomes)} runs left no outcome; run the same command again",
+                file=sys.stderr,
+            )
+            sys.exit(1)
         if is_failure(outcomes) or any(outcome.status is End.INTERRUPTED for outcome in outcomes):
             sys.exit(1)
 

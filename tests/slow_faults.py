@@ -8,6 +8,7 @@ run of `hydra/launcher=local`, or one of the two processes of a run with `traine
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -76,6 +77,24 @@ def hit(cwd):
     return "the start of the command, or between two runs"
 
 
+def wait(process, cwd, chance):
+    """Wait for a random moment: up to five seconds, or up to 14 checkpoints and a moment more."""
+    early = chance.random() < 0.3
+    deadline, count = time.monotonic() + chance.uniform(0.1, 5.0), chance.randint(1, 14)
+    seen, fresh = set(checkpoints(cwd)), set()
+    while process.returncode is None and (time.monotonic() < deadline if early else len(fresh) < count):
+        time.sleep(0.002)
+        fresh |= set(checkpoints(cwd)) - seen
+    time.sleep(chance.uniform(0.0, 0.2))
+
+
+def checkpoints(cwd):
+    """Return each run's newest checkpoint, by the time of its write."""
+    for file in Path(cwd).glob("multirun_outputs/train/*/last.ckpt"):
+        with contextlib.suppress(FileNotFoundError):
+            yield file, file.stat().st_mtime_ns
+
+
 def children(pid):
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(each) for each in found.split()]
@@ -118,9 +137,7 @@ def main():
             cwd.mkdir()
             while True:
                 process = start(command, cwd)
-                deadline = time.monotonic() + chance.uniform(0.05, 0.6) * seconds
-                while process.returncode is None and time.monotonic() < deadline:
-                    time.sleep(0.005)
+                wait(process, cwd, chance)
                 killed = sum(counts.values()) < args.kills and kill(process, args.victim, chance)
                 output, errors = process.communicate()
                 if killed and process.returncode:

@@ -4,6 +4,7 @@ Each file that a run writes is interrupted at every moment of its writes, and da
 """
 
 import ast
+import contextlib
 import csv
 import errno
 import fcntl
@@ -13,7 +14,6 @@ import pty
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,9 +27,8 @@ from faults import FAULTS, table
 from hydra import compose, initialize_config_dir
 from in_process import assert_same_run, checkpoint, make_run, result
 from omegaconf import OmegaConf
-from processes import ENVIRONMENT, FORKSERVER
+from processes import FORKSERVER
 from test_run_folder import small_disk  # noqa: F401
-from test_train import TINY
 
 from cifarbn import figures, train
 from cifarbn.cli.command_line import CONF, friendly_errors, read_arguments
@@ -135,7 +134,7 @@ def test_a_report_that_is_killed_at_any_moment_is_completed_by_the_same_command(
     shutil.copytree(undisturbed, tmp_path / "runs" / "run")
     out = tmp_path / "runs" / "report"
     with watched(out, monkeypatch) as disk:
-        report([str(tmp_path / "runs")])
+        report([str(tmp_path / "runs"), "--models", "0"])
     whole = content(out)
     states = [state for kind, state in disk.cuts if kind == "all"]
     assert len(states) >= 2 * len(whole) > 0
@@ -143,7 +142,7 @@ def test_a_report_that_is_killed_at_any_moment_is_completed_by_the_same_command(
         shutil.rmtree(out)
         restore(state, out)
         assert all(text == whole[name] for name, text in content(out).items() if not name.endswith(".tmp"))
-    report([str(tmp_path / "runs")])
+    report([str(tmp_path / "runs"), "--models", "0"])
     assert content(out) == whole
 
 
@@ -202,7 +201,7 @@ def test_a_finished_run_with_a_damaged_file_is_never_reported_wrongly(undisturbe
     DAMAGES[damage](folder / file)
     before = content(folder)
 
-    report([str(tmp_path / "runs"), "--data-root", str(tmp_path)])
+    report([str(tmp_path / "runs"), "--models", "0"])
     printed = capsys.readouterr()
     assert "Traceback" not in printed.out + printed.err
     with (tmp_path / "runs" / "report" / "runs.csv").open() as opened:
@@ -326,16 +325,16 @@ def test_any_flipped_byte_of_the_images_is_named(tiny_cifar10):
 
 def test_a_full_disk_ends_a_report_with_one_message_and_keeps_the_earlier_one(undisturbed, tmp_path, small_disk):  # noqa: F811
     out = small_disk(400) / "out"
-    report([str(undisturbed), "--out", str(out)])
+    report([str(undisturbed), "--out", str(out), "--models", "0"])
     before = content(out)
     small_disk(0)
     shutil.copytree(undisturbed, tmp_path / "runs" / "a")
     shutil.copytree(undisturbed, tmp_path / "runs" / "b")
     with pytest.raises(SystemExit, match=r"^error: cannot read or write .*No space left on device; free some space"):
-        report([str(tmp_path / "runs"), "--out", str(out)])
+        report([str(tmp_path / "runs"), "--out", str(out), "--models", "0"])
     assert content(out) == before
     (out.parent / "ballast").unlink()
-    report([str(tmp_path / "runs"), "--out", str(out)])
+    report([str(tmp_path / "runs"), "--out", str(out), "--models", "0"])
 
 
 @pytest.mark.parametrize("kilobytes", [0, 40])
@@ -480,23 +479,28 @@ def test_a_hangup_saves_and_stops_unless_it_is_ignored_as_by_nohup(undisturbed, 
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def _run_in_terminal(folder, terminal):
+    """Train with a progress bar in a process whose controlling terminal is `terminal`."""
+    os.setsid()
+    descriptor = os.open(terminal, os.O_RDWR)  # the first terminal that the leader of a session opens controls it
+    for standard in range(3):
+        os.dup2(descriptor, standard)
+    with contextlib.suppress(Interrupted):
+        make_run(folder, *FEW, "epochs=2000", "checkpoint_minutes=5", "trainer.enable_progress_bar=true")
+
+
 def test_a_run_whose_terminal_is_closed_saves(tmp_path):
-    """With a progress bar: writing to a closed terminal is an error."""
-    terminal, inside = pty.openpty()
-    overrides = [*TINY[:-1], "trainer.enable_progress_bar=true", "epochs=500", "checkpoint_minutes=5", "logger=none"]
-    process = subprocess.Popen(
-        ["setsid", "--ctty", "--wait", sys.executable, "-m", "cifarbn.train", *overrides],
-        cwd=tmp_path, env=ENVIRONMENT, stdin=inside, stdout=inside, stderr=inside,
-    )  # fmt: skip
-    os.close(inside)
+    """Writing to a closed terminal is an error."""
+    ours, theirs = pty.openpty()
+    process = FORKSERVER.Process(target=_run_in_terminal, args=(tmp_path / "run", os.ttyname(theirs)))
+    process.start()
     shown = b""
     while b"epoch 2/" not in shown:
-        shown += os.read(terminal, 10_000)
-    os.close(terminal)
-    process.wait(timeout=120)
-    (folder,) = (file.parent for file in tmp_path.glob("multirun_outputs/train/*/result.json"))
-    assert result(folder)["status"] == "interrupted", result(folder).get("error")
-    assert checkpoint(folder)["global_step"] == result(folder)["steps"] > 5
+        shown += os.read(ours, 10_000)
+    os.close(theirs), os.close(ours)
+    process.join(timeout=120)
+    assert result(tmp_path / "run")["status"] == "interrupted", result(tmp_path / "run").get("error")
+    assert checkpoint(tmp_path / "run")["global_step"] == result(tmp_path / "run")["steps"] > 1
 
 
 # Folders.
@@ -517,7 +521,7 @@ def _run_without_locks(folder):
         sys.exit(1)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 4] if EVERY else [4])
 def test_without_locks_several_processes_in_one_folder_never_mix_their_runs(tmp_path, processes, capfd):
     started = [FORKSERVER.Process(target=_run_without_locks, args=(tmp_path / "run",)) for _ in range(processes)]
     for process in started:

@@ -129,7 +129,7 @@ def now():
     return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_lets_the_step_finish_saves_and_stops(tmp_path, handlers, number):
     with pytest.raises(Interrupted) as caught:
         train(bn_vgg, tmp_path, [], extra=[Send(number)])

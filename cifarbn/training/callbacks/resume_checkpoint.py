@@ -25,8 +25,9 @@ from cifarbn.training.callbacks.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # the least time between checkpoints at the ends of epochs
 DDP_ASK_EVERY = 10  # steps between collective decisions of the ranks to save or stop
+STOPPING = [signal.SIGINT, signal.SIGTERM]
 # A closed terminal sends SIGHUP. Clusters send SIGUSR1 or SIGUSR2 some time before they end a job.
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+WARNING = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -35,8 +36,8 @@ class ResumeCheckpoint(Checkpoint):
     On Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2, the current step finishes, a checkpoint is written and the run
     stops. A second Ctrl-C, or any signal while the step is being compiled, stops the run at once. If the program that
     started the run has its own handler for the signal, such as a launcher that requeues its job, that handler is called
-    after the checkpoint is written, and the run stops only if the handler ends it. A signal that the program ignores,
-    as `nohup` makes it ignore SIGHUP, stays ignored.
+    after the checkpoint is written, and the run stops only if the handler ends it. If the program ignores SIGHUP, as
+    under `nohup`, SIGUSR1 or SIGUSR2, it stays ignored.
 
     Args:
         folder: the run folder.
@@ -73,7 +74,7 @@ class ResumeCheckpoint(Checkpoint):
         """
         if stage == "fit":
             trainer.strategy.checkpoint_io = CheckpointFiles()
-            self._earlier = {number: signal.getsignal(number) for number in SIGNALS}
+            self._earlier = {number: signal.getsignal(number) for number in STOPPING + WARNING}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
@@ -99,7 +100,7 @@ class ResumeCheckpoint(Checkpoint):
         self._step = getattr(pl_module, "step", None)
         if threading.current_thread() is threading.main_thread():
             for number, earlier in self._earlier.items():
-                if earlier not in (None, signal.SIG_IGN):
+                if number in STOPPING or earlier not in (None, signal.SIG_IGN):
                     signal.signal(number, self._on_signal)
         self._saved_at = time.monotonic()
 

@@ -18,6 +18,7 @@ from cifarbn import figures
 from cifarbn.cli.command_line import CONF, friendly_errors, run_cli, settle_data_root
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.errors import instantiation_errors
+from cifarbn.cli.sweep import check_processes, table_on_exit
 from cifarbn.cli.targets import build, build_loss, build_model
 from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.errors import UserError
@@ -37,7 +38,6 @@ from cifarbn.training.initial_weights import InitialWeights
 from cifarbn.training.loggers import RunLogger
 from cifarbn.training.trainer import (
     check_eval_batch_size,
-    check_one_process,
     check_options,
     devices_here,
     make_trainer,
@@ -110,6 +110,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         options |= {"callbacks": callbacks.in_order, "logger": logger}
         # Lightning looks for its own cluster checkpoints in the root folder, which defaults to the working folder.
         trainer = make_trainer(hardware, default_root_dir=folder, **options)
+        # Lightning does this only after it has loaded a checkpoint, and so would round float64 weights to float32.
+        trainer.precision_plugin.convert_module(classifier)
         rank_zero_print(f"{folder}\n{hardware}")
         run.started(**hardware.facts(), devices=trainer.world_size)
         constant_loss = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
@@ -193,15 +195,15 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     # In a sweep, `cifarbn.cli.sweep` handles the errors.
     with nullcontext() if hydra_config.mode is RunMode.MULTIRUN else friendly_errors():
         settle_data_root(cfg)
-        if hydra_config.mode is RunMode.MULTIRUN:
-            check_one_process(cfg.trainer)
+        check_processes(cfg.trainer, hydra_config)
         result = train(cfg, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
         return result.get("metrics", {}).get("val/acc")
 
 
 def main() -> None:
     """Run the command line."""
-    run_cli(_hydra_main)
+    with table_on_exit():
+        run_cli(_hydra_main)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from processes import ENVIRONMENT
 from cifarbn import train
 from cifarbn.benchmark.__main__ import main as benchmark
 from cifarbn.cli import composition
-from cifarbn.cli.command_line import data_root, quote_paths
+from cifarbn.cli.command_line import data_root, gather_overrides, quote_paths
 from cifarbn.predict import main as predict
 from cifarbn.report.__main__ import main as report
 from cifarbn.reproduce.suite import main as reproduce
@@ -399,3 +399,9 @@ def test_a_path_may_contain_the_characters_of_run_folder_names(monkeypatch, argu
     monkeypatch.setattr(sys, "argv", ["train", "-m", argument])
     quote_paths()
     assert sys.argv == ["train", "-m", quoted]
+
+
+def test_flags_may_stand_between_overrides(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "a=1", "-m", "b=1,2", "--config-dir", "conf", "~c"])
+    gather_overrides()
+    assert sys.argv == ["train", "a=1", "b=1,2", "~c", "-m", "--config-dir", "conf"]

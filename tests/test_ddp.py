@@ -94,6 +94,7 @@ def test_only_one_process_speaks(two):
 def test_a_layer_that_several_processes_cannot_share_is_refused(tmp_path):
     refused = start(tmp_path, "trainer=ddp", "trainer.devices=2", "model=vgg_a_bn", "norm=noisy_batch")
     assert refused.returncode == 1
+    assert refused.stderr.count("error: ") == 1, "one message for both processes"
     assert "error: NoisyBatchNorm2d computes statistics per process" in refused.stderr
     assert "Traceback" not in refused.stderr
 

@@ -19,7 +19,6 @@ from cifarbn.training.trainer import (
     INSTEAD,
     NEEDED,
     POSSIBLE,
-    check_one_process,
     check_options,
     make_trainer,
     starts_processes,
@@ -173,9 +172,8 @@ def test_all_of_several_gpus_are_several_processes(monkeypatch):
 
 
 @pytest.mark.parametrize("override", ["trainer.devices=2", "trainer=ddp", "+trainer.num_nodes=2"])
-def test_several_processes_in_a_sweep_are_an_error(override):
-    with pytest.raises(UserError, match="Leave out -m"):
-        check_one_process(options(override))
+def test_runs_that_start_processes(override):
+    assert starts_processes(options(override))
 
 
 @pytest.mark.parametrize(("asked", "precision"), [(32, "32-true"), ("64", "64-true"), ("bf16", "bf16-mixed")])

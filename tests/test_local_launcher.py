@@ -79,7 +79,7 @@ def test_a_killed_run_is_reported_and_the_others_finish(tmp_path):
     assert re.search(r"failed .*seed=0: its process was killed by SIGKILL", printed) and "Traceback" not in errors
 
 
-def test_slots_fit_each_run_s_own_trainer_and_ddp_is_one_error(tmp_path, monkeypatch, capsys):
+def test_slots_fit_each_run_s_own_trainer(tmp_path, monkeypatch):
     accelerators, started = [], []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local_launcher, "make_slots", lambda jobs, each: accelerators.extend(each) or [{}])
@@ -91,11 +91,19 @@ def test_slots_fit_each_run_s_own_trainer_and_ddp_is_one_error(tmp_path, monkeyp
 
     monkeypatch.setattr(ParallelProcesses, "start", start_nothing)
     sweep = [override for override in SWEEP if override != "trainer=cpu"]
-    monkeypatch.setattr("sys.argv", ["train", *sweep, "trainer=cpu,gpu,ddp"])
-    with pytest.raises(SystemExit) as caught:
+    monkeypatch.setattr("sys.argv", ["train", *sweep, "trainer=cpu,gpu"])
+    with pytest.raises(SystemExit):
         train.main()
-    assert accelerators == ["cpu", "gpu", "auto"] and started == ["trainer=cpu", "trainer=gpu"]
-    assert caught.value.code == 1 and re.search(r"failed .*trainer=ddp: .*Leave out -m", capsys.readouterr().out)
+    assert accelerators == ["cpu", "gpu"] and started == ["trainer=cpu", "trainer=gpu"]
+
+
+def test_runs_of_several_processes_are_executed_one_after_the_other(tmp_path):
+    sweep = [*SWEEP[:2], *SWEEP[3:-1], "epochs=1", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    finished = run_command("cifarbn.train", *sweep, "seed=0", cwd=tmp_path)
+    assert finished.returncode == 0 and "1 done of 1" in finished.stdout, finished.stderr
+    assert results(tmp_path)["seed=0"]["devices"] == 2
+    refused = run_command("cifarbn.train", *sweep, "seed=0,1", "hydra.launcher.jobs=2", cwd=tmp_path)
+    assert refused.returncode == 1 and "one after the other; use hydra.launcher.jobs=1" in refused.stderr
 
 
 @pytest.mark.parametrize("jobs", ["0", "many"])

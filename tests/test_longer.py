@@ -188,3 +188,12 @@ def test_without_a_checkpoint_a_finished_run_is_not_replaced_by_a_longer_one(sho
     with pytest.raises(RunConflict, match="it has no intact checkpoint"):
         train_run(tmp_path / "run", "epochs=2")
     assert (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_a_run_in_double_precision_continues_bit_for_bit(tmp_path):
+    double = ("trainer.precision=64-true", "record=none", "logger=none", "model.width=1")
+    train_run(tmp_path / "whole", *double, "epochs=2")
+    for epochs in (1, 2):
+        train_run(tmp_path / "parts", *double, f"epochs={epochs}")
+    weights, expected = (checkpoint(tmp_path / name)["state_dict"] for name in ("parts", "whole"))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -262,7 +262,11 @@ def test_a_sweeper_that_searches_gets_an_error_for_a_run_without_a_result(tmp_pa
 
 def test_ddp_in_a_sweep_is_an_error_at_the_start(tmp_path):
     finished = sweep(tmp_path, "-m", *TINY[:-2], "trainer=ddp", "seed=0,1")
-    assert finished.returncode == 1 and "Leave out -m" in finished.stderr and "Traceback" not in finished.stderr
+    assert (
+        finished.returncode == 1
+        and "add hydra/launcher=local, or leave out -m" in finished.stderr
+        and "Traceback" not in finished.stderr
+    )
     assert not list(tmp_path.glob("multirun_outputs/train/*/result.json"))
 
 

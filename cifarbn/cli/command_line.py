@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.conf import CONF as CONF
@@ -74,6 +75,7 @@ def read_arguments() -> None:
     """
     quote_paths()
     list_groups()
+    gather_overrides()
     check_flags()
     repeat_saved_run()
 
@@ -84,6 +86,13 @@ def quote_paths() -> None:
         key, _, value = argument.partition("=")
         if key in PATHS and ("=" in value or value.startswith("~")) and value[0] not in "\"'":
             sys.argv[i] = f'{key}="{value}"'
+
+
+def gather_overrides() -> None:
+    """Let flags stand between overrides, as in `model=vgg_a -m seed=0,1`; Hydra accepts overrides in one place only."""
+    overrides = get_args_parser().parse_intermixed_args().overrides
+    flags = [argument for argument in sys.argv[1:] if argument not in overrides]
+    sys.argv[1:] = [*overrides, *flags]
 
 
 def check_flags() -> None:
@@ -211,7 +220,9 @@ def friendly_errors() -> Iterator[None]:
 
 def exit_after(stop: Interrupted) -> NoReturn:
     """Exit after a signal, with a message and the exit code of the signal."""
-    print("interrupted; run the same command again to continue from the last checkpoint", file=sys.stderr)
+    rank_zero_only(print)(
+        "interrupted; run the same command again to continue from the last checkpoint", file=sys.stderr
+    )
     sys.exit(stop.exit_code)
 
 

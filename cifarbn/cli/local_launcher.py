@@ -14,11 +14,12 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from cifarbn.cli.parallel_runs import ParallelProcesses, ended_run, exit_on_signals, make_slots, parse_jobs, print_line
 from cifarbn.cli.sweep import OF_SWEEPS
-from cifarbn.errors import UserError
+from cifarbn.errors import RunLocked, UserError
+from cifarbn.runs.folder import is_running
 from cifarbn.runs.identity import key_of
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import Result, Status
-from cifarbn.training.trainer import check_one_process
+from cifarbn.training.trainer import starts_processes
 
 ENDED = (Status.DONE, Status.DIVERGED, Status.INTERRUPTED)
 
@@ -42,17 +43,28 @@ def launch(
     """
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     runs = [_Job(context, config, overrides, first + number, shared) for number, overrides in enumerate(jobs)]
-    slots = make_slots(parse_jobs(parallel, "hydra.launcher.jobs"), [run.accelerator for run in runs])
+    limit = parse_jobs(parallel, "hydra.launcher.jobs")
+    if any(run.starts_processes for run in runs):
+        if limit not in (None, 1):
+            raise UserError(
+                f"hydra.launcher.jobs={limit}: a run with trainer=ddp uses all its devices itself, so such runs are "
+                "executed one after the other; use hydra.launcher.jobs=1"
+            )
+        limit = 1
+    slots = make_slots(limit, [run.accelerator for run in runs])
     if len(slots) > 1:
         print_line(f"up to {len(slots)} parallel runs")
-    with ParallelProcesses(slots) as processes, exit_on_signals():
-        for number, run in enumerate(runs):
-            processes.wait_for_slot()
-            _finish(runs, processes)
-            run.begin()
-            if run.must_execute():
-                processes.start(number, run.command(quiet=len(slots) > 1), run.label)
-        processes.wait_for_all()
+    processes = ParallelProcesses(slots)
+    try:
+        with processes, exit_on_signals():
+            for number, run in enumerate(runs):
+                processes.wait_for_slot()
+                _finish(runs, processes)
+                run.begin()
+                if run.must_execute():
+                    processes.start(number, run.command(quiet=len(slots) > 1), run.label)
+            processes.wait_for_all()
+    finally:
         _finish(runs, processes)
     return [run.result for run in runs]
 
@@ -85,6 +97,7 @@ class _Job:
             hydra.job.id = hydra.job.num = number
             self.folder = Path(hydra.sweep.dir, hydra.sweep.subdir).absolute()
             hydra.runtime.output_dir = str(self.folder)
+        self.starts_processes = starts_processes(self._config.trainer)
         self.result = JobReturn(overrides=self._overrides, cfg=self._config, hydra_cfg=self._config)
 
     @property
@@ -103,7 +116,6 @@ class _Job:
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
         try:
-            check_one_process(cfg.trainer)
             run = ended_run(self.folder, cfg, self._overrides)
             if run is None:
                 return True
@@ -141,7 +153,9 @@ class _Job:
             result: Result = read_result(self.folder) or {}
         except UserError:
             result = {}
-        if result.get("status") in ENDED:
+        if code > 0 and is_running(self.folder):
+            self._report(JobStatus.FAILED, RunLocked(f"{self.folder} is in use: another process runs it"))
+        elif result.get("status") in ENDED:
             self._report(JobStatus.COMPLETED, _accuracy(result))
         elif code < 0:
             self._report(JobStatus.FAILED, UserError(f"its process was killed by {signal.Signals(-code).name}"))

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,8 +26,19 @@ def register() -> None:
 
 
 def run_folder(overrides: Sequence[str]) -> str:
-    """Return the name of the run folder for these overrides."""
-    return folder_name(list(overrides))
+    """Return the name of the run folder for these overrides.
+
+    Values are written as in the runs of a sweep, so a run has the same folder with and without `-m`, and 1e-3 is 0.001.
+    For a key that is given twice, the last value counts, as in the config; `+` and `++` make no difference.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return folder_name(list({each.get_key_element().lstrip("+"): _spelled(each) for each in parsed}.values()))
+
+
+def _spelled(override: Override) -> str:
+    if override.is_delete():
+        return str(override.input_line)
+    return f"{override.get_key_element().lstrip('+')}={override.get_value_element_as_str()}"
 
 
 def data_root() -> str:

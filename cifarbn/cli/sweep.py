@@ -7,17 +7,18 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.command_line import exit_after, friendly_errors
@@ -27,7 +28,7 @@ from cifarbn.formatting import duration
 from cifarbn.runs.identity import key_of
 from cifarbn.runs.locks import Held, Lock
 from cifarbn.runs.schema import RESULT
-from cifarbn.training.trainer import check_one_process
+from cifarbn.training.trainer import starts_processes
 from hydra_plugins.cifarbn_optuna import OptunaSweeper
 
 # Start of the keys of Hydra that are about sweeps.
@@ -109,6 +110,8 @@ class SweepCallback(Callback):
     their workers; the journal returns the outcomes from there.
     """
 
+    running: ClassVar["SweepCallback | None"] = None  # the sweep that this process has started
+
     def __init__(self) -> None:
         self.journal: Journal | None = None
         self.planned: int | None = None
@@ -126,7 +129,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check the sweep and count its runs; exit on errors, since Hydra turns exceptions here into warnings."""
         with friendly_errors():
-            check_one_process(config.get("trainer") or {})
+            check_processes(config.get("trainer") or {}, config.hydra)
             if not _sweeper_is(BasicSweeper, config) and OmegaConf.select(config, "data.val_size") == 0:
                 raise UserError(
                     f"{config.hydra.sweeper._target_} optimizes the validation accuracy, but data.val_size=0 leaves "
@@ -135,6 +138,7 @@ class SweepCallback(Callback):
             self.journal = Journal.begin(Path(config.hydra.sweep.dir) / ".sweeps")
             self.planned = _planned(config)
         self.began = time.monotonic()
+        SweepCallback.running = self
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Print the progress of the sweep."""
@@ -153,6 +157,7 @@ class SweepCallback(Callback):
         error = job_return._return_value if failed else None
         if isinstance(error, Interrupted):
             if self.process == _this_process():
+                self.journal.ended(_outcome(folder, list(job_return.overrides or []), None, None, False))
                 exit_after(error)  # Hydra lets an exit pass
             error = None  # this is one run of the sweep, and its process must return to the launcher
         message = str(error) if isinstance(error, UserError) else machine_fault(error, folder) if error else None
@@ -178,10 +183,7 @@ class SweepCallback(Callback):
         Raises:
             SystemExit: with 1 if a run failed, was interrupted or conflicts with its folder.
         """
-        assert self.journal
-        outcomes = self.journal.read()[1]
-        self.journal.end()
-        print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
+        outcomes = self.end()
         if self.planned is not None and len(outcomes) < self.planned:
             print(
                 f"error: {self.planned - len(outcomes)} runs left no outcome; run the same command again",
@@ -190,6 +192,15 @@ class SweepCallback(Callback):
             sys.exit(1)
         if is_failure(outcomes) or any(outcome.status is End.INTERRUPTED for outcome in outcomes):
             sys.exit(1)
+
+    def end(self) -> list[Outcome]:
+        """Print the table of outcomes, remove the journal and return the outcomes."""
+        assert self.journal
+        outcomes = self.journal.read()[1]
+        self.journal.end()
+        SweepCallback.running = None
+        print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
+        return outcomes
 
     def _progress(self) -> str:
         assert self.journal
@@ -210,6 +221,35 @@ class SweepCallback(Callback):
         parts = [f"{count} {status}" for status, count in counts.items() if count or status is End.DONE]
         total = "" if self.planned is None else f" of {self.planned}"
         return f"{', '.join(parts)}{total}"
+
+
+@contextmanager
+def table_on_exit() -> Iterator[None]:
+    """Print the table of the sweep also if an error or a signal ends it early."""
+    try:
+        yield
+    except BaseException:
+        if SweepCallback.running:
+            SweepCallback.running.end()
+        raise
+
+
+def check_processes(trainer: Mapping[str, Any], hydra_config: Any) -> None:
+    """Raise an error if a run of a sweep starts processes, but its launcher executes it in the sweep's own process.
+
+    Args:
+        trainer: the run's options of conf/trainer.
+        hydra_config: Hydra's part of the config.
+
+    Raises:
+        UserError: naming the remedy.
+    """
+    own_process = OmegaConf.select(hydra_config, "runtime.choices.hydra/launcher") == "local"
+    if hydra_config.mode is RunMode.MULTIRUN and not own_process and starts_processes(trainer):
+        raise UserError(
+            "a run on several devices starts processes of its own, so it cannot run inside the process of a sweep; "
+            "add hydra/launcher=local, or leave out -m and start one command for each combination"
+        )
 
 
 def _sweeper_is(kind: type[Sweeper], config: DictConfig) -> bool:

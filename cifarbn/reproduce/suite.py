@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
@@ -23,6 +22,7 @@ from cifarbn.cli.parallel_runs import (
     parse_jobs,
     print_line,
 )
+from cifarbn.cli.resolvers import run_folder
 from cifarbn.errors import UserError
 from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions
@@ -33,7 +33,7 @@ from cifarbn.report.write import default_folder, write_report
 from cifarbn.reproduce.scales import COMPARABLE, SCALES, SUITES, Planned, experiments
 from cifarbn.runs import old_names
 from cifarbn.runs.folder import is_running
-from cifarbn.runs.identity import Role, Tag, folder_name, key_of, keys_of_role, keys_with, role_of
+from cifarbn.runs.identity import Role, Tag, key_of, keys_of_role, keys_with, role_of
 from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
 
@@ -207,9 +207,8 @@ def _outcome(folder: Path, overrides: list[str], ended_before: bool, stopped: bo
 
 
 def _folder(plan: Planned, seed: int) -> str:
-    """Return the name of the run folder, from the overrides as Hydra parses them."""
-    parsed = OverridesParser.create().parse_overrides([*plan.overrides, f"seed={seed}"])
-    return folder_name([str(override.input_line) for override in parsed])
+    """Return the name of the run folder."""
+    return run_folder([*plan.overrides, f"seed={seed}"])
 
 
 def _write_page(

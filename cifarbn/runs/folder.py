@@ -68,6 +68,7 @@ OWN_FILES = (
     *(*_WRITTEN, *_TEMPORARY, EVENTS, "hparams.yaml", "last.ckpt.unusable", "previous.ckpt.unusable"),
     *("metrics.tmp", "recordings.tmp", "last.tmp", "result.json.tmp"),  # written by older versions
 )
+SECONDS_TO_RECORD = 5  # from an error of all DDP processes until the first one has written it into result.json
 # Hydra writes these before a run begins.
 HYDRA = ".hydra"
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
@@ -178,6 +179,7 @@ class Run:
             Interrupted: after a signal. Any other exit is passed on unchanged.
             UserError: instead of an error of the machine, such as a full disk; also if the folder was removed or
                 replaced during the run.
+            SystemExit: with exit code 1 in a DDP process other than the first, for an error that the first has as well.
         """
         began, earlier = time.monotonic(), 0.0
         end: Result = {"status": Status.DONE}
@@ -201,6 +203,8 @@ class Run:
             fault = machine_fault(error, self.folder)
             kind = "" if fault or isinstance(error, UserError) else f"{type(error).__name__}: "
             end = {"status": Status.FAILED, "error": without_folders(f"{kind}{fault or error}", self.folder)}
+            if not _first_process() and self._is_recorded(end["error"]):
+                raise SystemExit(1) from error
             if fault:
                 raise UserError(fault) from error
             raise
@@ -404,6 +408,17 @@ class Run:
                     self.folder / RESULT, least | {"error": None}
                 )
             raise UserError(fault) from full
+
+    def _is_recorded(self, error: str | None) -> bool:
+        """Return whether DDP's first process, which reports it then, has the same error; wait some seconds for that."""
+        deadline = time.monotonic() + SECONDS_TO_RECORD
+        while time.monotonic() < deadline:
+            with suppress(UserError, OSError):
+                if (result := read_result(self.folder)) and result.get("error") == error:
+                    time.sleep(1)  # torchrun ends all processes soon after one; the first must have printed its error
+                    return True
+            time.sleep(0.1)
+        return False
 
     def _clear(self) -> None:
         """Remove the files of earlier starts, for a run without a checkpoint; damaged checkpoints are kept."""

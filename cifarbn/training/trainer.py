@@ -160,19 +160,6 @@ def devices_here(options: Mapping[str, Any]) -> int:
     raise UserError(f"trainer.devices must be a number of devices, auto, or a list of device indices, not {devices!r}")
 
 
-def check_one_process(options: Mapping[str, Any]) -> None:
-    """Raise an error for options that start processes, in a sweep.
-
-    Raises:
-        UserError: naming the remedy.
-    """
-    if starts_processes(options):
-        raise UserError(
-            "a sweep runs in one process, but several devices need several processes. Leave out -m and run trainer=ddp "
-            "once per combination, or sweep with trainer.devices=1"
-        )
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

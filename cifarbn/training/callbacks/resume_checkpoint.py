@@ -179,7 +179,7 @@ class ResumeCheckpoint(Checkpoint):
         if number == signal.SIGHUP:
             leave_closed_terminal()
         if number == signal.SIGINT and self._signals:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         if self._step is not None and self._step.building:
             # Compiling takes up to minutes, and no result of this step could be lost yet.
             if self._has_handler(number):

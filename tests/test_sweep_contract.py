@@ -237,17 +237,17 @@ def test_a_combination_that_occurs_twice_is_one_run(command):
 
 def test_a_done_run_is_skipped(command, finished):
     before = {name: content(finished / name) for name in names()}
-    ended = command("-m", "seed=0,1")
-    assert ended.code == 0 and ended.table == ["done before seed=0", "done before seed=1"]
+    ended = command("-m", "seed=0")
+    assert ended.code == 0 and ended.table == ["done before experiment=tiny seed=0"]
     assert before == {name: content(finished / name) for name in names()}
 
 
 def test_a_failed_run_is_retried_unless_retry_is_false(command, finished):
     change(finished / "experiment=tiny,seed=0", status="failed", error="no memory")
-    left = command("-m", "seed=0,1", "retry=false")
-    assert left.code == 1 and left.table == ["failed before seed=0: no memory", "done before seed=1"]
-    retried = command("-m", "seed=0,1")
-    assert retried.code == 0 and retried.table == ["done seed=0", "done before seed=1"]
+    left = command("-m", "seed=0", "retry=false")
+    assert left.code == 1 and left.table == ["failed before experiment=tiny seed=0: no memory"]
+    retried = command("-m", "seed=0")
+    assert retried.code == 0 and retried.table == ["done experiment=tiny seed=0"]
 
 
 def test_a_diverged_run_is_a_result_and_skipped(command):
@@ -284,9 +284,9 @@ def test_a_run_that_another_process_executes_is_locked(command, finished):
     change(folder, status="running")
     before = content(folder)
     lock = Lock(finished / ".locks" / f"{folder.name}.lock")
-    ended = command("-m", "seed=0,1")
-    assert ended.code == 0 and ended.last_line == "1 done, 1 locked of 2"
-    assert ended.table[0].startswith("locked seed=0: ") and content(folder) == before
+    ended = command("-m", "seed=0")
+    assert ended.code == 0 and ended.last_line == "0 done, 1 locked of 1"
+    assert ended.table[0].startswith("locked experiment=tiny seed=0: ") and content(folder) == before
     lock.release()
 
 
@@ -305,8 +305,8 @@ def test_a_half_written_folder_is_not_done(command, finished, executed, missing)
         (folder / "result.json").unlink()
         (folder / "metrics.csv").unlink()
         (folder / "checkpoints.sha256").unlink(missing_ok=True)
-    ended = command("-m", "seed=0,1")
-    assert ended.code == 0 and ended.table == ["done seed=0", "done before seed=1"]
+    ended = command("-m", "seed=0")
+    assert ended.code == 0 and ended.table == ["done experiment=tiny seed=0"]
     assert read(folder)["metrics"] == read(executed / folder.name)["metrics"]
 
 
@@ -317,11 +317,11 @@ def test_a_run_of_different_code_is_a_conflict_unless_accepted(command, finished
     folder = finished / "experiment=tiny,seed=0"
     change(folder, code=read(folder)["code"] | {"cifarbn.models.vgg": "other"})
     before = content(folder)
-    ended = command("-m", "seed=0,1")
-    assert ended.code == 1 and ended.last_line == "1 done, 1 conflict of 2"
+    ended = command("-m", "seed=0")
+    assert ended.code == 1 and ended.last_line == "0 done, 1 conflict of 1"
     assert "cifarbn.models.vgg" in ended.table[0] and content(folder) == before
-    accepted = command("-m", "seed=0,1", "on_code_change=accept")
-    assert accepted.code == 0 and accepted.table[0] == "done before seed=0"
+    accepted = command("-m", "seed=0", "on_code_change=accept")
+    assert accepted.code == 0 and accepted.last_line == "1 done of 1"
 
 
 # Retries
@@ -334,10 +334,10 @@ def test_a_retry_starts_from_the_last_checkpoint_or_from_scratch(command, monkey
 
     with monkeypatch.context() as patch:
         at_step(patch, 2 if checkpoint else 0, full_disk)
-        assert command("-m", "seed=0").code == 1
+        assert command("seed=0").code == 1
     (folder,) = Path("multirun_outputs/train").glob("exp*")
     assert read(folder)["status"] == "failed"
-    assert command("-m", "seed=0").code == 0
+    assert command("seed=0").code == 0
     assert starts(folder) == ([0, 2] if checkpoint else [0])
 
 

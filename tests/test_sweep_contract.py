@@ -245,7 +245,7 @@ def test_a_done_run_is_skipped(command, finished):
 def test_a_failed_run_is_retried_unless_retry_is_false(command, finished):
     change(finished / "experiment=tiny,seed=0", status="failed", error="no memory")
     left = command("-m", "seed=0", "retry=false")
-    assert left.code == 1 and left.table == ["failed before experiment=tiny seed=0: no memory"]
+    assert left.code == 1 and left.table == ["failed before experiment=tiny seed=0 retry=False: no memory"]
     retried = command("-m", "seed=0")
     assert retried.code == 0 and retried.table == ["done experiment=tiny seed=0"]
 

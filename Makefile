@@ -10,8 +10,11 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m cifarbn.train experiment=quickstart
 	$(BIN)/python -m cifarbn.report multirun_outputs/quickstart
 
-test: check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Runs the checks next to the tests, and prints their output after that of the tests.
+test: $(VENV)/installed-for-tests
+	@$(MAKE) --no-print-directory check > $(VENV)/check.log 2>&1 & \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$!; checks=$$?; cat $(VENV)/check.log; test "$$tests $$checks" = "0 0"
 
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .

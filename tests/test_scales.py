@@ -1,10 +1,13 @@
 """The experiments that `python -m cifarbn.reproduce` plans, for every suite and scale."""
 
+import functools
+
 import pytest
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from test_config import CONF, options
 
+from cifarbn.reproduce import scales
 from cifarbn.reproduce.scales import FAST, SCALES, SUITES, Planned, experiments
 
 NAMES = [name for names in SUITES.values() for name in names]
@@ -12,10 +15,12 @@ AT_ALL_SCALES = [(scale, name) for scale in SCALES for suite in SUITES for name 
 RATES = {1e-3, 5e-4, 2e-3, 1e-4}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def planned():
-    """Plan experiments while Hydra is initialised."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    """Plan experiments while Hydra is initialised; the same overrides are composed only once."""
+    once = functools.cache(lambda *overrides: compose("train", overrides=list(overrides)))
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(scales, "compose", lambda _, overrides: once(*overrides))
         yield Planned.of
 
 

@@ -21,6 +21,17 @@ from cifarbn.data import Images
 from cifarbn.fast.kernels import library
 
 
+# The files that take longest come first, so that no test process waits for another at the end.
+LONGEST = ("docs", "reproduce", "ddp", "local_launcher", "config", "scales", "command_line", "sweep", "faults")
+LONGEST += ("sweep_contract", "search", "parallel_search", "examples", "benchmark", "report", "fuzz_command_line")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Sort the files by duration; their tests stay in order."""
+    rank = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_collection_finish() -> None:
     """Exempt everything imported by the tests from garbage collection, as in a command; see `finish_imports`."""
     gc.freeze()

@@ -62,10 +62,15 @@ def test_every_option_of_every_group_resolves(choice):
     OmegaConf.to_container(config(choice), resolve=True, throw_on_missing=True)
 
 
+@pytest.fixture(scope="module")
+def default():
+    return config()
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_no_experiment_adds_a_key(experiment):
+def test_no_experiment_adds_a_key(experiment, default):
     # Hydra accepts a misspelt top-level key in an experiment without an error.
-    default, cfg = config(), config(f"experiment={experiment}")
+    cfg = config(f"experiment={experiment}")
     assert set(cfg) == set(default)
     assert cfg.name != default.name, "every experiment has its own folder"
 
@@ -95,6 +100,16 @@ def test_every_group_of_an_experiment_can_be_overridden(experiment):
     for number in (first, first + 1):
         choices = {group: names[number % len(names)] for group, names in CHOICES.items()}
         instantiates(f"experiment={experiment}", *(f"{group}={option}" for group, option in choices.items()))
+
+
+def test_a_changed_file_is_read_again_and_a_changed_config_changes_no_other(tmp_path):
+    file = tmp_path / "loss" / "own.yaml"
+    file.parent.mkdir()
+    for target in ("torch.nn.MSELoss", "torch.nn.L1Loss"):
+        file.write_text(f"# Mine.\n_target_: {target}\n")
+        cfg = config(f"hydra.searchpath=['{tmp_path}']", "loss=own")
+        assert cfg.loss._target_ == target and cfg.name == "train"
+        cfg.loss._target_ = cfg.name = "changed"
 
 
 @pytest.mark.parametrize(("model", "has_none"), [("timm", True), ("vgg_a", False)])

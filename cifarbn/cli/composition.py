@@ -2,6 +2,9 @@
 
 import copy
 import difflib
+import functools
+import os
+import pickle
 import re
 import shlex
 import sys
@@ -11,13 +14,15 @@ from typing import Any, NoReturn
 
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,6 +52,27 @@ EXTRAS = {
 }
 
 
+class Repository(ConfigRepository):
+    """Reads each config file once per process, because every run of a sweep composes the same files."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Return the content of a file, read again if the file has changed."""
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.scheme() not in ("file", "pkg"):
+            return super().load_config(config_path)
+        key: tuple[Any, ...] = (source.path, source.provider, config_path)
+        if source.scheme() == "file":
+            state = os.stat(Path(source.path, f"{config_path.removesuffix('.yaml')}.yaml"))
+            key += (state.st_mtime_ns, state.st_size)
+        if key not in _FILES:
+            _FILES[key] = pickle.dumps(super().load_config(config_path))
+        return pickle.loads(_FILES[key])
+
+
+# As pickles, because a composition changes what it has read, and copying takes six times as long.
+_FILES: dict[tuple[Any, ...], bytes] = {}
+
+
 class Loader(ConfigLoaderImpl):
     """Hydra's config loader with two additions for this project's configs.
 
@@ -59,6 +85,10 @@ class Loader(ConfigLoaderImpl):
     _overrides: list[Override]
     _overridden_groups: set[str]  # groups whose option is chosen on the command line
     _defaults: DictConfig  # the config before the values of the command line
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.repository = Repository(config_search_path)
 
     def load_configuration(
         self,
@@ -142,7 +172,11 @@ class Loader(ConfigLoaderImpl):
         return any(source.provider == "main" and Path(source.path) == CONF for source in self.get_sources())
 
     def _groups(self, overrides: list[str]) -> set[str]:
-        return {*self.get_group_options("", ObjectType.GROUP, "train", overrides)} - {"hydra"}
+        if any("hydra.searchpath" in override for override in overrides):
+            names = self.get_group_options("", ObjectType.GROUP, "train", overrides)
+        else:  # the same, without parsing the overrides and reading the primary config
+            names = self.repository.get_group_options("", ObjectType.GROUP)
+        return {*names} - {"hydra"}
 
     def _options(self, group: str, overrides: list[str]) -> list[str]:
         """Return the options of a group, including those in subfolders."""
@@ -263,7 +297,7 @@ def check_whole(cfg: DictConfig) -> None:
     Raises:
         UserError: if a key is missing, unknown or out of range; the message names it.
     """
-    file: Any = OmegaConf.load(PRIMARY)
+    file = _primary()
     groups = [str(key) for default in file.defaults if isinstance(default, DictConfig) for key in default]
     needed = [*groups, *(key for key in file if key not in ("defaults", "hydra"))]
     raw: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
@@ -304,6 +338,11 @@ def check_whole(cfg: DictConfig) -> None:
         raise UserError(
             f"name={_format(name)}: names ending in .record are reserved for committed runs; choose another name"
         )
+
+
+@functools.cache
+def _primary() -> Any:
+    return OmegaConf.load(PRIMARY)
 
 
 def note_unused_layers(overrides: Iterable[Override], cfg: DictConfig) -> None:

@@ -20,7 +20,6 @@ import torchvision
 from cifarbn.data import Images
 from cifarbn.fast.kernels import library
 
-
 # The files that take longest come first, so that no test process waits for another at the end.
 LONGEST = ("docs", "reproduce", "ddp", "local_launcher", "config", "scales", "command_line", "sweep", "faults")
 LONGEST += ("sweep_contract", "search", "parallel_search", "examples", "benchmark", "report", "fuzz_command_line")

@@ -39,6 +39,11 @@ class Command:
         reader.close(), writer.close()
 
     @property
+    def pid(self):
+        """The process id."""
+        return self._process.pid
+
+    @property
     def returncode(self):
         """The exit code; -N after signal N, None while the command runs."""
         return self._process.exitcode

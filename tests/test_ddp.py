@@ -12,7 +12,7 @@ from subprocess import PIPE, Popen, check_output
 import numpy as np
 import pytest
 import torch
-from processes import ENVIRONMENT
+from processes import ENVIRONMENT, Command
 from processes import run as run_command
 
 RUN = [
@@ -101,12 +101,9 @@ def test_a_layer_that_several_processes_cannot_share_is_refused(tmp_path):
 
 def cut_off(cwd, victim):
     """Start a run of two processes and kill one of them after the first checkpoint; return what it printed."""
-    run = Popen(
-        [sys.executable, "-m", "cifarbn.train", *RUN, *LONG, "trainer=ddp", "trainer.devices=2"],
-        cwd=cwd, env=ENVIRONMENT, text=True, stdout=PIPE, stderr=PIPE,
-    )  # fmt: skip
+    run = Command("cifarbn.train", *RUN, *LONG, "trainer=ddp", "trainer.devices=2", cwd=cwd)
     while not list(cwd.glob("multirun_outputs/*/*/last.ckpt")):
-        assert run.poll() is None, run.communicate()[1]
+        assert run.returncode is None, run.communicate()[1]
         time.sleep(0.1)
     (child,) = map(int, check_output(["ps", "-o", "pid=", "--ppid", str(run.pid)], text=True).split()[:1])
     os.kill(run.pid if victim == "first" else child, signal.SIGKILL)

@@ -7,10 +7,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from subprocess import PIPE, Popen, check_output
+from subprocess import check_output
 
 import pytest
-from processes import ENVIRONMENT
+from processes import Command
 from processes import run as run_command
 
 from cifarbn import train
@@ -30,16 +30,9 @@ def results(cwd):
 
 def started(cwd, sweep):
     """Start a sweep of two runs; return its process once both have a checkpoint."""
-    process = Popen(
-        [sys.executable, "-m", "cifarbn.train", *sweep],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=PIPE,
-        stderr=PIPE,
-    )
+    process = Command("cifarbn.train", *sweep, cwd=cwd)
     while len(list(cwd.glob("multirun_outputs/train/*/last.ckpt"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.returncode is None, process.communicate()[1]
         time.sleep(0.1)
     return process
 

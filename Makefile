@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --quiet --disable-pip-version-check
+# Python compiles a module when it is first imported; compiling all of them takes a minute.
+INSTALL := $(BIN)/pip --quiet --disable-pip-version-check install --no-compile --constraint constraints.txt --editable
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test check lint docs newest clean
 
@@ -12,7 +14,7 @@ quickstart: $(VENV)/installed
 
 # Runs the checks next to the tests, and prints their output after that of the tests.
 test: $(VENV)/installed-for-tests
-	@$(MAKE) --no-print-directory check > $(VENV)/check.log 2>&1 & \
+	@make --no-print-directory check > $(VENV)/check.log 2>&1 & \
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$!; checks=$$?; cat $(VENV)/check.log; test "$$tests $$checks" = "0 0"
 
@@ -38,17 +40,19 @@ newest:
 	$(MAKE) test VENV=.venv-newest
 	.venv-newest/bin/python .ci/constraints.py > constraints.txt
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable .
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
 	touch $@
 
-$(VENV)/installed-for-tests: $(VENV)/installed
-	$(PIP) install --constraint constraints.txt --editable ".[test]"
-	touch $@
+$(VENV)/installed-for-tests: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) ".[test]"
+	touch $(VENV)/installed $@
 
 $(VENV)/installed-for-docs: $(VENV)/installed
-	$(PIP) install --constraint constraints.txt --editable ".[docs]"
+	$(INSTALL) ".[docs]"
 	touch $@
 
 clean:

@@ -124,7 +124,7 @@ def uninterrupted(tmp_path_factory):
 def test_a_killed_process_ends_the_run_which_continues_later(tmp_path, victim, uninterrupted):
     errors = cut_off(tmp_path, victim)
     if victim == "second":
-        assert "error: another process of this run ended" in errors and "Traceback" not in errors
+        assert "error: another process of this command ended" in errors and "Traceback" not in errors
     _, rows, weights, _, _ = run(tmp_path, *LONG, "trainer=ddp", "trainer.devices=2")
     _, whole, expected, _, _ = uninterrupted
     assert [row["step/loss"] for row in rows] == [row["step/loss"] for row in whole]

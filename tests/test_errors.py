@@ -81,4 +81,4 @@ def test_the_exception_that_torch_raises_on_a_full_disk():
     ],
 )
 def test_a_lost_process_is_a_machine_fault(text):
-    assert "another process of this run ended" in machine_fault(RuntimeError(text))
+    assert "another process of this command ended" in machine_fault(RuntimeError(text))

@@ -21,8 +21,8 @@ from cifarbn.data import Images
 from cifarbn.fast.kernels import library
 
 # The files that take longest come first, so that no test process waits for another at the end.
-LONGEST = ("docs", "reproduce", "ddp", "local_launcher", "config", "scales", "command_line", "sweep", "faults")
-LONGEST += ("sweep_contract", "search", "parallel_search", "examples", "benchmark", "report", "fuzz_command_line")
+LONGEST = ("docs", "reproduce", "local_launcher", "ddp", "faults", "config", "scales", "command_line", "sweep")
+LONGEST += ("sweep_contract", "launchers", "optuna_sweeper", "examples", "benchmark", "report", "fuzz_command_line")
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -53,8 +53,8 @@ def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
     sweep = [*SWEEP, "epochs=40", "seed=0,1", "checkpoint_minutes=0"]
     process = started(tmp_path, sweep)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and "0 done, 2 interrupted of 2" in printed
     assert [result["status"] for result in results(tmp_path).values()] == ["interrupted"] * 2
     finished = run_command("cifarbn.train", *sweep, cwd=tmp_path)
     assert finished.returncode == 0 and "2 done of 2" in finished.stdout

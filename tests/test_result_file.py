@@ -53,6 +53,16 @@ def test_a_result_is_given_back_as_it_is(tmp_path):
     assert read_result(tmp_path / "nowhere") is None
 
 
+def test_a_changed_result_is_an_error_until_its_checksum_is_deleted(tmp_path):
+    file = tmp_path / "result.json"
+    write_result(file, RESULT | {"steps": 7})
+    file.write_text(file.read_text().replace('"steps": 7', '"steps": 8'))
+    with pytest.raises(UserError, match="its checksum differs.*delete the line with `checksum`"):
+        read_result(tmp_path)
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if '"checksum"' not in line))
+    assert read_result(tmp_path)["steps"] == 8
+
+
 def paths(node, path=()):
     for key, child in node.items() if isinstance(node, dict) else enumerate(node):
         yield (*path, key)

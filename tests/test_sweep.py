@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -37,6 +39,8 @@ def results(cwd):
     for file in Path(cwd).glob("multirun_outputs/train/*/result.json"):
         result = json.loads(file.read_text())
         parts = {key: result[key] for key in ("status", "metrics", "steps", "config", "confusion")}
+        state = torch.load(file.parent / "last.ckpt", weights_only=True)["state_dict"]
+        parts["weights"] = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
         kept[file.parent.name] = parts | {"metrics.csv": (file.parent / "metrics.csv").read_text()}
     return kept
 

@@ -85,7 +85,8 @@ def as_json(result: Result) -> bytes:
     """Return the content of a `result.json`, with its checksum."""
     value = json.loads(json.dumps(result, default=str))
     value.pop("checksum", None)
-    return (json.dumps(value | {"checksum": _checksum(value)}, indent=1) + "\n").encode()
+    # First, so that a user who deletes this line leaves valid JSON.
+    return (json.dumps({"checksum": _checksum(value)} | value, indent=1) + "\n").encode()
 
 
 def digests(folder: Path) -> dict[str, str]:

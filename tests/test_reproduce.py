@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 from processes import ENVIRONMENT, Command, run
 from test_config import CONF
 
+from cifarbn.cli.resolvers import run_folder
 from cifarbn.errors import UserError
 from cifarbn.reproduce.scales import SUITES, Planned
 from cifarbn.reproduce.suite import ALLOWED, _execution_options, _folder, main, modern_suite, seconds
-from cifarbn.runs.identity import folder_name, role_of
+from cifarbn.runs.identity import role_of
 from cifarbn.runs.locks import Lock, is_held
 
 
@@ -271,7 +272,7 @@ def test_every_key_that_does_not_define_the_experiment_is_allowed(planned):
         plan = planned(name, "smoke", options)
         assert plan.scaled.trainer.compile is False and plan.overrides[-3:] == options[:3]
         compose("train", overrides=[*plan.overrides, *_execution_options(plan, options)])
-        assert _folder(plan, 0) == folder_name([*plan.overrides, "seed=0", *options[3:]])
+        assert _folder(plan, 0) == run_folder([*plan.overrides, "seed=0", *options[3:]])
         assert {"trainer=cpu", "record=all", "trainer.compile=false"} <= set(plan.changes())
     assert _execution_options(planned("course_report/vgg_a", "full", options), options) == options[3:]
     gaussian = planned("santurkar2018/dln", "full", options)

@@ -99,7 +99,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         where = f" in {folder}" if folder else ""
         return f"cannot write a checkpoint{where}: is the disk full? {_FREE_SPACE}"
     lost = isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error))
-    if lost or isinstance(error, BrokenExecutor):  # the latter from a launcher that executes a sweep in processes
+    if lost or isinstance(error, BrokenExecutor) or type(error).__module__ == "submitit.core.utils":  # of launchers
         return (
             "another process of this command ended or cannot be reached (killed, out of memory, or a failed machine); "
             "run the same command again to continue from the last checkpoint"

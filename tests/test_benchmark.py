@@ -4,9 +4,10 @@ import json
 import os
 import sys
 
+import processes
 import pytest
 
-from cifarbn.benchmark import kills
+from cifarbn.benchmark import kills, sweep
 from cifarbn.benchmark.__main__ import main
 from cifarbn.benchmark.harness import as_text, in_turn
 from cifarbn.benchmark.step import training_flops
@@ -103,6 +104,22 @@ def test_threads_measures_each_number_alone_and_next_to_busy_processes(tmp_path,
     assert min(s[0] for s in found["seconds"].values()) > 0
     assert found["threads_at_the_end"]["busy: 1 thread"] == [1, 1]
     assert "busy: auto reaches" in capsys.readouterr().out and os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_sweep_measures_runs_in_parallel_and_one_after_another(tmp_path, capsys, monkeypatch):
+    commands = []
+
+    def execute(arguments, folder):
+        commands.append(arguments)
+        finished = processes.run("cifarbn.train", *arguments, cwd=folder)
+        assert finished.returncode == 0 and "1 done of 1" in finished.stdout, finished
+
+    monkeypatch.setattr(sweep, "execute", execute)
+    found = report(tmp_path, "sweep --rounds 1 --runs 1 --images 20 --width 1 --batch-size 20")
+    jobs = [[override for override in command if "jobs" in override] for command in commands]
+    assert jobs == [[], ["hydra.launcher.jobs=1"], ["hydra.launcher.jobs=2"]]
+    assert [len(seconds) for seconds in found["seconds"].values()] == [1, 1, 1]
+    assert "two in parallel: " in capsys.readouterr().out
 
 
 def test_busy_processes_end_with_the_block():

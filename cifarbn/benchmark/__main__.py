@@ -15,6 +15,7 @@ from cifarbn.benchmark.loop import measure_loop
 from cifarbn.benchmark.probe import measure_probe
 from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import MODELS, measure_step
+from cifarbn.benchmark.sweep import measure_sweep
 from cifarbn.benchmark.threads import measure_threads
 from cifarbn.cli.command_line import data_root, finish_imports
 from cifarbn.errors import UserError
@@ -58,6 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threads", parents=[common, model], help="trainer.threads=auto against fixed numbers, on idle and busy cores"
     )
     threads.set_defaults(measure=measure_threads)
+
+    sweep = parts.add_parser("sweep", parents=[common], help="runs of a sweep in parallel against one after another")
+    sweep.add_argument("--runs", type=_positive, default=4, help="runs of the sweep (default 4)")
+    sweep.add_argument("--images", type=_positive, default=5000, help="training images of a run (default 5000)")
+    sweep.add_argument("--width", type=_positive, default=16, help="width of the model (default 16)")
+    sweep.set_defaults(measure=measure_sweep)
 
     speedrun = parts.add_parser(
         "speedrun", parents=[output, images], help="seconds and accuracy of a speedrun, and of airbench94_muon.py"

@@ -48,7 +48,6 @@ resolvers.register()
 EXTRAS = {
     "hydra/launcher/joblib": "joblib",
     "hydra/launcher/submitit": "slurm",
-    "hydra/launcher/ray": "ray",
 }
 
 
@@ -220,7 +219,11 @@ class Loader(ConfigLoaderImpl):
             raise UserError(self._unknown_key(unknown[1], groups)) from error
         if gone := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
             raise UserError(self._unknown_key(gone[1], groups)) from error
-        if str(error) and isinstance(error.__cause__, OmegaConfBaseException):
+        if text.startswith("Error merging 'hydra/launcher/ray' with schema"):
+            text = (
+                "hydra/launcher=ray: the plugin hydra-ray-launcher uses the same name; pip uninstall hydra-ray-launcher"
+            )
+        elif str(error) and isinstance(error.__cause__, OmegaConfBaseException):
             text += f": {first_lines(error.__cause__)}"
         raise UserError(text) from error
 

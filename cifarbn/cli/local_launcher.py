@@ -4,8 +4,9 @@ import copy
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -41,8 +42,7 @@ def launch(
     Raises:
         UserError: if `parallel` is neither.
     """
-    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    runs = [_Job(context, config, overrides, first + number, shared) for number, overrides in enumerate(jobs)]
+    runs = sweep_runs(context, config, jobs, first)
     limit = parse_jobs(parallel, "hydra.launcher.jobs")
     if any(run.starts_processes for run in runs):
         if limit not in (None, 1):
@@ -54,27 +54,61 @@ def launch(
     slots = make_slots(limit, [run.accelerator for run in runs])
     if len(slots) > 1:
         print_line(f"up to {len(slots)} parallel runs")
-    processes = ParallelProcesses(slots)
+    return execute(runs, ParallelProcesses(slots), quiet=len(slots) > 1)
+
+
+def sweep_runs(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int
+) -> list["SweepRun"]:
+    """Compose the runs of a sweep; the arguments are those of `launch`."""
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [SweepRun(context, config, overrides, first + number, shared) for number, overrides in enumerate(jobs)]
+
+
+class Processes(AbstractContextManager[Any], Protocol):
+    """What executes the processes of the runs, see `ParallelProcesses`."""
+
+    def wait_for_slot(self) -> object:
+        """Wait until another process can start."""
+
+    def start(self, key: int, arguments: Sequence[str], label: str) -> None:
+        """Start a process."""
+
+    def wait_for_all(self) -> None:
+        """Wait until all processes have ended."""
+
+    def ended(self) -> list[tuple[int, int]]:
+        """Return key and exit code of each process that has ended since the last call."""
+
+
+def execute(runs: Sequence["SweepRun"], processes: Processes, *, quiet: bool) -> list[JobReturn]:
+    """Execute the runs that have not ended, and return the results of all, in order.
+
+    Args:
+        runs: of the sweep.
+        processes: executes a process for each run.
+        quiet: without progress bars, which those of parallel runs would overwrite.
+    """
+
+    def finish() -> None:
+        for number, code in processes.ended():
+            runs[number].end(code)
+
     try:
         with processes, exit_on_signals():
             for number, run in enumerate(runs):
                 processes.wait_for_slot()
-                _finish(runs, processes)
+                finish()
                 run.begin()
                 if run.must_execute():
-                    processes.start(number, run.command(quiet=len(slots) > 1), run.label)
+                    processes.start(number, run.command(quiet=quiet), run.label)
             processes.wait_for_all()
     finally:
-        _finish(runs, processes)
+        finish()
     return [run.result for run in runs]
 
 
-def _finish(runs: Sequence["_Job"], processes: ParallelProcesses) -> None:
-    for number, code in processes.ended():
-        runs[number].end(code)
-
-
-class _Job:
+class SweepRun:
     """One run of the sweep, with the events that Hydra's callbacks expect of a launcher.
 
     Args:
@@ -128,7 +162,7 @@ class _Job:
         """Return the command line of the run's process.
 
         Args:
-            quiet: without a progress bar, which those of parallel runs would overwrite.
+            quiet: without a progress bar.
         """
         hydra = self._config.hydra
         folder = str(self.folder).replace("\\", "\\\\").replace('"', '\\"')

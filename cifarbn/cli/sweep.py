@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -13,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -135,6 +138,15 @@ class SweepCallback(Callback):
                     f"{config.hydra.sweeper._target_} optimizes the validation accuracy, but data.val_size=0 leaves "
                     "no images to measure it on; raise data.val_size"
                 )
+            if config.hydra.launcher._target_.endswith(".SlurmLauncher") and not shutil.which("srun"):
+                raise UserError(
+                    "hydra/launcher=slurm needs SLURM, but there is no srun here. Start the sweep where "
+                    "SLURM accepts jobs, or use hydra/launcher=local"
+                )
+            if not config.hydra.launcher._target_.endswith(f".{BasicLauncher.__name__}"):
+                # A launcher that stops its runs when its own process ends must learn of SIGTERM. The basic launcher
+                # executes the runs in this process, and they handle it.
+                signal.signal(signal.SIGTERM, lambda number, frame: exit_after(Interrupted(number)))
             self.journal = Journal.begin(Path(config.hydra.sweep.dir) / ".sweeps")
             self.planned = _planned(config)
         self.began = time.monotonic()

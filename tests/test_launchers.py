@@ -4,10 +4,12 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from subprocess import check_output
+from subprocess import PIPE, Popen, check_output
 
 import fake_slurm
 import pytest
@@ -62,17 +64,18 @@ def test_joblib_stops_with_the_sweep_resumes_and_skips(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'cifarbn[joblib]'")
     sweep = ["optim.lr=1e-3,2e-3,-1,1e30", "epochs=30"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    process = Command("cifarbn.train", *TINY, *launcher, *sweep, cwd=tmp_path)
+    # Interpreters of their own: joblib ends its workers when the interpreter ends, which a forked command skips.
+    command = [sys.executable, "-m", "cifarbn.train", *TINY, *launcher, *sweep]
+    options = {"cwd": tmp_path, "env": ENVIRONMENT, "stdout": PIPE, "stderr": PIPE, "text": True}
+    process = Popen(command, **options)
     wait_for_checkpoints(tmp_path, 2, process)
-    children = check_output(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process._process.pid)], text=True
-    ).splitlines()
+    children = check_output(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], text=True).splitlines()
     workers = [child.split()[0] for child in children if "LokyProcess" in child]
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and len(workers) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    finished = run("cifarbn.train", *TINY, *launcher, *sweep, cwd=tmp_path)
+    finished = subprocess.run(command, **options)
     assert finished.returncode == 1 and "2 done, 1 diverged, 1 failed of 4" in finished.stdout
     assert re.search(r"failed .*optim.lr=-1: .*Invalid learning rate: -1", finished.stdout)
     assert "Traceback" not in finished.stderr and starts(tmp_path) == [0, 1, 2, 2]

@@ -167,7 +167,7 @@ def scripted(tmp_path, monkeypatch, capsys):
         def command(overrides):
             commands.append(overrides)
             script = scripts[names.index(overrides[0].removeprefix("experiment="))]
-            return [sys.executable, "-S", "-c", script, os.fspath(root / folder_name(overrides))]
+            return [sys.executable, "-S", "-c", script, os.fspath(root / run_folder(overrides))]
 
         monkeypatch.setattr("cifarbn.reproduce.suite._command", command)
         with pytest.raises(SystemExit) as ended:

@@ -106,7 +106,6 @@ class Study:
         Args:
             count: the largest number to return.
             n_trials: the number of trials at which the study ends.
-
         """
         asked = []
         with self._locked():

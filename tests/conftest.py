@@ -4,6 +4,7 @@ import gc
 import hashlib
 import os
 import pickle
+import signal
 import socket
 import tarfile
 from pathlib import Path
@@ -19,6 +20,10 @@ import torchvision
 
 from cifarbn.data import Images
 from cifarbn.fast.kernels import library
+
+# Tests that are started in the background of a shell, or by nohup, would ignore these, and so would their commands.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest come first, so that no test process waits for another at the end.
 LONGEST = ("docs", "reproduce", "local_launcher", "ddp", "faults", "config", "scales", "command_line", "sweep")

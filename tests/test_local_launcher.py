@@ -50,7 +50,7 @@ def test_a_failed_run_leaves_the_others_alone_and_ended_runs_are_skipped(tmp_pat
 
 
 def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
-    sweep = [*SWEEP, "epochs=40", "seed=0,1", "checkpoint_minutes=0"]
+    sweep = [*SWEEP, "epochs=20", "seed=0,1", "checkpoint_minutes=0"]
     process = started(tmp_path, sweep)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
@@ -62,7 +62,7 @@ def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
 
 
 def test_a_killed_run_is_reported_and_the_others_finish(tmp_path):
-    sweep = [*SWEEP, "epochs=40", "seed=0,1", "checkpoint_minutes=0"]
+    sweep = [*SWEEP, "epochs=20", "seed=0,1", "checkpoint_minutes=0"]
     process = started(tmp_path, sweep)
     children = check_output(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True).split()
     victim = next(pid for pid in children if b"seed=0" in Path(f"/proc/{pid}/cmdline").read_bytes())

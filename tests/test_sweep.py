@@ -227,8 +227,9 @@ def test_a_launcher_s_exit_ends_the_sweep_and_passes_unchanged(here, monkeypatch
 
 def test_a_search_without_validation_images_is_an_error_at_the_start(tmp_path, capsys):
     sweeper = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}
-    config = OmegaConf.create({"data": {"val_size": 0}, "hydra": {"sweeper": sweeper, "sweep": {"dir": str(tmp_path)}}})
-    config.hydra.mode = RunMode.MULTIRUN
+    launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+    hydra = {"sweeper": sweeper, "launcher": launcher, "sweep": {"dir": str(tmp_path)}, "mode": RunMode.MULTIRUN}
+    config = OmegaConf.create({"data": {"val_size": 0}, "hydra": hydra})
     with pytest.raises(SystemExit, match=r"^error: .*OptunaSweeper optimizes .*; raise data\.val_size$"):
         SweepCallback().on_multirun_start(config)
     config.data.val_size = 5

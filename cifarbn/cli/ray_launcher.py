@@ -159,9 +159,8 @@ class RayTasks:
         tasks = list(self._running)
         done, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=0)
         if not done:
-            time.sleep(
-                POLL_SECONDS
-            )  # not in Ray's wait, which turns the exception of a signal handler into exit code 1
+            # Not in Ray's wait, which turns the exception of a signal handler into exit code 1.
+            time.sleep(POLL_SECONDS)
         for task in done:
             key, label = self._running.pop(task)
             try:

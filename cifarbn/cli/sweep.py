@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,7 +197,8 @@ class SweepCallback(Callback):
             SystemExit: with 1 if a run failed, was interrupted or conflicts with its folder.
         """
         outcomes = self.end()
-        if self.planned is not None and len(outcomes) < self.planned:
+        # Of a search, another command may execute the other trials.
+        if self.planned is not None and len(outcomes) < self.planned and _sweeper_is(BasicSweeper, config):
             print(
                 f"error: {self.planned - len(outcomes)} runs left no outcome; run the same command again",
                 file=sys.stderr,
@@ -237,13 +239,17 @@ class SweepCallback(Callback):
 
 @contextmanager
 def table_on_exit() -> Iterator[None]:
-    """Print the table of the sweep also if an error or a signal ends it early."""
+    """Print the table of the sweep also if an error or a signal ends it early, and restore its handler of SIGTERM."""
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     except BaseException:
         if SweepCallback.running:
             SweepCallback.running.end()
         raise
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def check_processes(trainer: Mapping[str, Any], hydra_config: Any) -> None:

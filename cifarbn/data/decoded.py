@@ -95,7 +95,8 @@ def _cache_prefix(images: ClassFolders, size: tuple[int, int], part: str) -> str
 
 def _cached(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
-        with np.load(file, allow_pickle=False) as archive:  # an archive has a checksum
+        # An archive has a checksum. Of a damaged one, numpy would leave the file open.
+        with file.open("rb") as content, np.load(content, allow_pickle=False) as archive:
             pixels = archive["pixels"]
     except Exception:  # a damaged archive can raise anything
         return None

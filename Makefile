@@ -12,11 +12,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m cifarbn.train experiment=quickstart
 	$(BIN)/python -m cifarbn.report multirun_outputs/quickstart
 
-# Runs the checks next to the tests, and prints their output after that of the tests. Four test processes keep two cores
-# busy, because many tests wait for the disk or for other processes.
+# Runs the checks next to the tests, and prints their output after that of the tests.
 test: $(VENV)/installed-for-tests
 	@make --no-print-directory check > $(VENV)/check.log 2>&1 & \
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$!; checks=$$?; cat $(VENV)/check.log; test "$$tests $$checks" = "0 0"
 
 check: $(VENV)/installed-for-tests

@@ -577,3 +577,17 @@ def test_a_run_that_failed_in_its_test_is_only_tested_again(undisturbed, tmp_pat
     use(monkeypatch, AtStep(lambda _: throw(AssertionError("trained again")), 0), AtStep(lambda _: 1 / 0, 1))
     make_run(tmp_path, *FEW)
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_run_that_max_steps_ended_within_an_epoch_is_only_tested_again(tmp_path, monkeypatch):
+    short = ("trainer.max_steps=6", "record=none", "logger=none")
+    expected = make_run(tmp_path / "undisturbed", *short)["metrics"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "test", _fail)
+        with pytest.raises(UserError):
+            make_run(tmp_path / "run", *short)
+    assert make_run(tmp_path / "run", *short)["metrics"] == expected
+
+
+def _fail(*_, **__):
+    raise UserError("the test fails")

@@ -580,7 +580,7 @@ def test_a_run_that_failed_in_its_test_is_only_tested_again(undisturbed, tmp_pat
 
 
 def test_a_run_that_max_steps_ended_within_an_epoch_is_only_tested_again(tmp_path, monkeypatch):
-    short = ("trainer.max_steps=6", "record=none", "logger=none")
+    short = ("trainer.max_steps=6", "record=none", "logger=none", "checkpoint_minutes=60")
     expected = make_run(tmp_path / "undisturbed", *short)["metrics"]
     with monkeypatch.context() as patch:
         patch.setattr(pl.Trainer, "test", _fail)

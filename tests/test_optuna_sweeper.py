@@ -13,7 +13,7 @@ optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'cifarb
 
 from processes import Command  # noqa: E402
 from test_study import trials_of  # noqa: E402
-from test_sweep import results, sweep  # noqa: E402
+from test_sweep import results, sweep, timed  # noqa: E402
 from test_train import TINY  # noqa: E402
 
 from cifarbn import train  # noqa: E402
@@ -31,11 +31,7 @@ def stored(cwd):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    cwd = tmp_path_factory.mktemp("undisturbed")
-    started = time.monotonic()
-    finished = sweep(cwd, *SEARCH)
-    assert finished.returncode == 0, finished.stderr
-    return cwd, finished.stdout, time.monotonic() - started
+    return timed(tmp_path_factory.mktemp("undisturbed"), *SEARCH)
 
 
 def test_progress_table_and_best_trial(undisturbed):

@@ -45,13 +45,17 @@ def results(cwd):
     return kept
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    cwd = tmp_path_factory.mktemp("undisturbed")
+def timed(cwd, *overrides):
+    """Execute a sweep; return its folder, its output and its seconds."""
     started = time.monotonic()
-    finished = sweep(cwd, *SWEEP)
+    finished = sweep(cwd, *overrides)
     assert finished.returncode == 0, finished.stderr
     return cwd, finished.stdout, time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return timed(tmp_path_factory.mktemp("undisturbed"), *SWEEP)
 
 
 def test_progress_and_final_table(undisturbed):

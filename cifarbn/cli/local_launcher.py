@@ -166,11 +166,8 @@ class SweepRun:
         """
         hydra = self._config.hydra
         folder = str(self.folder).replace("\\", "\\\\").replace('"', '\\"')
-        own = [
-            override
-            for override in hydra.overrides.hydra
-            if not key_of(override).startswith(("hydra.mode", *OF_SWEEPS))
-        ]
+        of_sweep = ("hydra.mode", *OF_SWEEPS)
+        own = [override for override in hydra.overrides.hydra if not key_of(override).startswith(of_sweep)]
         paths = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         flags = [flag for path in paths for flag in ("--config-dir", path.removeprefix("file://"))]
         bar = ["trainer.enable_progress_bar=false"] if quiet else []

@@ -32,13 +32,15 @@ def run_folder(overrides: Sequence[str]) -> str:
     For a key that is given twice, the last value counts, as in the config; `+` and `++` make no difference.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return folder_name(list({each.get_key_element().lstrip("+"): _spelled(each) for each in parsed}.values()))
+    last = {each.get_key_element().lstrip("+"): spelled(each).lstrip("+") for each in parsed}
+    return folder_name(list(last.values()))
 
 
-def _spelled(override: Override) -> str:
+def spelled(override: Override) -> str:
+    """Return an override as the runs of a sweep have it: Hydra writes 1e-3 as 0.001."""
     if override.is_delete():
         return str(override.input_line)
-    return f"{override.get_key_element().lstrip('+')}={override.get_value_element_as_str()}"
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
 def data_root() -> str:

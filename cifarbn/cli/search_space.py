@@ -7,6 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from cifarbn.cli.resolvers import spelled
 from cifarbn.errors import UserError
 
 
@@ -27,7 +28,7 @@ class SearchSpace:
     def __init__(self, overrides: Iterable[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         last = {override.get_key_element(): override for override in parsed}
-        self.fixed = [_text(override) for override in last.values() if not override.is_sweep_override()]
+        self.fixed = [spelled(override) for override in last.values() if not override.is_sweep_override()]
         self.distributions = {
             key: _distribution(override) for key, override in last.items() if override.is_sweep_override()
         }
@@ -40,12 +41,6 @@ class SearchSpace:
     def chosen(self, values: Mapping[str, Any]) -> list[str]:
         """Return the overrides of chosen values, in the order of the search space."""
         return [f"{key}={values[key]}" for key in self.distributions]
-
-
-def _text(override: Override) -> str:
-    if override.is_delete():
-        return str(override.input_line)
-    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
 def _distribution(override: Override) -> BaseDistribution:

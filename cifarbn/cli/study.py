@@ -128,8 +128,9 @@ class Study:
             value: of the metric, if the state is COMPLETE.
         """
         with self._locked():
-            stored = next(each for each in self._trials() if each.number == trial.number)
-            repeated = any(each.user_attrs.get(RETRY_OF) == trial.number for each in self._trials())
+            trials = self._trials()
+            stored = next(each for each in trials if each.number == trial.number)
+            repeated = any(each.user_attrs.get(RETRY_OF) == trial.number for each in trials)
             if state is not None and not stored.state.is_finished():
                 self._study.tell(trial.number, value, state)
             elif stored.state is TrialState.FAIL and state in (TrialState.COMPLETE, TrialState.PRUNED) and not repeated:

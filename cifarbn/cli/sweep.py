@@ -21,7 +21,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from hydra.plugins.sweeper import Sweeper
+from hydra.plugins.plugin import Plugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,8 +35,8 @@ from cifarbn.runs.schema import RESULT
 from cifarbn.training.trainer import starts_processes
 from hydra_plugins.cifarbn_optuna import OptunaSweeper
 
-# Start of the keys of Hydra that are about sweeps.
-OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.mode")
+# Start of the keys of Hydra that a single run does not use.
+OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
 
 
 class Journal:
@@ -126,15 +126,14 @@ class SweepCallback(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Exit if a single run has options of a sweep, which Hydra would ignore."""
         with friendly_errors():
-            given = [each for each in config.hydra.overrides.hydra if key_of(each) != "hydra.mode"]
-            if ignored := [each for each in given if key_of(each).startswith(OF_SWEEPS)]:
+            if ignored := [each for each in config.hydra.overrides.hydra if key_of(each).startswith(OF_SWEEPS)]:
                 raise UserError(f"{' '.join(ignored)} has an effect on sweeps only: add -m")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check the sweep and count its runs; exit on errors, since Hydra turns exceptions here into warnings."""
         with friendly_errors():
             check_processes(config.get("trainer") or {}, config.hydra)
-            if not _sweeper_is(BasicSweeper, config) and OmegaConf.select(config, "data.val_size") == 0:
+            if not _is(config.hydra.sweeper, BasicSweeper) and OmegaConf.select(config, "data.val_size") == 0:
                 raise UserError(
                     f"{config.hydra.sweeper._target_} optimizes the validation accuracy, but data.val_size=0 leaves "
                     "no images to measure it on; raise data.val_size"
@@ -144,7 +143,7 @@ class SweepCallback(Callback):
                     "hydra/launcher=slurm needs SLURM, but there is no srun here. Start the sweep where "
                     "SLURM accepts jobs, or use hydra/launcher=local"
                 )
-            if not config.hydra.launcher._target_.endswith(f".{BasicLauncher.__name__}"):
+            if not _is(config.hydra.launcher, BasicLauncher):
                 # A launcher that stops its runs when its own process ends must learn of SIGTERM. The basic launcher
                 # executes the runs in this process, and they handle it.
                 signal.signal(signal.SIGTERM, lambda number, frame: exit_after(Interrupted(number)))
@@ -198,7 +197,7 @@ class SweepCallback(Callback):
         """
         outcomes = self.end()
         # Of a search, another command may execute the other trials.
-        if self.planned is not None and len(outcomes) < self.planned and _sweeper_is(BasicSweeper, config):
+        if self.planned is not None and len(outcomes) < self.planned and _is(config.hydra.sweeper, BasicSweeper):
             print(
                 f"error: {self.planned - len(outcomes)} runs left no outcome; run the same command again",
                 file=sys.stderr,
@@ -270,8 +269,9 @@ def check_processes(trainer: Mapping[str, Any], hydra_config: Any) -> None:
         )
 
 
-def _sweeper_is(kind: type[Sweeper], config: DictConfig) -> bool:
-    return bool(config.hydra.sweeper._target_ == f"{kind.__module__}.{kind.__qualname__}")
+def _is(plugin: DictConfig, kind: type[Plugin]) -> bool:
+    """Return whether the config of a sweeper or a launcher is of this class."""
+    return bool(plugin._target_ == f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _outcome(
@@ -299,9 +299,9 @@ def _content(folder: Path) -> bytes | None:
 def _planned(config: DictConfig) -> int | None:
     """Return the number of runs in the sweep; None if only its sweeper knows it."""
     sweeper = config.hydra.sweeper
-    if _sweeper_is(OptunaSweeper, config):
+    if _is(sweeper, OptunaSweeper):
         return sweeper.n_trials if isinstance(sweeper.n_trials, int) else None
-    if not _sweeper_is(BasicSweeper, config):
+    if not _is(sweeper, BasicSweeper):
         return None
     arguments = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
     overrides = OverridesParser.create().parse_overrides(arguments)

@@ -132,11 +132,6 @@ def verify(checkpoint: Path) -> None:
         )
 
 
-def digest(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint, in hexadecimal."""
-    return sha256(checkpoint)
-
-
 def forget_previous(folder: Path) -> None:
     """Remove `previous.ckpt`, which a finished run no longer needs."""
     if (folder / PREVIOUS).exists():

@@ -305,7 +305,8 @@ class Run:
         ended = self.result["status"] in (Status.DONE, Status.DIVERGED)
         if longer and not (ended or has_checkpoint or (self.folder / METRICS).exists()):
             self.result = _new(config, overrides, code)
-        elif longer:
+            return
+        if longer:
             reason = "" if all(change.startswith(LENGTH) for change in longer) else "other keys differ"
             reason = reason or why_not_longer(self.result, config) or self._why_no_checkpoint()
             if reason:
@@ -318,7 +319,7 @@ class Run:
                 f"{self.folder} was created by different code (changed: {', '.join(changed)}). "
                 f"Use on_code_change=accept to continue with today's code. {elsewhere}"
             )
-        if longer and self.result["status"] is not Status.NEW:
+        if longer:
             rank_zero_only(print)(f"continuing {self.folder}; changed: {'; '.join(longer)}", flush=True)
             self.result |= {"status": Status.INTERRUPTED, "config": dict(config), "overrides": _kept(overrides)}
 

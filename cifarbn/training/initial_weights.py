@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cifarbn.errors import UserError
-from cifarbn.runs.checkpoints import digest
+from cifarbn.runs.durable import sha256
 from cifarbn.runs.load import read_weights
 from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
 from cifarbn.runs.untrusted import stored_result
@@ -41,7 +41,7 @@ class InitialWeights:
         if result["status"] != Status.DONE:
             raise UserError(f"init_from={folder} is not finished ({result['status']}); finish it, or use another run")
         weights = read_weights(folder / CHECKPOINT)
-        return cls(folder, weights, f"{folder.absolute().name}@{digest(folder / CHECKPOINT)[:12]}")
+        return cls(folder, weights, f"{folder.absolute().name}@{sha256(folder / CHECKPOINT)[:12]}")
 
     def load_into(self, model: nn.Module, model_head: str | None = None) -> str:
         """Load the weights into a model; a last linear layer of another shape keeps its initial weights.

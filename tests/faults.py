@@ -30,6 +30,7 @@ FAULTS: tuple[Fault, ...] = (
             "test_train.py::test_a_run_cut_off_while_testing_keeps_the_metrics_of_its_training",
             "test_resume.py::test_under_every_schedule_and_optimizer",
             "test_resume.py::test_with_every_loader",
+            "test_faults.py::test_a_run_that_is_interrupted_at_any_step_continues_under_every_option",
         ),
     ),
     Fault(

@@ -579,15 +579,28 @@ def test_a_run_that_failed_in_its_test_is_only_tested_again(undisturbed, tmp_pat
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_a_run_that_max_steps_ended_within_an_epoch_is_only_tested_again(tmp_path, monkeypatch):
-    short = ("trainer.max_steps=6", "record=none", "logger=none", "checkpoint_minutes=60")
-    expected = make_run(tmp_path / "undisturbed", *short)["metrics"]
-    with monkeypatch.context() as patch:
-        patch.setattr(pl.Trainer, "test", _fail)
-        with pytest.raises(UserError):
-            make_run(tmp_path / "run", *short)
-    assert make_run(tmp_path / "run", *short)["metrics"] == expected
+# Epochs of two steps.
+OPTIONS = {
+    "max_steps": ["epochs=4", "trainer.max_steps=5"],
+    "max_steps_at_the_end_of_an_epoch": ["epochs=4", "trainer.max_steps=4"],
+    "check_val_every_n_epoch": ["epochs=3", "+trainer.check_val_every_n_epoch=2"],
+    "limit_train_batches": ["epochs=3", "data.train_size=80", "trainer.limit_train_batches=2"],
+    "no_validation": ["epochs=2", "trainer.limit_val_batches=0"],
+}
 
 
-def _fail(*_, **__):
-    raise UserError("the test fails")
+@pytest.mark.parametrize("option", OPTIONS if EVERY else list(OPTIONS)[:1])
+def test_a_run_that_is_interrupted_at_any_step_continues_under_every_option(option, tmp_path, monkeypatch):
+    """At once before a step, also after the checkpoint at an epoch's end, and by a signal in the last step."""
+    overrides = [*FEW, "data.train_size=40", "seed=1", *OPTIONS[option]]
+    make_run(tmp_path / "undisturbed", *overrides)
+    last = result(tmp_path / "undisturbed")["steps"] - 1
+    moments = [AtStep(lambda _: throw(Interrupted()), step) for step in range(1, last + 1)]
+    for number, moment in enumerate([*moments, AtStep(lambda _: signal.raise_signal(signal.SIGTERM), last)]):
+        folder = tmp_path / str(number)
+        use(monkeypatch, moment)
+        with pytest.raises(Interrupted):
+            make_run(folder, *overrides)
+        use(monkeypatch)
+        make_run(folder, *overrides)
+        assert_same_run(folder, tmp_path / "undisturbed")

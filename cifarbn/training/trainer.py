@@ -194,7 +194,7 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
         sync_batchnorm = arguments.pop("sync_batchnorm", True) and starts_processes(arguments)
         if sync_batchnorm and hardware.accelerator == "cpu":
             plugins.append(SyncOnCPU())
-        return pl.Trainer(
+        trainer = pl.Trainer(
             plugins=plugins,
             accelerator=hardware.accelerator,
             precision=hardware.precision,  # type: ignore[arg-type]
@@ -207,6 +207,10 @@ def make_trainer(hardware: Hardware, **arguments: Any) -> pl.Trainer:
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
+    # With max_steps, Lightning 2.6 treats every checkpoint as one within an epoch: a run that is resumed from the end
+    # of an epoch would repeat that end, without a step, and count the epoch twice.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+    return trainer
 
 
 @contextmanager

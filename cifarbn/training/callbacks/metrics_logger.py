@@ -119,8 +119,6 @@ class MetricsLogger(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's remaining rows, with the columns of the epoch in the last one."""
         steps = len(self._sizes)
-        if not steps:  # a resumed run whose epoch has no further step
-            return
         self._receive(trainer, wait=True)
         new = self._fetch(trainer, steps)
         values = self._buffer[:steps].cpu().numpy()

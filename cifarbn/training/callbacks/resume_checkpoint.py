@@ -108,8 +108,8 @@ class ResumeCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save within an epoch if a checkpoint is due, or after a signal."""
-        if batch_idx + 1 >= trainer.num_training_batches:
-            return  # the epoch's end saves
+        if batch_idx + 1 >= trainer.num_training_batches or trainer.global_step == trainer.max_steps:
+            return  # the epoch's end saves; with max_steps, an epoch may end early
         if trainer.world_size > 1 and batch_idx % DDP_ASK_EVERY:
             return
         self._save_if(trainer, time.monotonic() - self._saved_at >= 60 * self.minutes)

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from subprocess import check_output
 
 import pytest
 from processes import Command
@@ -61,12 +62,19 @@ def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
     assert all(len(result["starts"]) == 2 for result in results(tmp_path).values())
 
 
+def process_in(folder):
+    """Return the id of the process that has a file of the run folder open, such as its lock."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if descriptor.readlink().is_relative_to(folder):
+                return int(descriptor.parts[2])
+
+
 def test_a_killed_run_is_reported_and_the_others_finish(tmp_path):
     sweep = [*SWEEP, "epochs=20", "seed=0,1", "checkpoint_minutes=0"]
     process = started(tmp_path, sweep)
-    children = check_output(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True).split()
-    victim = next(pid for pid in children if b"seed=0" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    check_output(["kill", "-9", victim])
+    folder = next(file.parent for file in tmp_path.rglob("result.json") if "seed=0" in file.read_text())
+    os.kill(process_in(folder), signal.SIGKILL)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "1 done, 1 failed of 2" in printed
     assert re.search(r"failed .*seed=0: its process was killed by SIGKILL", printed) and "Traceback" not in errors

@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from cifarbn.cli.composition import resolved
+from cifarbn.cli.fork_server import ForkedProcess, ForkServer
 from cifarbn.errors import UserError
 from cifarbn.fast.cores import cgroup_limit, usable_cpus
 from cifarbn.runs.code_hash import sources
@@ -175,7 +176,7 @@ def _rooms_on_gpus() -> list[int]:
 class _Process:
     key: int
     slot: int
-    popen: "subprocess.Popen[str]"
+    popen: "subprocess.Popen[bytes] | ForkedProcess"
     began: float
     output: threading.Thread | None
 
@@ -199,6 +200,7 @@ class ParallelProcesses:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
         self.stopped: set[int] = set()
+        self._server: ForkServer | None = None
         self._running: list[_Process] = []
         self._ended: list[tuple[int, int]] = []
         self._seconds: list[float] = []  # durations of the processes that were not stopped
@@ -220,6 +222,9 @@ class ParallelProcesses:
                     process.popen.kill()
                     process.popen.wait()
             raise
+        finally:
+            if self._server is not None:
+                self._server.close()
 
     def wait_for_slot(self, deadline: float | None = None) -> bool:
         """Wait until a slot is free and return True; at the deadline, stop all processes and return False.
@@ -243,22 +248,31 @@ class ParallelProcesses:
             label: a short text, printed in front of each line of output.
         """
         slot = min(set(range(len(self.slots))) - {process.slot for process in self._running})
-        environment = os.environ | self.slots[slot]
         with _signals_held():  # a signal between start and entry in the list would leave the process running
             if len(self.slots) == 1:
-                popen, output = subprocess.Popen(arguments, env=environment, text=True), None
+                popen, output = self._start(arguments, self.slots[slot]), None
             else:
-                popen = subprocess.Popen(
-                    arguments,
-                    env=environment | {"PYTHONUNBUFFERED": "1"},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                )
-                output = threading.Thread(target=_print_lines, args=(popen.stdout, label), daemon=True)
+                reader, writer = os.pipe()
+                popen = self._start(arguments, self.slots[slot] | {"PYTHONUNBUFFERED": "1"}, writer)
+                os.close(writer)
+                lines = open(reader, errors="replace")  # noqa: SIM115  # the thread closes it
+                output = threading.Thread(target=_print_lines, args=(lines, label), daemon=True)
                 output.start()
             self._running.append(_Process(key, slot, popen, time.monotonic(), output))
+
+    def _start(
+        self, arguments: Sequence[str], environment: Slot, output: int | None = None
+    ) -> "subprocess.Popen[bytes] | ForkedProcess":
+        """Start a process whose output goes to the descriptor `output`, or to the terminal.
+
+        On Linux, runs are forked from a server, which has done their imports.
+        """
+        if sys.platform != "linux" or list(arguments[:3]) != [sys.executable, "-m", "cifarbn.train"]:
+            return subprocess.Popen(arguments, env=os.environ | environment, stdout=output, stderr=output)
+        if self._server is None:
+            self._server = ForkServer(environment)
+        sys.stdout.flush()
+        return self._server.start(arguments[2:], environment, *(() if output is None else (output, output)))
 
     def wait_for_all(self, deadline: float | None = None) -> None:
         """Wait until all processes have ended; at the deadline, stop them and wait until they have saved."""
@@ -300,11 +314,14 @@ class ParallelProcesses:
 
     def _reap(self) -> int:
         """Remove ended processes from the list and return the number still running."""
-        for process in [each for each in self._running if each.popen.poll() is not None]:
+        for process in list(self._running):
+            code = process.popen.poll()
+            if code is None:
+                continue
             if process.output:
                 process.output.join(timeout=1)  # a child of the process may keep the pipe open
             self._running.remove(process)
-            self._ended.append((process.key, process.popen.returncode))
+            self._ended.append((process.key, code))
             if process.key not in self.stopped:
                 self._seconds.append(time.monotonic() - process.began)
         return len(self._running)

@@ -58,6 +58,17 @@ def sources(config: Mapping[str, Any]) -> dict[str, str]:
     return dict(sorted(hashes.items()))
 
 
+def read_imported() -> None:
+    """Read the code of the imported modules of this package, so that a later change of the files has no effect.
+
+    Processes that are forked from this one, maybe days later, execute and hash the same code.
+    """
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.startswith(f"{PACKAGE}.") and file and not _computes_nothing(name):
+            _read(Path(file))
+
+
 def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
         target = node.get("_target_")

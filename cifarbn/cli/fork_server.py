@@ -1,0 +1,202 @@
+"""A server that starts commands of this package quickly: it imports their modules once, and forks for each command.
+
+Imports take several seconds, and most of the time of a short run. A forked process has them already; everything else is
+as with `python -m`: its own process id, environment, output and exit code.
+"""
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+NUMBER = struct.Struct("i")
+LONGEST_REQUEST = 2**17  # bytes; messages of Linux's local sockets may have 200 kB
+SERVER_LOST = 1  # exit code of a process whose end the server can no longer report
+# Sent to all processes of a terminal, or of a job. The server ends when its client does.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class ForkServer:
+    """The client's side: start commands in processes that are forked from a server.
+
+    Args:
+        environment: variables of the server, in addition to those of this process. Some are read by an import, such as
+            OMP_NUM_THREADS, so they must be those of every command.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "cifarbn.cli.fork_server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=os.environ | environment,
+            )
+
+    def start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], stdout: int = 1, stderr: int = 2
+    ) -> "ForkedProcess":
+        """Start `python -m arguments[0] arguments[1] ...`, and return without waiting for the server.
+
+        Args:
+            arguments: the module, and the arguments of its command line.
+            environment: variables of the process, in addition to those of the server.
+            stdout: descriptor of its output.
+            stderr: descriptor of its standard error.
+        """
+        reader, writer = os.pipe()
+        try:
+            request = json.dumps([list(arguments), dict(environment)]).encode()
+            socket.send_fds(self._socket, [request], [stdout, stderr, writer])
+        except OSError:  # the server has ended; the process reads the end of its pipe
+            pass
+        finally:
+            os.close(writer)
+        return ForkedProcess(reader)
+
+    def close(self) -> None:
+        """End the server at once; its processes continue."""
+        self._socket.close()
+        self._server.kill()
+        self._server.wait()
+
+
+class ForkedProcess:
+    """A process that the server forked, with the methods and attributes of `subprocess.Popen`.
+
+    Args:
+        status: descriptor from which the process id and then the exit code are read.
+
+    Attributes:
+        returncode: the exit code; -N after signal N, None while the process runs.
+    """
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+        self._pid: int | None = None
+        self.returncode: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, once the server has forked; None if it has ended before."""
+        while self._pid is None and self.returncode is None:
+            self._receive()
+        return self._pid
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while the process runs."""
+        while self.returncode is None and select.select([self._status], [], [], 0)[0]:
+            self._receive()
+        return self.returncode
+
+    def wait(self) -> int:
+        """Wait until the process has ended, and return its exit code."""
+        while self.returncode is None:
+            self._receive()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        pid = self.pid
+        if pid is not None and self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless the process has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def _receive(self) -> None:
+        """Wait for the process id or the exit code."""
+        message = os.read(self._status, NUMBER.size)
+        if message and self._pid is None:
+            (self._pid,) = NUMBER.unpack(message)
+            return
+        self.returncode = NUMBER.unpack(message)[0] if message else SERVER_LOST
+        os.close(self._status)
+
+
+def serve(connection: socket.socket) -> list[str]:
+    """Fork for each request. Return its arguments in the forked process; the server itself does not return.
+
+    Args:
+        connection: to the client. The server ends when the client closes it or ends.
+    """
+    children: dict[int, int] = {}  # process id -> descriptor for the exit code
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+    while True:
+        ready, _, _ = select.select([connection.fileno(), woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            _reap(children)
+        if connection.fileno() not in ready:
+            continue
+        request, descriptors, _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 3)
+        if not request:
+            sys.exit()
+        stdout, stderr, status = descriptors
+        process = os.fork()
+        if not process:
+            signal.set_wakeup_fd(-1)
+            for number, handler in ({signal.SIGCHLD: signal.SIG_DFL} | handlers).items():
+                signal.signal(number, handler)
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            connection.close()
+            for descriptor in (stdout, stderr, status, woken, wake, *children.values()):
+                os.close(descriptor)
+            arguments: list[str]
+            arguments, environment = json.loads(request)
+            os.environ.update(environment)
+            return arguments
+        os.close(stdout)
+        os.close(stderr)
+        _tell(status, process)
+        children[process] = status
+
+
+def _reap(children: dict[int, int]) -> None:
+    """Send the exit codes of the processes that have ended."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            status = children.pop(ended[0])
+            _tell(status, os.waitstatus_to_exitcode(ended[1]))
+            os.close(status)
+
+
+def _tell(status: int, number: int) -> None:
+    with suppress(BrokenPipeError):  # the client has ended
+        os.write(status, NUMBER.pack(number))
+
+
+def main() -> None:
+    """Import what a run needs, serve, and execute the command in each forked process."""
+    # Imported here, because the client needs none of it.
+    import gc
+
+    import cifarbn.train  # noqa: F401
+    from cifarbn.runs.code_hash import read_imported
+
+    read_imported()
+    gc.freeze()
+    module, *arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    for output in (sys.stdout, sys.stderr):
+        output.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
+    sys.argv[1:] = arguments
+    sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -100,6 +100,7 @@ def fails(command, capsys):
         (["activation=[1,2]"], "activation takes the name of an option: custom, elu, "),
         (["model=null"], "model takes the name of an option"),
         (["optim={lr:1}"], "optim takes the name of an option"),
+        (["hydra.sweeper.params={seed: '1,2'}"], "on the command line, sweep over KEY=VALUE,VALUE with -m"),
         (["hydra.verbose=3"], "hydra.verbose takes true, false"),
         (["optim.betas=[a,b]"], "optim.betas takes a list, each a number"),
         (["optim.betas=0.9"], "optim.betas takes a list, each a number"),

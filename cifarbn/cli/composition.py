@@ -116,6 +116,11 @@ class Loader(ConfigLoaderImpl):
         for override in self._overrides:
             if override.key_or_group in groups and not override.is_sweep_override() and not override.is_delete():
                 self._check_choice(override)
+            if override.key_or_group == "hydra.sweeper.params":
+                raise UserError(
+                    "hydra.sweeper.params is a key of config files; on the command line, sweep over KEY=VALUE,VALUE "
+                    "with -m, such as -m seed=0,1"
+                )
         try:
             cfg = super().load_configuration(config_name, overrides, *options)
         except MissingConfigException as error:

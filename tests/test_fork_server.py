@@ -16,30 +16,40 @@ from cifarbn.runs import code_hash
 # Writes what it finds, then does what its first argument says.
 MODULE = """
 import json, os, signal, sys, time
-print(json.dumps({
-    "name": __name__, "arguments": sys.argv[1:], "file": os.path.basename(sys.argv[0]), "torch": "torch" in sys.modules,
-    "environment": {key: os.environ.get(key) for key in ("ALL", "OWN")}, "folder": os.getcwd(),
-    "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-        == [signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL],
-    "orphan": os.getppid(),
-}))
-print("oops", file=sys.stderr)
-if sys.argv[1] == "sleep":
-    time.sleep(60)
-elif sys.argv[1] == "raise":
-    raise RuntimeError("no")
-sys.exit(int(sys.argv[1]))
+import imported
+
+if __name__ == "__main__":
+    print(json.dumps({
+        "arguments": sys.argv[1:],
+        "file": os.path.basename(sys.argv[0]),
+        "imported_by": imported.PROCESS,
+        "parent": os.getppid(),
+        "environment": {key: os.environ.get(key) for key in ("ALL", "OWN")},
+        "folder": os.getcwd(),
+        "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+    }))
+    print("oops", file=sys.stderr)
+    if sys.argv[1] == "sleep":
+        time.sleep(60)
+    if sys.argv[1] == "raise":
+        raise RuntimeError("no")
+    sys.exit(int(sys.argv[1]))
 """
+
+
+def write_module(folder):
+    (folder / "probed.py").write_text(MODULE)
+    (folder / "imported.py").write_text("import os\nPROCESS = os.getpid()")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modules")
-    (folder / "probed.py").write_text(MODULE)
+    write_module(folder)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])))
-        server = ForkServer({"ALL": "shared"})
+        server = ForkServer("probed", {"ALL": "shared"})
     yield server
     server.close()
 
@@ -50,7 +60,7 @@ class Started:
     def __init__(self, server, folder, *arguments, environment=None):
         self.out, self.err = folder / "out", folder / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = server.start(["probed", *arguments], environment or {}, out.fileno(), err.fileno())
+            self.process = server.start(arguments, environment or {}, out.fileno(), err.fileno())
 
     def found(self):
         while not self.out.read_text().endswith("\n"):
@@ -64,10 +74,11 @@ def test_a_command_has_its_own_arguments_environment_output_and_exit_code(server
     started = Started(server, tmp_path, str(code), "a=b c", environment={"OWN": "mine"})
     assert started.process.wait() == started.process.poll() == code
     found = started.found()
-    assert found["name"] == "__main__" and found["file"] == "probed.py" and found["arguments"] == [str(code), "a=b c"]
-    assert found["environment"] == {"ALL": "shared", "OWN": "mine"} and found["torch"] and found["signals"]
+    assert found["file"] == "probed.py" and found["arguments"] == [str(code), "a=b c"]
+    assert found["imported_by"] == found["parent"] == server._server.pid, "imported once"
+    assert found["environment"] == {"ALL": "shared", "OWN": "mine"} and found["folder"] != os.getcwd()
+    assert found["signals"] == [str(each) for each in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)]
     assert started.err.read_text() == "oops\n"
-    assert os.getcwd() != found["folder"] == str(Started(server, tmp_path, "0").found()["folder"])
 
 
 def test_an_uncaught_error_is_a_traceback_and_exit_code_1(server, tmp_path):
@@ -105,23 +116,23 @@ def test_several_commands_run_in_parallel(server, tmp_path):
 def test_a_killed_server_is_reported(server, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "nowhere")  # so that the server ends at once
     monkeypatch.chdir(tmp_path)
-    lost = ForkServer({})
+    lost = ForkServer("probed", {})
     lost._server.kill()
     lost._server.wait()
-    assert lost.start(["probed", "0"], {}).wait() == SERVER_LOST
+    assert lost.start(["0"], {}).wait() == SERVER_LOST
     lost.close()
 
 
 def test_the_server_ends_with_its_client_and_its_commands_continue(tmp_path):
     client = """
-import sys, time
+import os, time
 from cifarbn.cli.fork_server import ForkServer
-server = ForkServer({})
-process = server.start(["probed", "sleep"], {})
+server, nowhere = ForkServer("probed", {}), os.open(os.devnull, os.O_WRONLY)
+process = server.start(["sleep"], {}, nowhere, nowhere)
 print(server._server.pid, process.pid, flush=True)
 time.sleep(60)
 """
-    (tmp_path / "probed.py").write_text(MODULE.replace("print(", "(lambda *_, **__: None)("))
+    write_module(tmp_path)
     client = subprocess.Popen([sys.executable, "-c", client], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     with client.stdout:
         server, command = map(int, client.stdout.readline().split())

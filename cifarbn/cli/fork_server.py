@@ -1,9 +1,11 @@
-"""A server that starts commands of this package quickly: it imports their modules once, and forks for each command.
+"""A server that starts a command such as `python -m cifarbn.train` quickly: it imports its module once, and then forks.
 
-Imports take several seconds, and most of the time of a short run. A forked process has them already; everything else is
-as with `python -m`: its own process id, environment, output and exit code.
+Imports take several seconds, most of the time of a short run. A forked process has them already; everything else is as
+with `python -m`: its own process id, arguments, environment, output and exit code.
 """
 
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -16,6 +18,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from cifarbn.runs.code_hash import read_imported
+
 NUMBER = struct.Struct("i")
 LONGEST_REQUEST = 2**17  # bytes; messages of Linux's local sockets may have 200 kB
 SERVER_LOST = 1  # exit code of a process whose end the server can no longer report
@@ -24,18 +28,19 @@ IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 
 class ForkServer:
-    """The client's side: start commands in processes that are forked from a server.
+    """The client's side: start a command in processes that are forked from a server.
 
     Args:
+        module: the module that the command executes.
         environment: variables of the server, in addition to those of this process. Some are read by an import, such as
             OMP_NUM_THREADS, so they must be those of every command.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, module: str, environment: Mapping[str, str]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "cifarbn.cli.fork_server", str(theirs.fileno())],
+                [sys.executable, "-m", "cifarbn.cli.fork_server", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=os.environ | environment,
             )
@@ -43,10 +48,10 @@ class ForkServer:
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], stdout: int = 1, stderr: int = 2
     ) -> "ForkedProcess":
-        """Start `python -m arguments[0] arguments[1] ...`, and return without waiting for the server.
+        """Start the command, and return without waiting for the server.
 
         Args:
-            arguments: the module, and the arguments of its command line.
+            arguments: of its command line.
             environment: variables of the process, in addition to those of the server.
             stdout: descriptor of its output.
             stderr: descriptor of its standard error.
@@ -181,20 +186,15 @@ def _tell(status: int, number: int) -> None:
 
 
 def main() -> None:
-    """Import what a run needs, serve, and execute the command in each forked process."""
-    # Imported here, because the client needs none of it.
-    import gc
-
-    import cifarbn.train  # noqa: F401
-    from cifarbn.runs.code_hash import read_imported
-
+    """Import the module, serve, and execute the module in each forked process."""
+    module, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+    importlib.import_module(module)
     read_imported()
     gc.freeze()
-    module, *arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.argv[1:] = serve(connection)
     for output in (sys.stdout, sys.stderr):
         output.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
-    sys.argv[1:] = arguments
-    sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
+    sys.modules.pop(module)  # so that it is only loaded as `__main__`
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +12,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
-from cifarbn.cli.parallel_runs import ParallelProcesses, ended_run, exit_on_signals, make_slots, parse_jobs, print_line
+from cifarbn.cli.parallel_runs import (
+    RUN,
+    ParallelProcesses,
+    ended_run,
+    exit_on_signals,
+    make_slots,
+    parse_jobs,
+    print_line,
+)
 from cifarbn.cli.sweep import OF_SWEEPS
 from cifarbn.errors import RunLocked, UserError
 from cifarbn.runs.folder import is_running
@@ -171,8 +178,7 @@ class SweepRun:
         paths = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         flags = [flag for path in paths for flag in ("--config-dir", path.removeprefix("file://"))]
         bar = ["trainer.enable_progress_bar=false"] if quiet else []
-        program = [sys.executable, "-m", "cifarbn.train"]
-        return [*program, *flags, *bar, *self._overrides, *own, f'hydra.run.dir="{folder}"', "hydra.mode=RUN"]
+        return [*RUN, *flags, *bar, *self._overrides, *own, f'hydra.run.dir="{folder}"', "hydra.mode=RUN"]
 
     def end(self, code: int) -> None:
         """Report the end of the run's process.

@@ -36,6 +36,9 @@ CORES_PER_GPU_RUN = 3  # for the run itself and the threads that compile its ker
 CORES = 4
 BYTES = 6 * 2**30
 
+RUN = [sys.executable, "-m", "cifarbn.train"]
+"""The command of a run, without its overrides."""
+
 SECONDS_TO_SAVE = 5  # after a second Ctrl-C or SIGTERM, before processes are killed
 POLL_SECONDS = 0.1
 
@@ -267,12 +270,12 @@ class ParallelProcesses:
 
         On Linux, runs are forked from a server, which has done their imports.
         """
-        if sys.platform != "linux" or list(arguments[:3]) != [sys.executable, "-m", "cifarbn.train"]:
+        if sys.platform != "linux" or list(arguments[:3]) != RUN:
             return subprocess.Popen(arguments, env=os.environ | environment, stdout=output, stderr=output)
         if self._server is None:
-            self._server = ForkServer(environment)
+            self._server = ForkServer(RUN[-1], environment)
         sys.stdout.flush()
-        return self._server.start(arguments[2:], environment, *(() if output is None else (output, output)))
+        return self._server.start(arguments[len(RUN) :], environment, *(() if output is None else (output, output)))
 
     def wait_for_all(self, deadline: float | None = None) -> None:
         """Wait until all processes have ended; at the deadline, stop them and wait until they have saved."""

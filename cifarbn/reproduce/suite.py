@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
 from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, table
 from cifarbn.cli.parallel_runs import (
+    RUN,
     ParallelProcesses,
     Slot,
     ended_run,
@@ -161,7 +162,7 @@ def _execute(
 
 
 def _command(overrides: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "cifarbn.train", *overrides]
+    return [*RUN, *overrides]
 
 
 def _label(plan: Planned, seed: int, runs: Sequence[tuple[Planned, int]]) -> str:

@@ -11,11 +11,18 @@ the start, such as PYTHONPATH, MPLBACKEND and OMP_NUM_THREADS. One start of ever
 import multiprocessing
 import os
 import runpy
+import signal
+import socket
 import sys
 import tempfile
 import threading
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
+
+from lightning_fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
+from cifarbn.cli.fork_server import ForkServer, execute
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -81,7 +88,32 @@ def _run_as_main(module, arguments, cwd, env, stdout, stderr):
     os.environ.clear()
     os.environ.update(env)
     sys.argv[:] = [module, *arguments]
+    rank_zero_only.rank = _get_rank() or 0  # which Lightning reads from the environment when it is imported
     tests = str(Path(__file__).parent)
     sys.path[:] = [cwd, *(path for path in sys.path if path != tests)]
+    _provide_fork_server()
     sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _provide_fork_server():
+    """Fork the server of parallel runs now, from a process that has only done its imports, in case one is needed.
+
+    tests/test_fork_server.py and a test of `reproduce` start it as an interpreter of its own.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = os.fork()
+    if not process:
+        ours.close()
+        execute("cifarbn.train", theirs)
+        sys.exit()
+    theirs.close()
+
+    def use(self, module, environment):
+        assert module == "cifarbn.train"
+        self._socket = ours
+        self._server = SimpleNamespace(
+            kill=lambda: os.kill(process, signal.SIGKILL), wait=lambda: os.waitpid(process, 0)
+        )
+
+    ForkServer.__init__ = use

@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import time
-from subprocess import PIPE, Popen, check_output
+from pathlib import Path
+from subprocess import PIPE, CompletedProcess, Popen, check_output
 
 import numpy as np
 import pytest
@@ -27,8 +28,36 @@ def start(cwd, *overrides):
 
 
 def run(cwd, *overrides):
-    finished = start(cwd, *overrides)
-    assert finished.returncode == 0, finished.stderr
+    return content(cwd, start(cwd, *overrides))
+
+
+def run_two(cwd, *overrides):
+    """As two processes with the environment of torchrun, forked: Lightning would start the second as an interpreter."""
+    port = free_port()
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    options = ("trainer=ddp", "trainer.devices=2")
+    ranks = [
+        Command(
+            *("cifarbn.train", *RUN, *overrides, *options),
+            cwd=cwd,
+            env=ENVIRONMENT | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate() for rank in ranks]
+    return content(cwd, *(CompletedProcess([], r.returncode, *p) for r, p in zip(ranks, printed, strict=True)))
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def content(cwd, *finished):
+    """Return what the run has written, after all of its processes have succeeded."""
+    assert [each.returncode for each in finished] == [0] * len(finished), finished
     (result,) = (cwd / "multirun_outputs").glob("*/*/result.json")
     with open(result.parent / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -36,7 +65,7 @@ def run(cwd, *overrides):
         json.loads(result.read_text()),
         rows,
         torch.load(result.parent / "last.ckpt", weights_only=True)["state_dict"],
-        finished.stdout,
+        "".join(each.stdout for each in finished),
         dict(np.load(result.parent / "recordings.npz")),
     )
 
@@ -57,7 +86,7 @@ def one(tmp_path_factory, model):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, model):
-    return run(tmp_path_factory.mktemp("two"), model, *RECORD, "trainer=ddp", "trainer.devices=2")
+    return run_two(tmp_path_factory.mktemp("two"), model, *RECORD)
 
 
 def test_two_processes_end_with_the_weights_of_one(one, two):
@@ -105,7 +134,8 @@ def cut_off(cwd, victim):
     while not list(cwd.glob("multirun_outputs/*/*/last.ckpt")):
         assert run.returncode is None, run.communicate()[1]
         time.sleep(0.1)
-    (child,) = map(int, check_output(["ps", "-o", "pid=", "--ppid", str(run.pid)], text=True).split()[:1])
+    children = map(int, check_output(["ps", "-o", "pid=", "--ppid", str(run.pid)], text=True).split())
+    (child,) = (each for each in children if b"forkserver" not in Path(f"/proc/{each}/cmdline").read_bytes())
     os.kill(run.pid if victim == "first" else child, signal.SIGKILL)
     _, errors = run.communicate(timeout=120)
     assert run.returncode != 0
@@ -117,7 +147,7 @@ LONG = ("trainer.precision=32-true", "epochs=8", "checkpoint_minutes=0", "model=
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("uninterrupted"), *LONG, "trainer=ddp", "trainer.devices=2")
+    return run_two(tmp_path_factory.mktemp("uninterrupted"), *LONG)
 
 
 @pytest.mark.parametrize("victim", ["first", "second"])
@@ -125,16 +155,14 @@ def test_a_killed_process_ends_the_run_which_continues_later(tmp_path, victim, u
     errors = cut_off(tmp_path, victim)
     if victim == "second":
         assert "error: another process of this command ended" in errors and "Traceback" not in errors
-    _, rows, weights, _, _ = run(tmp_path, *LONG, "trainer=ddp", "trainer.devices=2")
+    _, rows, weights, _, _ = run_two(tmp_path, *LONG)
     _, whole, expected, _, _ = uninterrupted
     assert [row["step/loss"] for row in rows] == [row["step/loss"] for row in whole]
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_torchrun_on_two_nodes_takes_the_same_steps(tmp_path, uninterrupted):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
     options = ("trainer=ddp", "trainer.devices=1", "+trainer.num_nodes=2")

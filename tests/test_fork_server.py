@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cifarbn import train  # noqa: F401  (imported code is hashed)
 from cifarbn.cli.fork_server import SERVER_LOST, ForkServer
 from cifarbn.runs import code_hash
 

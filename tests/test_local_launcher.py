@@ -51,7 +51,7 @@ def test_a_failed_run_leaves_the_others_alone_and_ended_runs_are_skipped(tmp_pat
 
 
 def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
-    sweep = [*SWEEP, "epochs=20", "seed=0,1", "checkpoint_minutes=0"]
+    sweep = [*SWEEP, "epochs=8", "seed=0,1", "checkpoint_minutes=0"]
     process = started(tmp_path, sweep)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
@@ -71,7 +71,7 @@ def process_in(folder):
 
 
 def test_a_killed_run_is_reported_and_the_others_finish(tmp_path):
-    sweep = [*SWEEP, "epochs=20", "seed=0,1", "checkpoint_minutes=0"]
+    sweep = [*SWEEP, "epochs=8", "seed=0,1", "checkpoint_minutes=0"]
     process = started(tmp_path, sweep)
     folder = next(file.parent for file in tmp_path.rglob("result.json") if "seed=0" in file.read_text())
     os.kill(process_in(folder), signal.SIGKILL)

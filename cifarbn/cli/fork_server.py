@@ -185,18 +185,17 @@ def _tell(status: int, number: int) -> None:
         os.write(status, NUMBER.pack(number))
 
 
-def main() -> None:
-    """Import the module, serve, and execute the module in each forked process."""
-    module, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
-    importlib.import_module(module)
-    read_imported()
-    gc.freeze()
+def execute(module: str, connection: socket.socket) -> None:
+    """Serve; in each forked process, execute the module, which has been imported."""
     sys.argv[1:] = serve(connection)
     for output in (sys.stdout, sys.stderr):
         output.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
-    sys.modules.pop(module)  # so that it is only loaded as `__main__`
+    sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    main()
+    importlib.import_module(sys.argv[1])
+    read_imported()
+    gc.freeze()
+    execute(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))

@@ -95,16 +95,18 @@ def checkpoints(cwd):
             yield file, file.stat().st_mtime_ns
 
 
-def children(pid):
+def descendants(pid):
+    """Return the processes that a process has started, such as the server of parallel runs, and those of these."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(each) for each in found.split()]
+    children = [int(each) for each in found.split()]
+    return children + [each for child in children for each in descendants(child)]
 
 
 def kill(process, victim, chance):
     """Kill the victim; return whether there was one."""
     pid = process._process.pid
     pids = [] if victim == "local" else [pid]
-    pids += [] if victim == "sweep" else children(pid)
+    pids += [] if victim == "sweep" else descendants(pid)
     if process.returncode is not None or not pids:
         return False
     try:

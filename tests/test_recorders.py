@@ -31,8 +31,8 @@ from cifarbn.training.classifier import Classifier
 STEPS = 6
 
 
-def everything(folder, weight_shares=SHARES[:2]):
-    """All recorders. The probes of every weight take most of the time, so they have two fractions by default."""
+def everything(folder, weight_shares=SHARES[:1]):
+    """All recorders. The probes of every weight take most of the time, so they have one fraction by default."""
     return [
         LastLayerGradients(folder, raw=True),
         GradientProbe(folder, every=2, points=3),
@@ -68,7 +68,7 @@ def train(net, folder, recorders, optimizer=adam, precision="32-true", extra=(),
     """Train for two epochs of three steps; return everything that could differ."""
     torch.manual_seed(1)
     classifier = Classifier(net(), nn.CrossEntropyLoss(), optimizer)
-    data = Shapes(train_size=130, test_size=20, val_size=40, batch_size=32, augmentation=Augmentation())
+    data = Shapes(train_size=62, test_size=20, val_size=40, batch_size=8, augmentation=Augmentation())
     standard = StandardCallbacks(folder, recorders, 1e9, progress_bar=False)
     trainer = pl.Trainer(
         accelerator="cpu",

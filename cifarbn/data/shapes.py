@@ -67,29 +67,26 @@ def draw_shapes(n: int, seed: int) -> Images:
     Returns:
         The images, channels_last, on the CPU.
     """
-    blocks = [_draw_block(seed, block) for block in range(math.ceil(n / _BLOCK))]
-    pixels = (
-        torch.cat([pixels for pixels, _ in blocks])[:n] if blocks else torch.empty(0, IMAGE_SIZE, IMAGE_SIZE, 3).byte()
-    )
-    labels = torch.cat([labels for _, labels in blocks])[:n] if blocks else torch.empty(0).long()
-    return Images(pixels.permute(0, 3, 1, 2), labels)
+    counts = [min(_BLOCK, n - start) for start in range(0, n, _BLOCK)] or [0]
+    pixels, labels = zip(*(_draw_block(seed, block, count) for block, count in enumerate(counts)), strict=True)
+    return Images(torch.cat(pixels).permute(0, 3, 1, 2), torch.cat(labels))
 
 
-def _draw_block(seed: int, block: int) -> tuple[Tensor, Tensor]:
-    """Draw one block: pixels uint8 (1000, 32, 32, 3), labels int64 (1000,)."""
+def _draw_block(seed: int, block: int, count: int) -> tuple[Tensor, Tensor]:
+    """Draw the first `count` images of one block: pixels uint8 (count, 32, 32, 3), labels int64 (count,)."""
     generator = keyed_generator("shapes", seed, block)
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(_BLOCK, *shape, generator=generator, dtype=torch.float64)
+    def uniform(low: float, high: float, *shape: int, images: int = _BLOCK) -> Tensor:
+        return low + (high - low) * torch.rand(images, *shape, generator=generator, dtype=torch.float64)[:count]
 
-    labels = torch.randperm(_BLOCK, generator=generator) % len(CLASSES)
+    labels = (torch.randperm(_BLOCK, generator=generator) % len(CLASSES))[:count]
     angle, radius = uniform(-math.pi / 6, math.pi / 6, 1, 1), uniform(8, 13, 1, 1)
     x, y = (uniform(-1, 1, 1, 1) * (IMAGE_SIZE / 2 - 1 - radius) for _ in range(2))
     background = uniform(0, 1, 1, 1, 3)
     # A third to two thirds of the way around each channel's circle of values: never close to the background.
     colour = (background + uniform(1 / 3, 2 / 3, 1, 1, 3)) % 1
     shade = uniform(-0.25, 0.25, 2, 1, 1, 1)
-    noise = uniform(-0.08, 0.08, IMAGE_SIZE, IMAGE_SIZE, 3)
+    noise = uniform(-0.08, 0.08, IMAGE_SIZE, IMAGE_SIZE, 3, images=count)  # the last numbers, image by image
 
     coordinates = torch.arange(IMAGE_SIZE, dtype=torch.float64) - (IMAGE_SIZE - 1) / 2
     down, right = torch.meshgrid(coordinates, coordinates, indexing="ij")

@@ -33,20 +33,21 @@ def run(cwd, *overrides):
 
 def run_two(cwd, *overrides):
     """As two processes with the environment of torchrun, forked: Lightning would start the second as an interpreter."""
-    port = free_port()
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    options = ("trainer=ddp", "trainer.devices=2")
-    ranks = [
-        Command(
-            *("cifarbn.train", *RUN, *overrides, *options),
-            cwd=cwd,
-            env=ENVIRONMENT | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
+    shared = rendezvous() | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"} for rank in "01"]
+    return run_ranks(cwd, ranks, *overrides, "trainer=ddp", "trainer.devices=2")
+
+
+def run_ranks(cwd, environments, *overrides):
+    """Execute a run in one process for each of the environments."""
+    ranks = [Command("cifarbn.train", *RUN, *overrides, cwd=cwd, env=ENVIRONMENT | each) for each in environments]
     printed = [rank.communicate() for rank in ranks]
     return content(cwd, *(CompletedProcess([], r.returncode, *p) for r, p in zip(ranks, printed, strict=True)))
+
+
+def rendezvous():
+    """The variables by which processes find each other."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def free_port():
@@ -177,4 +178,14 @@ def test_torchrun_on_two_nodes_takes_the_same_steps(tmp_path, uninterrupted):
     assert [node.returncode for node in nodes] == [0, 0], printed
     (checkpoint,) = tmp_path.glob("multirun_outputs/*/*/last.ckpt")
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], expected) for name, expected in uninterrupted[2].items())
+
+
+def test_slurm_tasks_on_two_nodes_take_the_same_steps(tmp_path, uninterrupted):
+    shared = rendezvous() | {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    shared |= {"SLURM_JOB_ID": "1000", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "node[1-2]"}
+    tasks = [shared | {"SLURM_PROCID": task, "SLURM_NODEID": task, "SLURM_LOCALID": "0"} for task in "01"]
+    options = ("trainer=ddp", "trainer.devices=1", "+trainer.num_nodes=2")
+    result, _, weights, printed, _ = run_ranks(tmp_path, tasks, *LONG, *options)
+    assert result["devices"] == 2 and printed.count("done: ") == 1
     assert all(torch.equal(weights[name], expected) for name, expected in uninterrupted[2].items())

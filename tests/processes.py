@@ -113,7 +113,7 @@ def _provide_fork_server():
         assert module == "cifarbn.train"
         self._socket = ours
         self._server = SimpleNamespace(
-            kill=lambda: os.kill(process, signal.SIGKILL), wait=lambda: os.waitpid(process, 0)
+            poll=lambda: None, kill=lambda: os.kill(process, signal.SIGKILL), wait=lambda: os.waitpid(process, 0)
         )
 
     ForkServer.__init__ = use

@@ -43,14 +43,17 @@ def write_module(folder):
     (folder / "imported.py").write_text("import os\nPROCESS = os.getpid()")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("modules")
+def make_server(folder):
     write_module(folder)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])))
-        server = ForkServer("probed", {"ALL": "shared"})
+        return ForkServer("probed", {"ALL": "shared"})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = make_server(tmp_path_factory.mktemp("modules"))
     yield server
     server.close()
 
@@ -121,6 +124,18 @@ def test_a_killed_server_is_reported(server, tmp_path, monkeypatch):
     lost._server.kill()
     lost._server.wait()
     assert lost.start(["0"], {}).wait() == SERVER_LOST
+    lost.close()
+
+
+def test_without_the_server_the_end_of_a_command_is_noticed(tmp_path):
+    lost = make_server(tmp_path)
+    started = Started(lost, tmp_path, "sleep")
+    started.found()
+    lost._server.kill()
+    lost._server.wait()
+    assert lost.has_ended and started.process.poll() is None
+    started.process.send_signal(signal.SIGTERM)
+    assert started.process.wait() == SERVER_LOST == started.process.poll()
     lost.close()
 
 

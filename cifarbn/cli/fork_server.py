@@ -22,7 +22,7 @@ from cifarbn.runs.code_hash import read_imported
 
 NUMBER = struct.Struct("i")
 LONGEST_REQUEST = 2**17  # bytes; messages of Linux's local sockets may have 200 kB
-SERVER_LOST = 1  # exit code of a process whose end the server can no longer report
+SERVER_LOST = 1  # stands for the exit code of a process that ended after its server
 # Sent to all processes of a terminal, or of a job. The server ends when its client does.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -60,11 +60,16 @@ class ForkServer:
         try:
             request = json.dumps([list(arguments), dict(environment)]).encode()
             socket.send_fds(self._socket, [request], [stdout, stderr, writer])
-        except OSError:  # the server has ended; the process reads the end of its pipe
+        except OSError:  # the server has just ended; the process reads the end of its pipe
             pass
         finally:
             os.close(writer)
         return ForkedProcess(reader)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server was killed. Its processes continue; their ends are noticed, but not their exit codes."""
+        return self._server.poll() is not None
 
     def close(self) -> None:
         """End the server at once; its processes continue."""
@@ -86,6 +91,7 @@ class ForkedProcess:
     def __init__(self, status: int) -> None:
         self._status = status
         self._pid: int | None = None
+        self._lost = False  # whether the server has ended before the process
         self.returncode: int | None = None
 
     @property
@@ -119,13 +125,33 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     def _receive(self) -> None:
-        """Wait for the process id or the exit code."""
-        message = os.read(self._status, NUMBER.size)
-        if message and self._pid is None:
-            (self._pid,) = NUMBER.unpack(message)
-            return
-        self.returncode = NUMBER.unpack(message)[0] if message else SERVER_LOST
+        """Wait for the process id or the exit code; if the server is lost, for the end of the process."""
+        if self._lost:
+            select.select([self._status], [], [])
+            self._end(SERVER_LOST)
+        elif message := os.read(self._status, NUMBER.size):
+            (number,) = NUMBER.unpack(message)
+            if self._pid is None:
+                self._pid = number
+            else:
+                self._end(number)
+        elif self._pid is None:
+            self._end(SERVER_LOST)
+        else:
+            os.close(self._status)
+            self._lost, self._status = True, _end_of(self._pid)
+
+    def _end(self, code: int) -> None:
+        self.returncode = code
         os.close(self._status)
+
+
+def _end_of(process: int) -> int:
+    """Return a descriptor that becomes readable when a process that need not be a child ends."""
+    try:
+        return os.pidfd_open(process)
+    except ProcessLookupError:
+        return os.open(os.devnull, os.O_RDONLY)
 
 
 def serve(connection: socket.socket) -> list[str]:

@@ -272,7 +272,7 @@ class ParallelProcesses:
         """
         if sys.platform != "linux" or list(arguments[:3]) != RUN:
             return subprocess.Popen(arguments, env=os.environ | environment, stdout=output, stderr=output)
-        if self._server is None:
+        if self._server is None or self._server.has_ended:
             self._server = ForkServer(RUN[-1], environment)
         sys.stdout.flush()
         return self._server.start(arguments[len(RUN) :], environment, *(() if output is None else (output, output)))

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 from lightning_fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
-from cifarbn.cli.fork_server import ForkServer, execute
+from cifarbn.cli import fork_server
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -105,15 +105,12 @@ def _provide_fork_server():
     process = os.fork()
     if not process:
         ours.close()
-        execute("cifarbn.train", theirs)
+        fork_server.execute("cifarbn.train", theirs)
         sys.exit()
     theirs.close()
 
-    def use(self, module, environment):
-        assert module == "cifarbn.train"
-        self._socket = ours
-        self._server = SimpleNamespace(
-            poll=lambda: None, kill=lambda: os.kill(process, signal.SIGKILL), wait=lambda: os.waitpid(process, 0)
-        )
-
-    ForkServer.__init__ = use
+    server = SimpleNamespace(
+        poll=lambda: None, kill=lambda: os.kill(process, signal.SIGKILL), wait=lambda: os.waitpid(process, 0)
+    )
+    prepared, connect = [(ours, server)], fork_server.connect
+    fork_server.connect = lambda *arguments: prepared.pop() if prepared else connect(*arguments)

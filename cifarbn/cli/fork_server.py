@@ -37,13 +37,8 @@ class ForkServer:
     """
 
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "cifarbn.cli.fork_server", module, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=os.environ | environment,
-            )
+        self.module, self.environment = module, dict(environment)
+        self._socket, self._server = connect(module, environment)
 
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], stdout: int = 1, stderr: int = 2
@@ -76,6 +71,30 @@ class ForkServer:
         self._socket.close()
         self._server.kill()
         self._server.wait()
+
+
+_shared: ForkServer | None = None
+
+
+def shared_server(module: str, environment: Mapping[str, str]) -> ForkServer:
+    """Return a server that this process keeps until it ends, since a search starts runs several times.
+
+    The arguments are those of `ForkServer`.
+    """
+    global _shared
+    if _shared and (_shared.has_ended or (_shared.module, _shared.environment) != (module, environment)):
+        _shared.close()
+        _shared = None
+    _shared = _shared or ForkServer(module, environment)
+    return _shared
+
+
+def connect(module: str, environment: Mapping[str, str]) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
+    """Start a server as an interpreter of its own; return the connection to it and its process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "cifarbn.cli.fork_server", module, str(theirs.fileno())]
+    with theirs:
+        return ours, subprocess.Popen(command, pass_fds=[theirs.fileno()], env=os.environ | environment)
 
 
 class ForkedProcess:

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from cifarbn.cli.composition import resolved
-from cifarbn.cli.fork_server import ForkedProcess, ForkServer
+from cifarbn.cli.fork_server import ForkedProcess, shared_server
 from cifarbn.errors import UserError
 from cifarbn.fast.cores import cgroup_limit, usable_cpus
 from cifarbn.runs.code_hash import sources
@@ -203,7 +203,6 @@ class ParallelProcesses:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
         self.stopped: set[int] = set()
-        self._server: ForkServer | None = None
         self._running: list[_Process] = []
         self._ended: list[tuple[int, int]] = []
         self._seconds: list[float] = []  # durations of the processes that were not stopped
@@ -225,9 +224,6 @@ class ParallelProcesses:
                     process.popen.kill()
                     process.popen.wait()
             raise
-        finally:
-            if self._server is not None:
-                self._server.close()
 
     def wait_for_slot(self, deadline: float | None = None) -> bool:
         """Wait until a slot is free and return True; at the deadline, stop all processes and return False.
@@ -272,10 +268,11 @@ class ParallelProcesses:
         """
         if sys.platform != "linux" or list(arguments[:3]) != RUN:
             return subprocess.Popen(arguments, env=os.environ | environment, stdout=output, stderr=output)
-        if self._server is None or self._server.has_ended:
-            self._server = ForkServer(RUN[-1], environment)
+        of_imports = {key: value for key, value in environment.items() if key == "OMP_NUM_THREADS"}
         sys.stdout.flush()
-        return self._server.start(arguments[len(RUN) :], environment, *(() if output is None else (output, output)))
+        return shared_server(RUN[-1], of_imports).start(
+            arguments[len(RUN) :], environment, *(() if output is None else (output, output))
+        )
 
     def wait_for_all(self, deadline: float | None = None) -> None:
         """Wait until all processes have ended; at the deadline, stop them and wait until they have saved."""

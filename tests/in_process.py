@@ -14,7 +14,7 @@ from cifarbn.train import train
 OVERRIDES = [
     *("data=shapes", "data.train_size=100", "data.test_size=20", "data.val_size=20", "data.batch_size=20"),
     *("model=vgg_a", "model.width=4", "model.dropout=0.2", "epochs=2", "trainer=cpu", "trainer.precision=32-true"),
-    *("trainer.enable_progress_bar=false", "checkpoint_minutes=0"),
+    *("trainer.enable_progress_bar=false", "checkpoint_minutes=0", "logger=none"),
 ]
 STEPS_PER_EPOCH = 4
 STEPS = 2 * STEPS_PER_EPOCH

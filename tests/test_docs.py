@@ -38,12 +38,14 @@ MARKERS = ("compose", "parse", "skip")
 TINY = [
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=2", "trainer.threads=1"),
     *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.enable_progress_bar=false"),
+    "logger=none",
 ]
 FEW_IMAGES = [  # an epoch of two steps
     *("data=shapes", "data.train_size=64", "data.val_size=16", "data.test_size=16", "data.batch_size=24"),
     "data.eval_batch_size=16",
 ]
-NO_MODELS = ["--models", "0"]  # a report's slowest part, which tests/test_report.py covers
+# Appended to each `python -m cifarbn.report`: without its slowest parts, which tests/test_report.py covers.
+QUICK = ["--models", "0", "--format", "png"]
 
 # The run that the documentation calls RUN.
 FIRST_RUN = ["data=shapes", "model=vgg_a_bn", "epochs=3"]
@@ -302,7 +304,11 @@ def executable(command):
     return command.module in ("cifarbn.train", "cifarbn.report", "cifarbn.predict") and not shown
 
 
-@pytest.mark.parametrize("command", {each.words: each for each in filter(executable, COMMANDS)}.values(), ids=str)
+# The report in several formats comes first, when there is only one run to draw.
+EXECUTABLE = sorted(filter(executable, COMMANDS), key=lambda command: "--format" not in command.words)
+
+
+@pytest.mark.parametrize("command", {each.words: each for each in EXECUTABLE}.values(), ids=str)
 def test_commands_run(command, here):
     words = " ".join(command.arguments)
     if "multirun_outputs/train" in words:
@@ -320,7 +326,7 @@ def test_commands_run(command, here):
         ]
         arguments = [*flags, *shortened(quoted), *tiny(quoted)]
     if command.module == "cifarbn.report":
-        arguments += NO_MODELS
+        arguments += QUICK[: 2 if "--format" in arguments else None]
     here(command.module, arguments)
 
 
@@ -433,7 +439,7 @@ def test_every_patch_of_the_documentation_works(extended):
             own_data = any(word.startswith("data=") for word in arguments)
             arguments += [*TINY, "model.width=4", *(["data.batch_size=16"] if own_data else FEW_IMAGES)]
         elif command.module == "cifarbn.report":
-            arguments += NO_MODELS
+            arguments += QUICK
         todo.append((command.module, arguments))
     assert {command.page.stem for command in commands} == {page.stem for page in EXTEND.glob("*.md")} - {"index"}
     finished = subprocess.run(

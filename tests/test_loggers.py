@@ -18,7 +18,7 @@ LOGGED = {"step/loss", "step/lr", "train/loss", "val/acc", "test/acc"}
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorboard") / "run"
-    make_run(folder)
+    make_run(folder, "logger=tensorboard")
     return folder
 
 

@@ -79,7 +79,7 @@ def test_tensorboard_gets_an_epoch_s_steps_within_it(tmp_path, flush_every, monk
     flush_every(1)
     watch = Watch(drawn)
     monkeypatch.setattr(Classifier, "configure_callbacks", lambda self: [watch])
-    make_run(tmp_path, "checkpoint_minutes=5", "epochs=1")
+    make_run(tmp_path, "checkpoint_minutes=5", "epochs=1", "logger=tensorboard")
     assert watch.seen == [[], [0], [0, 1], [0, 1, 2]]
 
 

@@ -280,7 +280,7 @@ def test_a_full_disk_under_the_event_file(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(RecordWriter, "write", full)
     with pytest.raises(UserError, match="No space left") as caught:
-        make_run(tmp_path, "epochs=1")
+        make_run(tmp_path, "epochs=1", "logger=tensorboard")
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert caught.value.__cause__.filename.startswith(str(tmp_path))
     assert result(tmp_path)["status"] == "failed" and "Traceback" not in capfd.readouterr().err

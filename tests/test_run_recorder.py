@@ -50,7 +50,7 @@ def own_loop(folder, recorders, epochs=2, **options):
     torch.manual_seed(1)
     model = noisy_vgg()
     optimizer = adam(model.parameters())
-    data = Shapes(train_size=130, test_size=20, val_size=40, batch_size=32, augmentation=Augmentation())
+    data = Shapes(train_size=62, test_size=20, val_size=40, batch_size=8, augmentation=Augmentation())
     data.setup("fit")
     loader = data.train_dataloader()
     loss = nn.CrossEntropyLoss()
@@ -103,7 +103,7 @@ def test_the_report_reads_the_folder(tmp_path, monkeypatch):
     }
     (group,) = gather(tmp_path / "a").groups
     (run,) = group.runs
-    assert run.config["data"] == {"batch_size": 32}
+    assert run.config["data"] == {"batch_size": 8}
     assert run.seed == 0 and len(run.epochs["train/loss"]) == 2 and "probe.gradient.loss" in run.recordings
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "a")])
     report()

@@ -100,7 +100,7 @@ def _against_best(seconds: dict[str, list[float]], state: str, fixed: list[str])
 @contextmanager
 def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run `count` busy processes, with this process's priority, until the end of the block."""
-    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
+    processes = [subprocess.Popen([sys.executable, "-S", "-c", _BUSY]) for _ in range(count)]
     try:
         yield processes
     finally:

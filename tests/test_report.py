@@ -671,7 +671,7 @@ def test_the_report_of_a_real_run(tmp_path):
     overrides = (*data, "model=resnet18_pool", "model.width=2", "epochs=1", "trainer=smoke")
     done = processes.run("cifarbn.train", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    main([str(tmp_path / "multirun_outputs")])
+    main([str(tmp_path / "multirun_outputs"), "--format", "png"])
     figures = tmp_path / "multirun_outputs" / "report" / "figures"
     kinds = {file.stem.partition("-")[0] for file in figures.glob("*.png")}
     assert kinds >= {"curves", "features", "filters", "confusion", "mistakes", "structure"}

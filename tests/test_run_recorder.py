@@ -105,7 +105,7 @@ def test_the_report_reads_the_folder(tmp_path, monkeypatch):
     (run,) = group.runs
     assert run.config["data"] == {"batch_size": 8}
     assert run.seed == 0 and len(run.epochs["train/loss"]) == 2 and "probe.gradient.loss" in run.recordings
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "a")])
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "a"), "--format", "png"])
     report()
     page = (tmp_path / "a" / "report" / "report.md").read_text()
     assert "effective beta" in page

@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from test_config import CONF, options
@@ -41,7 +42,8 @@ def test_every_experiment_has_a_source_and_is_unchanged_at_full_scale(planned, n
 def test_every_experiment_instantiates_at_every_scale(planned, scale, name):
     plan = planned(name, scale)
     optimizer = instantiate(plan.scaled.optim)
-    model = instantiate(plan.scaled.model)
+    with torch.device("meta"):
+        model = instantiate(plan.scaled.model)
     optimizer(model.parameters())
     instantiate(plan.scaled.schedule), instantiate(plan.scaled.data), instantiate(plan.scaled.loss)
 

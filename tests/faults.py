@@ -39,13 +39,14 @@ FAULTS: tuple[Fault, ...] = (
         ("test_sweep.py::test_a_sweep_killed_at_random_moments_ends_as_the_undisturbed_one",),
     ),
     Fault(
-        "one process of several is killed: a run of `hydra/launcher=local` or of `reproduce --jobs`, a rank of "
-        "`trainer=ddp`",
+        "one process of several is killed: a run of `hydra/launcher=local` or of `reproduce --jobs`, the server from "
+        "which they are forked, a rank of `trainer=ddp`",
         "the other runs finish, the other ranks end with a message; the same command continues",
         (
             "test_local_launcher.py::test_a_killed_run_is_reported_and_the_others_finish",
             "test_ddp.py::test_a_killed_process_ends_the_run_which_continues_later",
             "test_parallel_runs.py::test_a_failure_does_not_affect_other_processes",
+            "test_fork_server.py::test_without_the_server_the_end_of_a_command_is_noticed",
         ),
     ),
     Fault(

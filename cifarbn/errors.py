@@ -75,6 +75,10 @@ _MEMORY = (
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|bad_alloc")
 
 
+LOST_PROCESS = (
+    "another process of this command ended or cannot be reached (killed, out of memory, or a failed machine); run the "
+    "same command again to continue from the last checkpoint"
+)
 # What gloo and NCCL report when another process of the run is gone.
 _LOST_PROCESS = re.compile(
     r"gloo/transport|(Connection|Socket) (closed|reset)|NCCL.*(remote process|timed? ?out|aborted)", re.DOTALL
@@ -100,10 +104,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         return f"cannot write a checkpoint{where}: is the disk full? {_FREE_SPACE}"
     lost = isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error))
     if lost or isinstance(error, BrokenExecutor) or type(error).__module__ == "submitit.core.utils":  # of launchers
-        return (
-            "another process of this command ended or cannot be reached (killed, out of memory, or a failed machine); "
-            "run the same command again to continue from the last checkpoint"
-        )
+        return LOST_PROCESS
     return None
 
 

@@ -36,6 +36,7 @@ from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.classifier import Classifier
 from cifarbn.training.initial_weights import InitialWeights
 from cifarbn.training.loggers import RunLogger
+from cifarbn.training.lost_parent import end_with_parent
 from cifarbn.training.trainer import (
     check_eval_batch_size,
     check_options,
@@ -59,7 +60,9 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     Returns:
         The content of `result.json`.
     """
-    if not starts_processes(cfg.trainer):
+    if starts_processes(cfg.trainer):
+        end_with_parent()
+    else:
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a SLURM task is not a DDP process of this run
     gc.collect()  # in a sweep, free the previous run: a trainer and its parts form reference cycles
     config = resolved(cfg)

@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
-from subprocess import PIPE, CompletedProcess, Popen, check_output
+from subprocess import PIPE, CompletedProcess, Popen
 
 import numpy as np
 import pytest
@@ -129,18 +130,32 @@ def test_a_layer_that_several_processes_cannot_share_is_refused(tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+def second_process(run):
+    """Return the id of the process that Lightning has started; None if there is none yet."""
+    for child in subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], text=True, stdout=PIPE).stdout.split():
+        if b"cifarbn.train\0data" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+
+
 def cut_off(cwd, victim):
     """Start a run of two processes and kill one of them after the first checkpoint; return what it printed."""
     run = Command("cifarbn.train", *RUN, *LONG, "trainer=ddp", "trainer.devices=2", cwd=cwd)
     while not list(cwd.glob("multirun_outputs/*/*/last.ckpt")):
         assert run.returncode is None, run.communicate()[1]
         time.sleep(0.1)
-    children = map(int, check_output(["ps", "-o", "pid=", "--ppid", str(run.pid)], text=True).split())
-    (child,) = (each for each in children if b"forkserver" not in Path(f"/proc/{each}/cmdline").read_bytes())
-    os.kill(run.pid if victim == "first" else child, signal.SIGKILL)
+    os.kill(run.pid if victim == "first" else second_process(run), signal.SIGKILL)
     _, errors = run.communicate(timeout=120)
     assert run.returncode != 0
     return errors
+
+
+def test_a_process_ends_although_the_first_one_was_killed_before_they_were_connected(tmp_path):
+    run = Command("cifarbn.train", *RUN, *LONG, "trainer=ddp", "trainer.devices=2", cwd=tmp_path)
+    while not second_process(run):
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    _, errors = run.communicate(timeout=120)  # both processes have this output, so both have ended
+    assert "error: another process of this command ended" in errors
 
 
 LONG = ("trainer.precision=32-true", "epochs=8", "checkpoint_minutes=0", "model=vgg_a")

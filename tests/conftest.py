@@ -27,7 +27,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest come first, so that no test process waits for another at the end.
 LONGEST = ("docs", "reproduce", "local_launcher", "ddp", "faults", "config", "scales", "command_line", "sweep")
-LONGEST += ("sweep_contract", "launchers", "optuna_sweeper", "examples", "benchmark", "recorders", "report", "fuzz_command_line")
+LONGEST += ("sweep_contract", "launchers", "optuna_sweeper", "examples", "benchmark", "report", "fuzz_command_line")
+LONGEST += ("recorders",)
 
 
 def pytest_collection_modifyitems(items) -> None:

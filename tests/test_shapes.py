@@ -53,7 +53,7 @@ def test_a_small_network_exceeds_90_percent_in_256_steps(train, test):
 
     torch.manual_seed(0)
     model = nn.Sequential(
-        *(block(3, 16, 1), block(16, 32, 2), block(32, 64, 2), block(64, 64, 1)),
+        *(block(3, 16, 2), block(16, 32, 1), block(32, 64, 2), block(64, 64, 1)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())

@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import threading
+from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
@@ -110,7 +111,10 @@ def _provide_fork_server():
     theirs.close()
 
     server = SimpleNamespace(
-        poll=lambda: None, kill=lambda: os.kill(process, signal.SIGKILL), wait=lambda: os.waitpid(process, 0)
+        poll=lambda: None,
+        terminate=lambda: None,  # it has imported
+        kill=lambda: os.kill(process, signal.SIGKILL),
+        wait=cache(lambda: os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])),
     )
     prepared, connect = [(ours, server)], fork_server.connect
     fork_server.connect = lambda *arguments: prepared.pop() if prepared else connect(*arguments)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import run
 
 from cifarbn import train  # noqa: F401  (imported code is hashed)
-from cifarbn.cli.fork_server import SERVER_LOST, ForkServer
+from cifarbn.cli.conf import CONF
+from cifarbn.cli.fork_server import ForkServer
+from cifarbn.cli.parallel_runs import IMPORTS, RUN
 from cifarbn.runs import code_hash
 
 # Writes what it finds, then does what its first argument says.
@@ -117,14 +121,27 @@ def test_several_commands_run_in_parallel(server, tmp_path):
     assert [each.process.wait() for each in started] == [-signal.SIGKILL] * 3
 
 
-def test_a_killed_server_is_reported(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "nowhere")  # so that the server ends at once
+def test_no_signal_is_lost_between_the_fork_and_the_command(server, tmp_path):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * 5:
+        started = Started(server, tmp_path, "sleep")
+        started.process.send_signal(number)
+        assert started.process.wait() == -number
+
+
+def test_a_command_that_is_stopped_ends_a_server_that_imports(tmp_path, monkeypatch, capfd):
+    (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)")
     monkeypatch.chdir(tmp_path)
-    lost = ForkServer("probed", {})
-    lost._server.kill()
-    lost._server.wait()
-    assert lost.start(["0"], {}).wait() == SERVER_LOST
-    lost.close()
+    server = ForkServer("slow", {})
+    process = server.start([], {})
+    while not Path("importing").exists():
+        time.sleep(0.02)
+    server._server.send_signal(signal.SIGINT)  # Ctrl-C: sent to all processes of a terminal
+    time.sleep(0.1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM and server.has_ended
+    server.close()
+    assert not capfd.readouterr().err, "no traceback"
 
 
 def test_without_the_server_the_end_of_a_command_is_noticed(tmp_path):
@@ -135,8 +152,24 @@ def test_without_the_server_the_end_of_a_command_is_noticed(tmp_path):
     lost._server.wait()
     assert lost.has_ended and started.process.poll() is None
     started.process.send_signal(signal.SIGTERM)
-    assert started.process.wait() == SERVER_LOST == started.process.poll()
+    assert started.process.wait() == -signal.SIGKILL == started.process.poll(), "that of the server"
+    assert lost.start(["0"], {}).wait() == -signal.SIGKILL, "a command that is started too late"
     lost.close()
+
+
+def test_threads_of_imported_libraries_neither_prevent_nor_announce_themselves(tmp_path, monkeypatch, capfd):
+    (tmp_path / "threaded.py").write_text("""
+import threading, time
+if __name__ != "__main__":
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+""")
+    monkeypatch.chdir(tmp_path)
+    server = ForkServer("threaded", {})
+    assert server.start([], {}).wait() == 0
+    server._server.send_signal(signal.SIGTERM)  # the thread does not block it
+    assert server.start([], {}).wait() == 0
+    server.close()
+    assert not capfd.readouterr().err, "Python 3.12 warns of threads"
 
 
 def test_the_server_ends_with_its_client_and_its_commands_continue(tmp_path):
@@ -170,3 +203,12 @@ def test_the_hash_of_imported_code_is_that_at_the_import(monkeypatch):
     code_hash._read.cache_clear()
     assert code_hash.sources({}) != before, "this test cannot fail"
     code_hash._read.cache_clear()
+
+
+def test_a_change_of_the_package_during_a_sweep_has_no_effect(tmp_path):
+    """Every module with which a run may compute is imported before the first run."""
+    targets = re.findall(r"_target_: (cifarbn\S+)", "\n".join(file.read_text() for file in CONF.rglob("*.yaml")))
+    modules = code_hash.sources({str(number): {"_target_": target} for number, target in enumerate(targets)})
+    (tmp_path / "modules.py").write_text(f"import sys, {RUN[-1]}, {', '.join(IMPORTS)}\nprint(*sys.modules)")
+    imported = run("modules", cwd=tmp_path).stdout.split()
+    assert len(modules) > 30 and modules.keys() - imported == set()

@@ -15,16 +15,17 @@ import socket
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from cifarbn.runs.code_hash import read_imported
 
 NUMBER = struct.Struct("i")
-LONGEST_REQUEST = 2**17  # bytes; messages of Linux's local sockets may have 200 kB
-SERVER_LOST = 1  # stands for the exit code of a process that ended after its server
-# Sent to all processes of a terminal, or of a job. The server ends when its client does.
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+LONGEST_REQUEST = 2**20  # bytes; Linux allows 200 kB
+# Sent to all processes of a terminal, or of a job. The server blocks them, because it ends when its client does, and
+# each forked process unblocks them. Only SIGTERM ends the server, quietly, as long as it imports.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class ForkServer:
@@ -34,11 +35,12 @@ class ForkServer:
         module: the module that the command executes.
         environment: variables of the server, in addition to those of this process. Some are read by an import, such as
             OMP_NUM_THREADS, so they must be those of every command.
+        imports: modules that the command imports later.
     """
 
-    def __init__(self, module: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, module: str, environment: Mapping[str, str], imports: Sequence[str] = ()) -> None:
         self.module, self.environment = module, dict(environment)
-        self._socket, self._server = connect(module, environment)
+        self._socket, self._server = connect([module, *imports], environment)
 
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], stdout: int = 1, stderr: int = 2
@@ -55,15 +57,15 @@ class ForkServer:
         try:
             request = json.dumps([list(arguments), dict(environment)]).encode()
             socket.send_fds(self._socket, [request], [stdout, stderr, writer])
-        except OSError:  # the server has just ended; the process reads the end of its pipe
+        except (BrokenPipeError, ConnectionResetError):  # the server has just ended, and with it the process
             pass
         finally:
             os.close(writer)
-        return ForkedProcess(reader)
+        return ForkedProcess(reader, self._server)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the server was killed. Its processes continue; their ends are noticed, but not their exit codes."""
+        """Whether the server failed to import, or was killed. Its processes continue, but their exit codes are lost."""
         return self._server.poll() is not None
 
     def close(self) -> None:
@@ -76,7 +78,7 @@ class ForkServer:
 _shared: ForkServer | None = None
 
 
-def shared_server(module: str, environment: Mapping[str, str]) -> ForkServer:
+def shared_server(module: str, environment: Mapping[str, str], imports: Sequence[str]) -> ForkServer:
     """Return a server that this process keeps until it ends, since a search starts runs several times.
 
     The arguments are those of `ForkServer`.
@@ -85,32 +87,37 @@ def shared_server(module: str, environment: Mapping[str, str]) -> ForkServer:
     if _shared and (_shared.has_ended or (_shared.module, _shared.environment) != (module, environment)):
         _shared.close()
         _shared = None
-    _shared = _shared or ForkServer(module, environment)
+    _shared = _shared or ForkServer(module, environment, imports)
     return _shared
 
 
-def connect(module: str, environment: Mapping[str, str]) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
+def connect(modules: Sequence[str], environment: Mapping[str, str]) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     """Start a server as an interpreter of its own; return the connection to it and its process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "cifarbn.cli.fork_server", module, str(theirs.fileno())]
-    with theirs:
-        return ours, subprocess.Popen(command, pass_fds=[theirs.fileno()], env=os.environ | environment)
+    command = [sys.executable, "-m", "cifarbn.cli.fork_server", str(theirs.fileno()), *modules]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS} - {signal.SIGTERM})  # the server inherits it
+    try:
+        with theirs:
+            return ours, subprocess.Popen(command, pass_fds=[theirs.fileno()], env=os.environ | environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ForkedProcess:
     """A process that the server forked, with the methods and attributes of `subprocess.Popen`.
 
     Args:
-        status: descriptor from which the process id and then the exit code are read.
+        status: descriptor from which the process id and then the exit code are read. It ends once both the server and
+            the process have ended.
+        server: the server.
 
     Attributes:
-        returncode: the exit code; -N after signal N, None while the process runs.
+        returncode: the exit code; -N after signal N, None while the process runs. That of the server if it ended first.
     """
 
-    def __init__(self, status: int) -> None:
-        self._status = status
+    def __init__(self, status: int, server: "subprocess.Popen[bytes]") -> None:
+        self._status, self._server = status, server
         self._pid: int | None = None
-        self._lost = False  # whether the server has ended before the process
         self.returncode: int | None = None
 
     @property
@@ -133,7 +140,9 @@ class ForkedProcess:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
+        """Send a signal, unless the process has ended; a server that still imports ends instead."""
+        if self._pid is None and self.returncode is None:
+            self._server.terminate()
         pid = self.pid
         if pid is not None and self.poll() is None:
             with suppress(ProcessLookupError):
@@ -144,33 +153,13 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     def _receive(self) -> None:
-        """Wait for the process id or the exit code; if the server is lost, for the end of the process."""
-        if self._lost:
-            select.select([self._status], [], [])
-            self._end(SERVER_LOST)
-        elif message := os.read(self._status, NUMBER.size):
-            (number,) = NUMBER.unpack(message)
-            if self._pid is None:
-                self._pid = number
-            else:
-                self._end(number)
-        elif self._pid is None:
-            self._end(SERVER_LOST)
-        else:
-            os.close(self._status)
-            self._lost, self._status = True, _end_of(self._pid)
-
-    def _end(self, code: int) -> None:
-        self.returncode = code
+        """Wait for the process id or the exit code."""
+        message = os.read(self._status, NUMBER.size)
+        if message and self._pid is None:
+            (self._pid,) = NUMBER.unpack(message)
+            return
+        self.returncode = NUMBER.unpack(message)[0] if message else self._server.wait()
         os.close(self._status)
-
-
-def _end_of(process: int) -> int:
-    """Return a descriptor that becomes readable when a process that need not be a child ends."""
-    try:
-        return os.pidfd_open(process)
-    except ProcessLookupError:
-        return os.open(os.devnull, os.O_RDONLY)
 
 
 def serve(connection: socket.socket) -> list[str]:
@@ -184,7 +173,8 @@ def serve(connection: socket.socket) -> list[str]:
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # threads of imported libraries do not block it
     while True:
         ready, _, _ = select.select([connection.fileno(), woken], [], [])
         if woken in ready:
@@ -192,23 +182,27 @@ def serve(connection: socket.socket) -> list[str]:
             _reap(children)
         if connection.fileno() not in ready:
             continue
-        request, descriptors, _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 3)
+        request, descriptors, _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 3, socket.MSG_CMSG_CLOEXEC)
         if not request:
             sys.exit()
         stdout, stderr, status = descriptors
-        process = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads. Those of OpenBLAS, which imports start, are started again after a fork.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
         if not process:
             signal.set_wakeup_fd(-1)
-            for number, handler in ({signal.SIGCHLD: signal.SIG_DFL} | handlers).items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, handler)
             os.dup2(stdout, 1)
             os.dup2(stderr, 2)
             connection.close()
-            for descriptor in (stdout, stderr, status, woken, wake, *children.values()):
+            for descriptor in (stdout, stderr, woken, wake, *children.values()):  # `status` is open until the end
                 os.close(descriptor)
             arguments: list[str]
             arguments, environment = json.loads(request)
             os.environ.update(environment)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # those since the fork arrive now
             return arguments
         os.close(stdout)
         os.close(stderr)
@@ -240,7 +234,8 @@ def execute(module: str, connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module(sys.argv[1])
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     read_imported()
     gc.freeze()
-    execute(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
+    execute(sys.argv[2], socket.socket(fileno=int(sys.argv[1])))

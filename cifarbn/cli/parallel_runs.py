@@ -38,6 +38,8 @@ BYTES = 6 * 2**30
 
 RUN = [sys.executable, "-m", "cifarbn.train"]
 """The command of a run, without its overrides."""
+IMPORTS = ("cifarbn.models.external", "cifarbn.models.normalization", "cifarbn.optimizers")
+"""Modules of this package that it imports only if its config names them."""
 
 SECONDS_TO_SAVE = 5  # after a second Ctrl-C or SIGTERM, before processes are killed
 POLL_SECONDS = 0.1
@@ -270,7 +272,7 @@ class ParallelProcesses:
             return subprocess.Popen(arguments, env=os.environ | environment, stdout=output, stderr=output)
         of_imports = {key: value for key, value in environment.items() if key == "OMP_NUM_THREADS"}
         sys.stdout.flush()
-        return shared_server(RUN[-1], of_imports).start(
+        return shared_server(RUN[-1], of_imports, IMPORTS).start(
             arguments[len(RUN) :], environment, *(() if output is None else (output, output))
         )
 

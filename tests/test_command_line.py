@@ -14,7 +14,7 @@ from processes import ENVIRONMENT
 
 from cifarbn import train
 from cifarbn.benchmark.__main__ import main as benchmark
-from cifarbn.cli import composition
+from cifarbn.cli import command_line, composition
 from cifarbn.cli.command_line import data_root, gather_overrides, quote_paths
 from cifarbn.predict import main as predict
 from cifarbn.report.__main__ import main as report
@@ -405,3 +405,15 @@ def test_flags_may_stand_between_overrides(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "a=1", "-m", "b=1,2", "--config-dir", "conf", "~c"])
     gather_overrides()
     assert sys.argv == ["train", "a=1", "b=1,2", "~c", "-m", "--config-dir", "conf"]
+
+
+def test_ctrl_c_in_a_run_of_a_sweep_is_one_message(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["train"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # by the sweep, not by the user
+    monkeypatch.setenv(command_line.PLAIN, "1")
+    with pytest.raises(SystemExit, match="130"):
+        command_line.run_cli(interrupted)
+    assert capsys.readouterr().err.startswith("interrupted; ")

@@ -13,6 +13,7 @@ import pytest
 from processes import run
 
 from cifarbn import train  # noqa: F401  (imported code is hashed)
+from cifarbn.cli import fork_server
 from cifarbn.cli.conf import CONF
 from cifarbn.cli.fork_server import ForkServer
 from cifarbn.cli.parallel_runs import IMPORTS, RUN
@@ -43,6 +44,7 @@ if __name__ == "__main__":
 
 
 def write_module(folder):
+    folder.mkdir(exist_ok=True)
     (folder / "probed.py").write_text(MODULE)
     (folder / "imported.py").write_text("import os\nPROCESS = os.getpid()")
 
@@ -157,6 +159,29 @@ def test_without_the_server_the_end_of_a_command_is_noticed(tmp_path):
     lost.close()
 
 
+def test_a_server_is_kept_as_long_as_a_new_one_would_start_the_same_processes(tmp_path, monkeypatch):
+    write_module(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fork_server, "_shared", None)
+
+    def find():
+        server = fork_server.shared_server("probed", {"ALL": "shared"}, ())
+        found = Started(server, tmp_path, "0").found()
+        return server, found["folder"], found["environment"]["OWN"]
+
+    first = find()
+    assert first == find()
+    monkeypatch.setenv("OWN", "changed")
+    assert find()[2] == "changed"
+    write_module(folder := tmp_path / "other")
+    monkeypatch.chdir(folder)
+    last, where, _ = find()
+    assert where == str(folder) and first[0].has_ended
+    last.close()
+    assert find()[0] is not last
+    fork_server._shared.close()
+
+
 def test_threads_of_imported_libraries_neither_prevent_nor_announce_themselves(tmp_path, monkeypatch, capfd):
     (tmp_path / "threaded.py").write_text("""
 import threading, time
@@ -209,6 +234,8 @@ def test_a_change_of_the_package_during_a_sweep_has_no_effect(tmp_path):
     """Every module with which a run may compute is imported before the first run."""
     targets = re.findall(r"_target_: (cifarbn\S+)", "\n".join(file.read_text() for file in CONF.rglob("*.yaml")))
     modules = code_hash.sources({str(number): {"_target_": target} for number, target in enumerate(targets)})
-    (tmp_path / "modules.py").write_text(f"import sys, {RUN[-1]}, {', '.join(IMPORTS)}\nprint(*sys.modules)")
-    imported = run("modules", cwd=tmp_path).stdout.split()
-    assert len(modules) > 30 and modules.keys() - imported == set()
+    compiled = "sys.modules['cifarbn.fast.kernels.library'].why_unavailable.cache_info().currsize"
+    script = f"import sys, {RUN[-1]}, {', '.join(IMPORTS)}\nprint({compiled}, *sys.modules)"
+    (tmp_path / "prepared.py").write_text(script)
+    compilations, *imported = run("prepared", cwd=tmp_path).stdout.split()
+    assert len(modules) > 30 and modules.keys() - imported == set() and compilations == "1"

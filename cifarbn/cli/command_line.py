@@ -24,7 +24,8 @@ from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.runs.identity import EXECUTION_KEYS, differences, key_of
 from cifarbn.runs.old_names import modern_config
 
-# Set in the environment while this module, not the user, has set HYDRA_FULL_ERROR=1; DDP's processes inherit it.
+# Set in the environment while this module, not the user, has set HYDRA_FULL_ERROR=1. Processes of DDP and of a sweep
+# inherit it.
 PLAIN = "CIFARBN_PLAIN_ERRORS"
 PATHS = ("resume_from", "init_from", "data.root")  # keys whose value is a path
 
@@ -36,7 +37,7 @@ def run_cli(hydra_main: Callable[[], Any]) -> None:
     """
     finish_imports()
     import_from_working_folder()
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" and PLAIN not in os.environ:
         read_arguments()
         hydra_main()
         return

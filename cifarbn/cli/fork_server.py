@@ -39,7 +39,7 @@ class ForkServer:
     """
 
     def __init__(self, module: str, environment: Mapping[str, str], imports: Sequence[str] = ()) -> None:
-        self.module, self.environment = module, dict(environment)
+        self._state = _state(module, environment)
         self._socket, self._server = connect([module, *imports], environment)
 
     def start(
@@ -68,6 +68,10 @@ class ForkServer:
         """Whether the server failed to import, or was killed. Its processes continue, but their exit codes are lost."""
         return self._server.poll() is not None
 
+    def serves(self, module: str, environment: Mapping[str, str]) -> bool:
+        """Whether it starts the same processes as a new server with these arguments."""
+        return not self.has_ended and self._state == _state(module, environment)
+
     def close(self) -> None:
         """End the server at once; its processes continue."""
         self._socket.close()
@@ -84,11 +88,15 @@ def shared_server(module: str, environment: Mapping[str, str], imports: Sequence
     The arguments are those of `ForkServer`.
     """
     global _shared
-    if _shared and (_shared.has_ended or (_shared.module, _shared.environment) != (module, environment)):
+    if _shared and not _shared.serves(module, environment):
         _shared.close()
         _shared = None
     _shared = _shared or ForkServer(module, environment, imports)
     return _shared
+
+
+def _state(module: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str], str]:
+    return module, os.environ | environment, os.getcwd()
 
 
 def connect(modules: Sequence[str], environment: Mapping[str, str]) -> "tuple[socket.socket, subprocess.Popen[bytes]]":

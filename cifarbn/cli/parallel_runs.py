@@ -38,8 +38,8 @@ BYTES = 6 * 2**30
 
 RUN = [sys.executable, "-m", "cifarbn.train"]
 """The command of a run, without its overrides."""
-IMPORTS = ("cifarbn.models.external", "cifarbn.models.normalization", "cifarbn.optimizers")
-"""Modules of this package that it imports only if its config names them."""
+IMPORTS = ("cifarbn.cli.prepared_run",)
+"""What its server imports in addition."""
 
 SECONDS_TO_SAVE = 5  # after a second Ctrl-C or SIGTERM, before processes are killed
 POLL_SECONDS = 0.1

@@ -2,8 +2,8 @@
 
 A sweep of four tiny runs that save after every step is killed repeatedly until it is done. Then its table, weights,
 optimizer states and recordings must equal those of an undisturbed sweep, to the bit, and the next sweep begins. Prints
-the number of kills by what they hit. `--victim` selects the process that is killed: the sweep itself, the process of a
-run of `hydra/launcher=local`, or one of the two processes of a run with `trainer=ddp`.
+the number of kills by what they hit. `--victim` selects the process that is killed: the sweep itself, a run of
+`hydra/launcher=local` or the server from which it was forked, or one of the two processes of a run with `trainer=ddp`.
 """
 
 import argparse

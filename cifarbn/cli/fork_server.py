@@ -23,8 +23,8 @@ from cifarbn.runs.code_hash import read_imported
 
 NUMBER = struct.Struct("i")
 LONGEST_REQUEST = 2**20  # bytes; Linux allows 200 kB
-# Sent to all processes of a terminal, or of a job. The server blocks them, because it ends when its client does, and
-# each forked process unblocks them. Only SIGTERM ends the server, quietly, as long as it imports.
+# Signals that all processes of a terminal or a job may receive. The server blocks them, because it ends when its client
+# does, and each forked process unblocks them. SIGTERM is blocked after the imports only, so that it can end them.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -182,7 +182,7 @@ def serve(connection: socket.socket) -> list[str]:
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # threads of imported libraries do not block it
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # threads that were started by imports do not block it
     while True:
         ready, _, _ = select.select([connection.fileno(), woken], [], [])
         if woken in ready:

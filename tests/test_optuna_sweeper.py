@@ -141,6 +141,15 @@ def test_a_wrong_option_is_one_clear_error(here, override, message):
     assert code == 1 and re.search(message, err) and "\n" not in err, err
 
 
+def test_trials_in_parallel(here, tmp_path):
+    search = ("hydra/launcher=local", "hydra.launcher.jobs=2", "optim.lr=interval(1e-3,2e-3)")
+    code, _, err = here(*search)
+    assert code == 1 and "a search starts hydra.sweeper.n_jobs=1 runs at a time; use hydra.sweeper.n_jobs=2, too" in err
+    finished = sweep(tmp_path, *OPTUNA, "epochs=1", *search, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
+    assert finished.returncode == 0 and finished.stdout.strip().endswith("3 done of 3"), finished.stderr
+    assert "up to 2 parallel runs" in finished.stdout and len(results(tmp_path)) == 3
+
+
 def test_a_missing_optuna_is_named_with_its_extra(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     for module in ("cifarbn.cli.optuna_sweeper", "cifarbn.cli.study", "cifarbn.cli.search_space"):

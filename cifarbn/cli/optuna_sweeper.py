@@ -56,6 +56,12 @@ def search(
     _check(n_trials, n_jobs, metric, direction)
     assert sweeper.config and sweeper.launcher
     launcher = sweeper.launcher
+    parallel = sweeper.config.hydra.launcher.get("jobs")  # of hydra/launcher=local
+    if isinstance(parallel, int) and parallel > n_jobs:
+        raise UserError(
+            f"hydra.launcher.jobs={parallel} has no effect, because a search starts hydra.sweeper.n_jobs={n_jobs} runs "
+            f"at a time; use hydra.sweeper.n_jobs={parallel}, too"
+        )
     space = SearchSpace(overrides)
     folder = Path(sweeper.config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)

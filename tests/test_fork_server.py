@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from processes import run
 
 from cifarbn import train  # noqa: F401  (imported code is hashed)
@@ -239,3 +240,35 @@ def test_a_change_of_the_package_during_a_sweep_has_no_effect(tmp_path):
     (tmp_path / "prepared.py").write_text(script)
     compilations, *imported = run("prepared", cwd=tmp_path).stdout.split()
     assert len(modules) > 30 and modules.keys() - imported == set() and compilations == "1"
+
+
+# A process that is forked from one that has asked for CUDA devices cannot use them.
+ASKING = f"""
+import torch
+
+def ask(*_):
+    raise SystemExit("an import asks for CUDA devices")
+
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = torch._C._cuda_getDeviceCount = ask
+import {RUN[-1]}, {", ".join(IMPORTS)}
+"""
+
+
+def test_the_imports_of_the_server_do_not_ask_for_gpus():
+    finished = subprocess.run([sys.executable, "-c", ASKING], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_forked_command_can_use_the_gpu(tmp_path, monkeypatch):
+    on_gpu = (
+        f"import torch, {RUN[-1]}, {', '.join(IMPORTS)}\nif __name__ == '__main__': print(torch.ones(2).cuda().sum())"
+    )
+    (tmp_path / "probed.py").write_text(on_gpu)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])))
+    server = ForkServer("probed", {})
+    started = Started(server, tmp_path)
+    assert started.process.wait() == 0 and "2." in started.out.read_text(), started.err.read_text()
+    server.close()

@@ -98,6 +98,21 @@ def test_slots_fit_each_run_s_own_trainer(tmp_path, monkeypatch):
     assert accelerators == ["cpu", "gpu"] and started == ["trainer=cpu", "trainer=gpu"]
 
 
+def test_a_run_that_is_stopped_before_its_training_has_not_failed(tmp_path, monkeypatch, capsys):
+    start, stopped = ParallelProcesses.start, "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    monkeypatch.setattr(
+        *(ParallelProcesses, "start"),
+        lambda self, key, _, label: start(self, key, [sys.executable, "-S", "-c", stopped], label),
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", *SWEEP, "seed=0,1"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 1 and "failed" not in printed.out
+    assert "2 runs left no outcome; run the same command again" in printed.err
+
+
 def test_runs_of_several_processes_are_executed_one_after_the_other(tmp_path):
     sweep = [*SWEEP[:2], *SWEEP[3:-1], "epochs=1", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     finished = run_command("cifarbn.train", *sweep, "seed=0", cwd=tmp_path)

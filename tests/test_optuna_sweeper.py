@@ -131,6 +131,7 @@ def test_equal_trials_are_one_run(here, tmp_path):
             "hydra.sweeper.sampler._target_=collections.Counter",
             "sampler._target_ must be a sampler of Optuna, not Counter",
         ),
+        ("hydra.sweeper.sampler.seed=x", "hydra.sweeper.sampler.seed takes a whole number or null, not x"),
         ("hydra.sweeper.n_trial=3", "n_trial"),
         ("data.val_size=0", "data.val_size=0 leaves no images"),
         ("optim.lr=1e-3", "a search needs at least one key with several values"),

@@ -194,6 +194,8 @@ class SweepRun:
             self._report(JobStatus.FAILED, RunLocked(f"{self.folder} is in use: another process runs it"))
         elif result.get("status") in ENDED:
             self._report(JobStatus.COMPLETED, _accuracy(result))
+        elif code == -signal.SIGTERM and not result:  # stopped before its training: like a run that was not started
+            self.result.status, self.result.return_value = JobStatus.COMPLETED, None
         elif code < 0:
             self._report(JobStatus.FAILED, UserError(f"its process was killed by {signal.Signals(-code).name}"))
         else:

@@ -115,6 +115,8 @@ def _sampler(config: Mapping[str, Any], index: int) -> BaseSampler:
     Carlo sampler keeps its seed, which defines its sequence.
     """
     own = dict(config)
+    if not isinstance(own.get("seed", 0), (int, type(None))):
+        raise UserError(f"hydra.sweeper.sampler.seed takes a whole number or null, not {own['seed']}")
     if own.get("seed") is not None and not str(own.get("_target_")).endswith("QMCSampler"):
         own["seed"] = int(hashlib.sha256(f"{own['seed']} {index}".encode()).hexdigest()[:8], 16)
     with instantiation_errors("hydra.sweeper.sampler"):

@@ -44,14 +44,14 @@ if __name__ == "__main__":
 """
 
 
-def write_module(folder):
+def write_module(folder, module=MODULE):
     folder.mkdir(exist_ok=True)
-    (folder / "probed.py").write_text(MODULE)
+    (folder / "probed.py").write_text(module)
     (folder / "imported.py").write_text("import os\nPROCESS = os.getpid()")
 
 
-def make_server(folder):
-    write_module(folder)
+def make_server(folder, module=MODULE):
+    write_module(folder, module)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])))
@@ -261,14 +261,11 @@ def test_the_imports_of_the_server_do_not_ask_for_gpus():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_forked_command_can_use_the_gpu(tmp_path, monkeypatch):
+def test_a_forked_command_can_use_the_gpu(tmp_path):
     on_gpu = (
         f"import torch, {RUN[-1]}, {', '.join(IMPORTS)}\nif __name__ == '__main__': print(torch.ones(2).cuda().sum())"
     )
-    (tmp_path / "probed.py").write_text(on_gpu)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])))
-    server = ForkServer("probed", {})
+    server = make_server(tmp_path, on_gpu)
     started = Started(server, tmp_path)
     assert started.process.wait() == 0 and "2." in started.out.read_text(), started.err.read_text()
     server.close()

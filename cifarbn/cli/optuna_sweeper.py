@@ -53,15 +53,9 @@ def search(
     Raises:
         UserError: if an option or the search space is wrong, or runs do not have the metric.
     """
-    _check(n_trials, n_jobs, metric, direction)
     assert sweeper.config and sweeper.launcher
+    _check(n_trials, n_jobs, metric, direction, sweeper.config.hydra.launcher)
     launcher = sweeper.launcher
-    parallel = sweeper.config.hydra.launcher.get("jobs")  # of hydra/launcher=local
-    if isinstance(parallel, int) and parallel > n_jobs:
-        raise UserError(
-            f"hydra.launcher.jobs={parallel} has no effect, because a search starts hydra.sweeper.n_jobs={n_jobs} runs "
-            f"at a time; use hydra.sweeper.n_jobs={parallel}, too"
-        )
     space = SearchSpace(overrides)
     folder = Path(sweeper.config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,10 +89,16 @@ def search(
         print(f"\n{text}\n{folders.get(trial.chosen, 'executed by another command')}", flush=True)
 
 
-def _check(n_trials: Any, n_jobs: Any, metric: str, direction: str) -> None:
+def _check(n_trials: Any, n_jobs: Any, metric: str, direction: str, launcher: Mapping[str, Any]) -> None:
     for key, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):
         if type(value) is not int or value < 1:
             raise UserError(f"hydra.sweeper.{key} takes a whole number of at least 1, not {value}")
+    parallel = launcher.get("jobs")  # of hydra/launcher=local
+    if isinstance(parallel, int) and parallel > n_jobs:
+        raise UserError(
+            f"hydra.launcher.jobs={parallel} has no effect, because a search starts hydra.sweeper.n_jobs={n_jobs} runs "
+            f"at a time; use hydra.sweeper.n_jobs={parallel}, too"
+        )
     if metric not in METRICS:
         raise UserError(
             f"hydra.sweeper.metric takes {' or '.join(METRICS)}, not {metric}: the test images must not choose a run"

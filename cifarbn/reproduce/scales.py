@@ -46,7 +46,7 @@ COMPARABLE = ("full", "fast")
 # (92.30 and 92.25 %, one run each on an H200).
 _RESNET = ("epochs=30", "data.batch_size=256", "schedule=onecycle")
 # The overrides of scale fast, by experiment; experiments that are not listed are unchanged. The learning rate is the
-# peak of the cycle. Chosen from the literature and the runs above, not yet measured.
+# peak of the cycle. Chosen from the literature and the runs above; only VGG-A was measured (docs/gpu.md).
 # The suite course_report trains on 26.5 million images in 21 runs: 11 ResNets x 30 epochs, of which `baseline` needs a
 # fifteenth of the multiplications of the others, and 10 VGG-A x 20 epochs.
 FAST: dict[str, tuple[str, ...]] = {

@@ -216,7 +216,7 @@ def regression(run):
         (other_model, "another model", "resume=false"),
         (unknown_model, "cannot build", "git_commit"),
         (unfinished, "not finished (interrupted)", "command"),
-        (regression, "does not classify images", "gaussian"),
+        (regression, "has no class names", "gaussian"),
         (three_classes_for_two, "has (3,) outputs", "2 classes"),
         (no_mean, "lacks the images' mean", "use another run"),
         (no_model, "cannot build", "its config has none"),
@@ -298,7 +298,7 @@ def test_for_any_pillow_raises_is_one_message(red, monkeypatch):
 
 
 def test_a_camera_s_make_that_is_a_number_is_one_message_or_a_image(tmp_path):
-    """Pillow writes Exif of the wrong type again where it turns a image upright."""
+    """Pillow writes Exif of the wrong type again where it turns an image upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGB", (40, 40))

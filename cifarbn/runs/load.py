@@ -110,7 +110,10 @@ def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedModel:
         )
     data = result.get("data", {})
     if not data.get("classes"):
-        raise UserError(f"the run in {folder} does not classify images (its data is {data.get('name', 'unknown')})")
+        raise UserError(
+            f"the run in {folder} has no class names (its data is {data.get('name', 'unknown')}): only a run of "
+            "`python -m cifarbn.train` that classifies images has a model to load"
+        )
     if "mean" not in data or "std" not in data:
         raise UserError(f"{folder}: {RESULT} lacks the images' mean and std (data.mean, data.std); use another run")
     model = build_model(result["config"], trust)

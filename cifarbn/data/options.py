@@ -21,7 +21,11 @@ def number_of(key: str, share: int | float, total: int) -> int:
 
 
 def number_of_test_images(test_size: Any, total: int) -> int:
-    """Return the number of test images to select from a data set without a test set; None for `TEST_SHARE` of it.
+    """Return the number of test images to select from a data set that has no test set.
+
+    Args:
+        test_size: a number or a fraction of the images; None means `TEST_SHARE`.
+        total: number of images in the data set.
 
     Raises:
         UserError: if `test_size` is neither a number nor a fraction, or leaves no test or no training image.

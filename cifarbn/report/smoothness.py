@@ -48,7 +48,7 @@ def smoothness(sweep: RunSet, options: Options) -> Section | None:
     text += "Excluded from all bands: " + "; ".join(f"{n} ({w})" for n, w in excluded.items()) + "." if excluded else ""
     files = {"smoothness.csv": _as_csv(families, measured), "factors.csv": factors.as_csv(pairs)}
     names = {name for own in measured.values() for name in own}
-    points = [f"{m.name} ({m.origin.source}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in names]
+    points = [f"{m.name} ({m.origin}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in names]
     return Section("Smoothness", text.strip(), drawings, files, points=points)
 
 

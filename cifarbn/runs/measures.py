@@ -230,7 +230,7 @@ TABLES: tuple[type[Table], ...] = (
 
 
 class Origin(str, Enum):
-    """Where a measure is defined; the value is written to CSV files."""
+    """Where a measure is defined: a publication, or "control" for none; tables and CSV files show the value."""
 
     COURSE_REPORT = "course report"
     COURSE_HANDOUT = "course handout"
@@ -239,19 +239,6 @@ class Origin(str, Enum):
 
     __str__ = str.__str__
     __format__ = str.__format__  # type: ignore[assignment]
-
-    @property
-    def source(self) -> str:
-        """The publication; "control" for a measure from none of them."""
-        return _SOURCES[self]
-
-
-_SOURCES = {
-    Origin.COURSE_REPORT: "course report",
-    Origin.COURSE_HANDOUT: "course handout",
-    Origin.SANTURKAR_2018: "Santurkar et al. 2018",
-    Origin.CONTROL: "control",
-}
 
 
 Edges = tuple[NDArray, NDArray]

@@ -17,8 +17,8 @@ from cifarbn.smoothness.vectors import dot
 class Hessian:
     """The Hessian at the parameters' current values: `hessian @ v` = grad <grad L, v>, for v of shape (n,).
 
-    Costs one forward pass and keeps its graph, so all products belong to the same minibatch, dropout mask and batch
-    statistics. Do not change the parameters while this object is in use.
+    Costs one forward and one backward pass and keeps their graph, so all products belong to the same minibatch, dropout
+    mask and batch statistics. Do not change the parameters while this object is in use.
 
     Trap: with batch normalisation, the loss in train mode and in eval mode have different Hessians. The loss function
     determines the mode; store it with the result.

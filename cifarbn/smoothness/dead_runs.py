@@ -1,4 +1,4 @@
-"""Detect dead and diverged runs, which must not enter a band: a dead run looks perfectly smooth."""
+"""Detect dead runs, which must not enter a band: a dead run looks perfectly smooth."""
 
 import copy
 import math
@@ -37,16 +37,16 @@ def dead_since(
         gradient_norms: ||G_t|| or ||g_t|| of every step, shape (T,), if recorded.
         patience: number of steps; our choice, no publication gives a number.
 
-    Trap: a VGG without batch norm starts at a loss of ln 10 and may stay there for hundreds of steps before it learns,
-    so only steps up to the end of the run count.
+    Trap: a VGG without batch norm starts at a loss of ln 10 and may stay there for hundreds of steps before it learns.
+    Such a stretch does not count unless it lasts to the end of the run.
     """
     losses = np.asarray(losses, dtype=np.float64)
-    nothing = NO_GRADIENT if constant_loss is None else 0.01 * constant_loss
+    negligible = NO_GRADIENT if constant_loss is None else 0.01 * constant_loss  # a loss, or a difference of losses
     lifeless = np.zeros(losses.shape, dtype=bool)
     if constant_loss is not None:
-        lifeless |= np.abs(losses - constant_loss) <= nothing
+        lifeless |= np.abs(losses - constant_loss) <= negligible
     if gradient_norms is not None:
-        lifeless |= (np.asarray(gradient_norms) <= NO_GRADIENT) & (losses > nothing)
+        lifeless |= (np.asarray(gradient_norms) <= NO_GRADIENT) & (losses > negligible)
     alive = np.flatnonzero(~lifeless)
     since = int(alive[-1]) + 1 if len(alive) else 0
     return since if len(losses) - since >= patience else None
@@ -77,12 +77,6 @@ def constant_prediction_loss(loss: Loss, num_classes: int, batch_size: int | Non
         return None  # a user's loss may raise any error, and training does not need this value
     finally:
         randomness.restore()
-
-
-def diverged_at(losses: ArrayLike) -> int | None:
-    """Return the first step whose loss is not finite, or None. Gradients do not count: AMP overflows and recovers."""
-    broken = np.flatnonzero(~np.isfinite(np.asarray(losses, dtype=np.float64)))
-    return int(broken[0]) if len(broken) else None
 
 
 def _minimum(loss: Loss, num_classes: int, batch_size: int) -> float | None:

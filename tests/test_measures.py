@@ -16,6 +16,7 @@ from cifarbn.recorders import Recorder
 from cifarbn.report import layers
 from cifarbn.report.layers import DRAWN, activation_moments
 from cifarbn.report.probe_curves import probe_bands
+from cifarbn.report.read import read_recordings
 from cifarbn.runs import measures
 from cifarbn.runs.measures import (
     AXES,
@@ -24,6 +25,7 @@ from cifarbn.runs.measures import (
     ActivationDriftKeys,
     CovariateShiftKeys,
     Key,
+    LastLayerKeys,
     Layers,
     Measure,
     Origin,
@@ -32,6 +34,7 @@ from cifarbn.runs.measures import (
     curves,
     shown_in,
 )
+from cifarbn.runs.schema import RECORDINGS
 
 
 def test_a_key_is_its_name_in_the_file():
@@ -133,6 +136,19 @@ def test_activations_change_from_one_measurement_to_the_next():
     found = curves({keys.step: np.arange(3), keys.mean: means, keys.std: 2 * means})
     np.testing.assert_array_equal(found["activation mean change"][1], [np.nan, 2, 0])
     np.testing.assert_array_equal(found["activation std change"][1], [np.nan, 4, 0])
+
+
+def test_a_probe_without_the_direction_of_the_gradient_leaves_the_other_measures(tmp_path):
+    # As record.gradient_probe.directions=[update] writes them, with the last layer's gradients.
+    arrays = {LastLayerKeys.step: np.arange(3), ProbeKeys.step: np.array([0, 2]), ProbeKeys.every: np.array(2)}
+    arrays |= dict.fromkeys(
+        (LastLayerKeys.norm, LastLayerKeys.first_difference, LastLayerKeys.second_difference), np.ones(3)
+    )
+    arrays |= {ProbeKeys.s: np.ones(4), ProbeKeys.update.loss: np.ones((2, 1))}
+    np.savez(tmp_path / RECORDINGS, **arrays)
+    recordings = read_recordings(tmp_path)
+    of_last_layer = [measure.name for measure in MEASURES if measure.table is LastLayerKeys]
+    assert list(curves(recordings)) == of_last_layer and probe_bands(recordings) is None
 
 
 def test_recordings_without_known_keys_give_no_curves():

@@ -60,12 +60,14 @@ class Table:
         title: the recorder's name in tables and figures.
         one_minibatch: whether each entry uses only the minibatch of its step.
         step: number of optimizer steps taken before each measurement.
+        needed: arrays without which the recordings have no measures of this table, because of the recorder's options.
     """
 
     recorder: ClassVar[str]
     title: ClassVar[str]
     one_minibatch: ClassVar[bool] = False
     step: ClassVar[Key]
+    needed: ClassVar[tuple[Key, ...]] = ()
 
     @classmethod
     def keys(cls) -> Iterator[Key]:
@@ -150,6 +152,7 @@ class ProbeKeys(Table):
     random = DirectionalProbeKeys.of("probe.random", "S")
     update = DirectionalProbeKeys.of("probe.update", "1")
     matched = DirectionalProbeKeys.of("probe.matched", "M")
+    needed = (gradient.loss,)
 
 
 class ScaleInvariantBetaKeys(Table):
@@ -337,9 +340,11 @@ class Measure:
     caveat: str = ""
 
     def curve(self, recordings: Recordings) -> Curve | None:
-        """Return the steps and the values, both (T,); None if its recorder was off."""
+        """Return the steps and the values, both (T,); None if its recorder was off or did not record what it needs."""
         steps = recordings.get(self.table.step)
-        return (steps, np.asarray(self.compute(recordings))) if steps is not None and len(steps) else None
+        if steps is None or not len(steps) or any(key not in recordings for key in self.table.needed):
+            return None
+        return steps, np.asarray(self.compute(recordings))
 
 
 def shown_in(kind: type[F]) -> list[tuple[Measure, F]]:

@@ -10,14 +10,14 @@ from cifarbn.models.types import Activation, Norm, check_at_least_one, check_cho
 
 
 class ResidualModule(nn.Module):
-    """Base class of the model and its blocks: combines a norm, a residual and an activation."""
+    """Base class of the model and its blocks: combines a norm, a shortcut and an activation."""
 
     def _normalize_and_activate(
-        self, norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | None = None
+        self, norm: nn.Module, activation: nn.Module, x: Tensor, shortcut: Tensor | None = None
     ) -> Tensor:
-        """Return `activation(norm(x) + residual)`. `cifarbn.fast.blocks` overrides this with a fused kernel."""
+        """Return `activation(norm(x) + shortcut)`. `cifarbn.fast.blocks` overrides this with a fused kernel."""
         x = norm(x)
-        return activation(x if residual is None else x + residual)
+        return activation(x if shortcut is None else x + shortcut)
 
 
 class ResNet(ResidualModule):
@@ -164,7 +164,7 @@ class BasicBlock(ResidualModule):
         self.act2 = layers.activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return activation(residual + shortcut)."""
+        """Return activation(bn2(residual) + shortcut)."""
         residual = self.conv2(self._normalize_and_activate(self.bn1, self.act1, self.conv1(x)))
         shortcut = self.downsample(x)  # before bn2: the order matters for norms that draw random numbers
         return self._normalize_and_activate(self.bn2, self.act2, residual, shortcut)
@@ -193,7 +193,7 @@ class Bottleneck(ResidualModule):
         self.act3 = layers.activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return activation(residual + shortcut)."""
+        """Return activation(bn3(residual) + shortcut)."""
         residual = self._normalize_and_activate(self.bn1, self.act1, self.conv1(x))
         residual = self.conv3(self._normalize_and_activate(self.bn2, self.act2, self.conv2(residual)))
         shortcut = self.downsample(x)  # before bn3: the order matters for norms that draw random numbers

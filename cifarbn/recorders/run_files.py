@@ -57,7 +57,7 @@ class RunFiles:
         self.result: Result = {
             "status": Status.RUNNING,
             "overrides": [f"{key}={value}" for key, value in _leaves(config)],
-            "config": {key: value for key, value in config.items()},
+            "config": dict(config),
             "metrics": {},
             "data": {"name": str(named["name"])},
             **environment(),
@@ -68,6 +68,7 @@ class RunFiles:
             raise UserError(f"config: {error}") from error
         self.step, self.epoch = 0, 0
         self._next = ORDER[0]
+        self._norm = torch.tensor(torch.nan)  # of this step's gradient, on its device
         self._rows: list[Tensor] = []  # (loss, accuracy, gradient norm) of steps on the device
         self._values = np.empty((0, 3), np.float32)  # the same of earlier steps of this epoch
         self._lrs: list[float] = []

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from cifarbn.cli.command_line import friendly_errors
+from cifarbn.durable import check_regular_file, replace_file
 from cifarbn.errors import UserError
 from cifarbn.formatting import text_row
-from cifarbn.runs.durable import check_regular_file, replace_file
 from cifarbn.runs.load import TrainedModel, load
 from cifarbn.runs.transform import Transform
 from cifarbn.runs.untrusted import clean

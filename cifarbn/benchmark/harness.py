@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from cifarbn.durable import replace_file
 from cifarbn.formatting import number, text_table
-from cifarbn.runs.durable import replace_file
 
 Results = dict[str, Any]
 

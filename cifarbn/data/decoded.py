@@ -14,6 +14,7 @@ from tqdm import tqdm
 from cifarbn.data.class_folders import ClassFolders
 from cifarbn.data.image_files import read_image
 from cifarbn.data.images import Images
+from cifarbn.durable import sync_file
 from cifarbn.errors import UserError
 
 _FORMAT = 2  # of the cached arrays; raise it when `read_image` changes
@@ -110,9 +111,8 @@ def _store(file: Path, pixels: np.ndarray) -> None:
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:
             try:
                 np.savez(scratch, pixels=pixels)
-                scratch.flush()
-                os.fsync(scratch.fileno())
                 scratch.close()
+                sync_file(Path(scratch.name))
                 os.replace(scratch.name, file)
             finally:
                 Path(scratch.name).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cifarbn.durable import sync_file
 from cifarbn.errors import UserError
 
 _TIMEOUT = 30.0  # seconds without data from the server
@@ -257,8 +258,7 @@ def _fetch(url: str, target: Path, label: str) -> None:
             while chunk := response.read(1 << 20):
                 file.write(chunk)
                 bar.update(len(chunk))
-        file.flush()
-        os.fsync(file.fileno())
+    sync_file(target)
 
 
 def _unpack(archive: Path, folder: Path, prefix: str, md5s: Mapping[str, str]) -> None:
@@ -269,10 +269,8 @@ def _unpack(archive: Path, folder: Path, prefix: str, md5s: Mapping[str, str]) -
             member = tar.extractfile(f"{prefix}/{name}")
             content = member.read() if member else b""
             _check_md5(f"{name} in the archive", content, md5)
-            with (folder / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            (folder / name).write_bytes(content)
+            sync_file(folder / name)
 
 
 def _publish(unpacked: Path, folder: Path) -> None:

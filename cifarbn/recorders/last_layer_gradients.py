@@ -10,10 +10,10 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cifarbn.durable import sync_file, temporary_path
 from cifarbn.errors import UserError
 from cifarbn.recorders.recorder import Recorder
 from cifarbn.recorders.training import Training
-from cifarbn.runs.durable import sync_file, temporary_path
 from cifarbn.runs.measures import Key, LastLayerKeys
 from cifarbn.runs.schema import RAW_GRADIENTS
 from cifarbn.smoothness.differences import GradientDifferences

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 
+from cifarbn.durable import replace_file
 from cifarbn.errors import FolderLost
 from cifarbn.recorders.recorder import Recorder
 from cifarbn.recorders.training import LightningTraining
-from cifarbn.runs.durable import replace_file
 from cifarbn.runs.schema import RECORDINGS
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cifarbn.durable import check_regular_file
 from cifarbn.errors import UserError
 from cifarbn.report.probe_curves import probe_bands
-from cifarbn.runs.durable import check_regular_file
 from cifarbn.runs.measures import (
     AXES,
     TABLES,

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifarbn.durable import replace_file, temporary_path
 from cifarbn.errors import UserError
 from cifarbn.figures import STYLES, save, using
 from cifarbn.report import against_key, curves, features, mistakes, smoothness, structure, table
@@ -12,7 +13,6 @@ from cifarbn.report.escape import csv_file
 from cifarbn.report.gather import RunSet
 from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.section import Drawing, MakeSection, Options, Section
-from cifarbn.runs.durable import replace_file, temporary_path
 
 SECTIONS: tuple[MakeSection, ...] = (
     against_key.against_key,

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from cifarbn.durable import check_regular_file, naming, replace_file, sha256, sync_folder, temporary_path
 from cifarbn.errors import UserError
-from cifarbn.runs.durable import check_regular_file, naming, replace_file, sha256, sync_folder, temporary_path
 from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.runs.schema import CHECKPOINT, METRICS
 

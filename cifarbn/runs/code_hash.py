@@ -23,7 +23,17 @@ ROOTS = tuple(
 NOT_COMPUTING = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        *("cli", "errors", "figures", "runs", "fast.cores", "fast.threads", "training.loggers", "training.lost_parent"),
+        *(
+            "cli",
+            "durable",
+            "errors",
+            "figures",
+            "runs",
+            "fast.cores",
+            "fast.threads",
+            "training.loggers",
+            "training.lost_parent",
+        ),
         "training.preflight",
         *(f"training.callbacks.{name}" for name in ("progress", "resume_checkpoint", "thread_watch", "timing")),
     )

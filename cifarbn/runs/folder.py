@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from cifarbn.durable import replace_file, temporary_path
 from cifarbn.errors import (
     Diverged,
     FolderLost,
@@ -30,7 +31,6 @@ from cifarbn.errors import (
     without_folders,
 )
 from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_intact
-from cifarbn.runs.durable import replace_file, temporary_path
 from cifarbn.runs.identity import Role, differences, experiment, role_of
 from cifarbn.runs.locks import Held, Lock, OpenPath, is_held
 from cifarbn.runs.longer import LENGTH, check_longer, shorter_run, why_not_longer

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cifarbn.durable import replace_file, sha256
 from cifarbn.errors import UserError
-from cifarbn.runs.durable import replace_file, sha256
 from cifarbn.runs.schema import METRICS, RECORDINGS, RESULT, Result, check_result
 
 

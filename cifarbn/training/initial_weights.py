@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cifarbn.durable import sha256
 from cifarbn.errors import UserError
-from cifarbn.runs.durable import sha256
 from cifarbn.runs.load import read_weights
 from cifarbn.runs.schema import CHECKPOINT, RESULT, Status
 from cifarbn.runs.untrusted import stored_result

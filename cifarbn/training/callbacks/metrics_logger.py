@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from cifarbn.durable import naming, replace_file, sync_file
 from cifarbn.errors import Diverged, FolderLost
-from cifarbn.runs.durable import naming, replace_file, sync_file
 from cifarbn.runs.old_names import METRICS_STATE
 from cifarbn.runs.schema import COLUMNS, METRICS
 from cifarbn.training.callbacks.host_copy import HostCopy

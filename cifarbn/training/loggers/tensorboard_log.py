@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
-from cifarbn.runs.durable import naming
+from cifarbn.durable import naming
 from cifarbn.runs.identity import identifies, key_of
 from cifarbn.training.loggers.run_logger import RunLogger
 

@@ -2,7 +2,9 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from torch import nn
 
 from cifarbn.cli.composition import CONF
@@ -71,6 +73,15 @@ def test_an_experiment_keeps_its_other_settings(capsys):
     assert cfg.model == {"_target_": "a.B"}
     assert cfg.optim == config("experiment=course_report/vgg_a_bn").optim
     assert "_target_" not in capsys.readouterr().err
+
+
+def test_a_target_can_be_swept(tmp_path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader, search = GlobalHydra.instance().config_loader(), ["model._target_=a.B,a.C", "optim._target_=a.D,a.E"]
+        cfg = loader.load_configuration("train", search, RunMode.MULTIRUN)
+        assert cfg.hydra.overrides.task == search
+        with pytest.raises(UserError, match="model needs model._target_"):
+            loader.load_configuration("train", ["model=custom", "optim._target_=a.D,a.E"], RunMode.MULTIRUN)
 
 
 @pytest.mark.parametrize("group", GROUPS)

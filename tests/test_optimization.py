@@ -75,6 +75,18 @@ def test_every_optimizer_of_torch_works_or_is_an_error_before_the_first_step(nam
         assert len(fit(optim)) == 6
 
 
+class NoRate(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+
+def test_an_optimizer_whose_groups_have_no_learning_rate_is_an_error():
+    with pytest.raises(
+        UserError, match="^optim: the parameter groups of NoRate have no 'lr'.*add 'lr' to the defaults"
+    ):
+        fit({"_target_": "test_optimization.NoRate"})
+
+
 SCHEDULES = {
     "LambdaLR": {"lr_lambda": {"_target_": "builtins.pow", "_partial_": True, "_args_": [0.5]}},
     "MultiplicativeLR": {"lr_lambda": {"_target_": "builtins.pow", "_partial_": True, "_args_": [0.5]}},

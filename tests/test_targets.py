@@ -80,6 +80,14 @@ def test_a_partial_may_lack_arguments_but_not_have_unknown_ones():
         build("optim", {"_target_": "torch.optim.SGD", "_partial_": True, "speed": 1})
 
 
+def test_an_optimizer_without_a_learning_rate_names_the_key_to_leave_out():
+    config = {"_target_": "own_models.Net", "_partial_": True, "lr": 1e-3}
+    with pytest.raises(
+        UserError, match=r"unexpected keyword argument 'lr'.*depth\. Leave out optim\.lr with ~optim\.lr$"
+    ):
+        build("optim", config)
+
+
 def test_a_loss_may_be_a_partial_function():
     with pytest.raises(UserError, match="loss missing a required argument: 'logits'.* add loss._partial_=true"):
         build_loss({"_target_": "own_models.loss"})

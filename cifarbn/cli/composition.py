@@ -130,7 +130,7 @@ class Loader(ConfigLoaderImpl):
         except (YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read a config file: {' '.join(str(error).split())}") from error
         check_values(self._overrides, self._defaults, cfg, groups)
-        check_whole(cfg)
+        check_whole(cfg, {each.key_or_group for each in self._overrides if each.is_sweep_override()})
         note_unused_layers(self._overrides, cfg)
         if typed != overrides:  # the run folder is named after what the user has typed
             cfg.hydra.overrides.task = [line for line in typed if line not in cfg.hydra.overrides.hydra]
@@ -299,8 +299,12 @@ def _select(config: DictConfig, key: str) -> Any:
         return None
 
 
-def check_whole(cfg: DictConfig) -> None:
+def check_whole(cfg: DictConfig, swept: Collection[str] = ()) -> None:
     """Check that a config has everything a run needs and nothing that no code reads.
+
+    Args:
+        cfg: the config of a run, or that of a sweep, which lacks the values of the keys in `swept`.
+        swept: keys with several values on the command line.
 
     Raises:
         UserError: if a key is missing, unknown or out of range; the message names it.
@@ -320,7 +324,7 @@ def check_whole(cfg: DictConfig) -> None:
             continue
         if key not in raw:
             raise UserError(f"a run needs {key}; remove ~{key}, or choose an option: {key}=OPTION")
-        if key in groups and key not in ("record", "trainer"):
+        if key in groups and key not in ("record", "trainer") and f"{key}._target_" not in swept:
             _check_target(key, raw[key])
     if not isinstance(cfg.hydra.verbose, (bool, str, ListConfig)):
         raise UserError(f"hydra.verbose={cfg.hydra.verbose}: hydra.verbose takes true, false or the names of loggers")

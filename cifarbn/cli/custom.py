@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
 
-CUSTOM = "custom"
+from cifarbn.runs.identity import CUSTOM
+
 GROUPS = ("model", "optim", "loss", "schedule", "norm", "activation")  # groups with this option
 
 

@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from cifarbn.cli.custom import CUSTOM, GROUPS
+from cifarbn.cli.custom import GROUPS
 from cifarbn.cli.errors import instantiation_errors
 from cifarbn.errors import UserError
+from cifarbn.runs.identity import CUSTOM
 
 
 def build(key: str, config: Mapping[str, Any]) -> Any:
@@ -147,6 +148,8 @@ def _hint(key: str, target: Any, error: TypeError) -> str:
     group = key.rpartition(".")[2]
     if key == "loss" and not isinstance(target, type) and "missing" in str(error):
         return ". For a function of (logits, labels), add loss._partial_=true"
+    if group == "optim" and "unexpected keyword argument 'lr'" in str(error):
+        return ". Leave out optim.lr with ~optim.lr"
     if group in GROUPS and "unexpected" in str(error):
         return f". {group}={CUSTOM} passes only the arguments that you set"
     return ""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 LONGEST_NAME = 120
 _QUOTES = "'\""
 SEED = "seed"  # also nested, as data.seed
+CUSTOM = "custom"  # the option of a config group that builds a class of the user's own
 
 
 class Role(Enum):

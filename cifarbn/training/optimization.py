@@ -23,12 +23,18 @@ def make_optimizer(factory: OptimizerFactory, parameters: Iterable[nn.Parameter]
     """Create the optimizer of these parameters.
 
     Raises:
-        UserError: if the factory raises an error, or the optimizer computes the loss several times in a step.
+        UserError: if the factory raises an error, or the optimizer has no learning rate or computes the loss several
+            times in a step.
     """
     with _named("optim", factory):
         optimizer = factory(parameters)
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optim: {_name(factory)} returns a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise UserError(
+            f"optim: the parameter groups of {type(optimizer).__name__} have no 'lr', which the schedule changes and "
+            "metrics.csv records; add 'lr' to the defaults that its constructor passes to torch.optim.Optimizer"
+        )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(

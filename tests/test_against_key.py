@@ -48,6 +48,19 @@ def test_other_differences_between_the_runs_of_a_point_are_stated(sweep):
     assert "also differ in optim.lr." in drawing.caption and "Validation accuracy" in drawing.caption
 
 
+def test_arguments_of_a_class_that_differ_within_a_point_are_stated(tmp_path):
+    for width, accuracy in ((4, 0.5), (8, 0.7)):
+        model = {"_target_": "my.Net", "width": width}
+        overrides = ("model=custom", "model._target_=my.Net", f"model.width={width}")
+        make_run(tmp_path, *overrides, accuracy=accuracy, config={"model": model})
+    make_run(tmp_path, "model=vgg_a", accuracy=0.6)
+    section = against_key(gather(tmp_path), Options(x="model"))
+    (drawing,) = section.drawings
+    assert {row["model"]: row["mean"] for row in table(section)} == {"Net": "0.6", "vgg_a": "0.6"}
+    assert drawing.caption.endswith("The runs of a point also differ in model.width.")
+    assert not drawing.figure.legends, "there is one line"
+
+
 def test_a_smoothness_measure_is_its_median_over_steps(tmp_path):
     for model, scale in (("vgg_a", 6.0), ("vgg_a_bn", 2.0)):
         write_run(tmp_path, model, 0.001, scale=scale)

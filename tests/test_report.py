@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -166,6 +167,45 @@ def test_labels_are_unique():
     assert len(set(labels)) == 4 and all(labels)
 
 
+NET, OTHER = "model._target_=my.Net", "model._target_=my.Other"
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ([[NET], [OTHER]], ["Net", "Other"]),
+        ([["model=custom", NET], ["model=vgg_a"]], ["Net", "vgg_a"]),
+        ([[NET], ["model._target_=their.Net"]], ["my.Net", "their.Net"]),
+        # Of the arguments, those that differ between groups of one class, or between classes that have them.
+        (
+            [[NET, "model.width=8"], [NET, "model.width=16"], [OTHER, "model.hidden=4"]],
+            ["Net, width 8", "Net, width 16", "Other"],
+        ),
+        ([[NET, "model.width=8"], [OTHER, "model.width=16"]], ["Net, width 8", "Other, width 16"]),
+        ([["optim._target_=my.Optimizer", "~optim.lr"], ["optim=sgd", "optim.lr=0.1"]], ["Optimizer", "sgd, lr 0.1"]),
+        ([["loss._target_=my.loss", "loss._partial_=true"], ["loss=mse"]], ["loss", "mse"]),
+        ([["data.dataset._target_=my.A"], ["data.dataset._target_=my.B"]], ["dataset A", "dataset B"]),
+    ],
+)
+def test_a_class_of_the_users_is_labelled_by_its_name(overrides, expected):
+    configs = [{"model": {"_target_": "cifarbn.models.VGG"}, "loss": {"_target_": "torch.nn.MSELoss"}}] * len(overrides)
+    configs = [
+        config
+        | {
+            group.partition("._target_=")[0]: {"_target_": group.partition("=")[2]}
+            for group in o
+            if "_target_" in group
+        }
+        for config, o in zip(configs, overrides, strict=True)
+    ]
+    assert named(*overrides, configs=configs)[0] == expected
+
+
+def test_groups_that_differ_in_a_class_of_the_config_are_labelled_by_it():
+    optim = [{"_target_": "torch.optim.Adam", "_partial_": True}, {"_target_": "torch.optim.AdamW"}]
+    assert named(["model=a"], ["model=a"], configs=[{"optim": each} for each in optim])[0] == ["Adam", "AdamW"]
+
+
 def test_a_single_group():
     assert named(["model=a", "seed=0"]) == (["all runs"], {"model": "a"})
 
@@ -269,7 +309,7 @@ def test_runs_of_several_folders_are_compared_and_not_merged(tmp_path):
     for name, accuracies in (("before", (0.5, 0.6)), ("after", (0.7, 0.8))):
         for seed, accuracy in enumerate(accuracies):
             make_run(tmp_path / name, "optim.lr=0.1", f"seed={seed}", accuracy=accuracy)
-        make_run(tmp_path / name, "optim.lr=0.2", accuracy=0.1)
+        make_run(tmp_path / name, "optim.lr=0.2", accuracy=0.1, seconds={"train": accuracies[0]})
     sweep = gather(tmp_path / "before", tmp_path / "after")
     groups = {group.label: group.metric("test/acc") for group in sweep.groups}
     assert groups == {
@@ -279,6 +319,21 @@ def test_runs_of_several_folders_are_compared_and_not_merged(tmp_path):
     assert not sweep.excluded
     (merged, _) = gather(tmp_path).groups
     assert merged.label == "lr 0.1" and len(merged.runs) == 2, "the parent folder is one sweep, with each seed once"
+
+
+def test_a_copy_of_a_run_is_excluded_and_the_one_with_a_checkpoint_included(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / "a.record", f"seed={seed}")
+    shutil.copytree(tmp_path / "a.record", tmp_path / "b")
+    (tmp_path / "b" / "seed=1" / "last.ckpt").touch()
+    copy = "same experiment and seed as {}, which is included instead"
+    for folders in ([tmp_path / "a.record", tmp_path / "b"], [tmp_path]):
+        sweep = gather(*folders)
+        assert [run.name for group in sweep.groups for run in group.runs] == ["a.record/seed=0", "b/seed=1"]
+        assert {run: reason for run, _, reason in sweep.excluded} == {
+            "b/seed=0": copy.format("a.record/seed=0"),
+            "a.record/seed=1": copy.format("b/seed=1"),
+        }
 
 
 # The table.

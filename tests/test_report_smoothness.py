@@ -346,12 +346,15 @@ def test_smoothness_csv_has_step_rate_norm_measure_and_value(sweep):
     assert {r["source"] for r in rows} == origins
 
 
-def test_dead_and_diverged_runs_are_excluded_from_bands_and_named(sweep):
+def test_dead_and_diverged_runs_are_excluded_from_bands(sweep):
+    note = "Runs that are excluded from all means are also excluded from all bands."
+    assert note not in smoothness(gather(sweep), Options()).text
     write_run(sweep, "vgg_a", 0.004, loss=2.3026, steps=150)
     write_run(sweep, "vgg_a", 0.008, status="diverged")
-    section = smoothness(gather(sweep), Options())
-    assert "optim.lr=0.004,seed=0 (dead since step 0" in section.text
-    assert "optim.lr=0.008,seed=0 (diverged" in section.text
+    runs = gather(sweep)
+    assert [reason.partition(" ")[0] for _, _, reason in runs.excluded] == ["dead", "diverged:"]
+    section = smoothness(runs, Options())
+    assert section.text.endswith(note)
     probed = [drawing.name for drawing in section.drawings if "along-gradient" in drawing.name]
     assert probed == ["along-gradient-lr-0.001", "along-gradient-lr-0.002"]
 

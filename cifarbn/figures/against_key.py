@@ -21,7 +21,7 @@ def against_key(
     """Draw a metric against the values of a config key, one line per group: mean, minimum and maximum over runs.
 
     Args:
-        values: group -> value of the key -> the metric of each of its runs.
+        values: group -> value of the key -> the metric of each of its runs. One group "" has no legend.
         key: label of the horizontal axis. Its axis is numeric if all values are numbers, else categorical.
         label: of the vertical axis.
         title: of the figure.

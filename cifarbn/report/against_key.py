@@ -11,14 +11,15 @@ from cifarbn import figures
 from cifarbn.errors import UserError
 from cifarbn.report.captions import accuracy
 from cifarbn.report.gather import RunRecord, RunSet
-from cifarbn.report.labels import UNNAMED, leaves, overrides_of, short
+from cifarbn.report.labels import TARGET, UNNAMED, class_name, leaves, of_readers, overrides_of, short
 from cifarbn.report.section import Drawing, Options, Section
-from cifarbn.runs.identity import SEED
+from cifarbn.runs.identity import CUSTOM, SEED
 from cifarbn.runs.measures import MEASURES, curves
 
 Values = dict[str, dict[str, list[tuple[RunRecord, float]]]]
 """Line -> value of the horizontal key -> each run with its metric."""
 
+ALL = "all runs"  # the line of a figure without --group
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 QUANTITIES = {"acc": "accuracy", "loss": "loss"}
 
@@ -57,7 +58,7 @@ def resolve_key(name: str, runs: Sequence[RunRecord]) -> str:
         UserError: if there is no such key, or several.
     """
     keys = {key: None for run in runs for key in (*overrides_of(run.result), *dict(leaves(run.config)), SEED)}
-    groups = {key.partition(".")[0] for key in keys if key.endswith("._target_") and key.count(".") == 1}
+    groups = {key.partition(".")[0] for key in keys if key.endswith(TARGET) and key.count(".") == 1}
     if name in keys or name in groups:
         return name
     matches = [key for key in keys if key.rpartition(".")[2] == name]
@@ -65,7 +66,7 @@ def resolve_key(name: str, runs: Sequence[RunRecord]) -> str:
         return matches[0]
     if matches:
         raise UserError(f"the key {name!r} is ambiguous; use one of {', '.join(sorted(matches))}")
-    varying = [key for key in keys if len({value_of(run, key) for run in runs}) > 1 and "._target_" not in key]
+    varying = [key for key in of_readers(keys) if len({value_of(run, key) for run in runs}) > 1]
     raise UserError(
         f"no run has the key {name!r}; the keys that differ between runs are {', '.join(varying) or 'none'}"
     )
@@ -76,8 +77,8 @@ def value_of(run: RunRecord, key: str) -> str:
     config = dict(leaves(run.config))
     if key == SEED:
         return short(run.seed)
-    target = config.get(f"{key}._target_", "none").rpartition(".")[2]
-    return overrides_of(run.result).get(key, config.get(key, target))
+    option = overrides_of(run.result).get(key, config.get(key, CUSTOM))
+    return class_name(config.get(f"{key}{TARGET}", "none")) if option == CUSTOM else option
 
 
 def metric_of(run: RunRecord, name: str) -> float | None:
@@ -93,7 +94,7 @@ def metric_of(run: RunRecord, name: str) -> float | None:
 
 def _line(run: RunRecord, group: str | None) -> str:
     value = value_of(run, group) if group else ""
-    return ": ".join(part for part in (run.root, value) if part) or "all runs"
+    return ": ".join(part for part in (run.root, value) if part) or ALL
 
 
 def _sorted(by_x: Mapping[str, list[tuple[RunRecord, float]]]) -> dict[str, list[tuple[RunRecord, float]]]:
@@ -111,7 +112,8 @@ def _drawing(values: Values, x: str, group: str | None, metric: str, data: str) 
     unit = next((f" ({measure.unit})" for measure in MEASURES if measure.name == metric), "")
     numbers = {line: {at: [value for _, value in runs] for at, runs in by_x.items()} for line, by_x in values.items()}
     heading = f"{title.capitalize()} against {x} ({data})"
-    figure = figures.against_key(numbers, x, f"{title}{unit}", heading, percent=percent)
+    lines = {"" if line == ALL else line: by_x for line, by_x in numbers.items()}
+    figure = figures.against_key(lines, x, f"{title}{unit}", heading, percent=percent)
     counts = sorted({len(runs) for by_x in values.values() for runs in by_x.values()})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     caption = f"{title.capitalize()} against {x}" + (f", one line for each value of {group}" if group else "")
@@ -137,10 +139,9 @@ def _other_differences(values: Values, keys: set[str]) -> list[str]:
         for runs in by_x.values():
             configs = [dict(leaves(run.config)) for run, _ in runs]
             for key in dict.fromkeys(key for config in configs for key in config):
-                within = any(key == name or key.startswith(f"{name}.") for name in keys)
-                if not within and key not in UNNAMED and len({config.get(key) for config in configs}) > 1:
+                if key not in (*keys, *UNNAMED) and len({config.get(key) for config in configs}) > 1:
                     differing[key] = None
-    return list(differing)
+    return of_readers(differing)
 
 
 def _as_csv(by_data: Mapping[str, Values], x: str, group: str | None, metric: str) -> str:

@@ -20,7 +20,7 @@ class Family:
         norm: class of its normalisation layers, such as BatchNorm2d; Identity for none.
         rest: folder and config without seed, learning rate and normalisation, as JSON; equal in a pair of families.
         runs: learning rate -> included runs, by seed.
-        excluded: name of a run -> why it is excluded from all figures.
+        excluded: names of the runs that are excluded from all figures.
         data: name of its data set.
     """
 
@@ -28,7 +28,7 @@ class Family:
     norm: str = ""
     rest: str = ""
     runs: dict[str, list[RunRecord]] = field(default_factory=dict)
-    excluded: dict[str, str] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
     data: str = ""
 
     def each(self) -> list[tuple[str, RunRecord]]:
@@ -71,7 +71,7 @@ def find_families(sweep: RunSet) -> list[Family]:
         family = Family(labels[key], norm, rest, data=runs[0].data)
         for run in sorted(runs, key=lambda run: (run.config["optim"]["lr"], run.seed or 0)):
             if run.exclusion_reason:
-                family.excluded[run.name] = run.exclusion_reason
+                family.excluded.append(run.name)
             else:
                 family.runs.setdefault(short(run.config["optim"]["lr"]), []).append(run)
         families.append(family)

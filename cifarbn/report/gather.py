@@ -20,6 +20,7 @@ from cifarbn.runs.measures import Key
 from cifarbn.runs.old_names import modern_config, modern_override
 from cifarbn.runs.result_file import check_unchanged
 from cifarbn.runs.schema import (
+    CHECKPOINT,
     COLUMNS,
     EPOCH_COLUMNS,
     METRICS,
@@ -237,7 +238,8 @@ def gather(*roots: Path) -> RunSet:
     if not by_config:
         problems = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
         raise UserError(f"{problems}. `python -m cifarbn.train` creates run folders under multirun_outputs/")
-    members = {key: _once_each(runs) for key, runs in by_config.items()}
+    originals = _originals([run for runs in by_config.values() for run in runs])
+    members = {key: _once_each(runs, originals) for key, runs in by_config.items()}
     labels, same = name_groups_of_folders({key: runs[0].result for key, runs in members.items()})
     groups = [
         Group(
@@ -322,16 +324,35 @@ def _identity(node: Any, prefix: str = "") -> Any:
         return node
 
 
-def _once_each(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return the runs of one experiment by seed; repeated runs of a seed refer to the first, which is included."""
+def _originals(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return result -> name of the run that is included of all copies of one run, preferably one with a checkpoint."""
+    names: dict[str, str] = {}
+    for run in sorted(runs, key=_has_no_checkpoint):
+        names.setdefault(_content(run), run.name)
+    return names
+
+
+def _once_each(runs: Sequence[RunRecord], originals: Mapping[str, str]) -> list[RunRecord]:
+    """Return the runs of one experiment by seed; repeated runs of a seed, and copies, refer to the included one."""
     included: dict[int, str] = {}
     runs_by_seed = []
-    for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name)):
-        if run.seed is not None and not run.exclusion_reason:
-            first = included.setdefault(run.seed, run.name)
+    for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, _has_no_checkpoint(run), run.name)):
+        if not run.exclusion_reason:
+            first = originals[_content(run)]
+            if first == run.name and run.seed is not None:
+                first = included.setdefault(run.seed, run.name)
             run = run if first == run.name else replace(run, same_as=first, faults=[])
         runs_by_seed.append(run)
     return runs_by_seed
+
+
+def _has_no_checkpoint(run: RunRecord) -> bool:
+    return not (run.folder / CHECKPOINT).exists()
+
+
+def _content(run: RunRecord) -> str:
+    """Return the run's result as text, which only copies of it share; without measured seconds, its name instead."""
+    return json.dumps(run.result, sort_keys=True) if run.result.get("seconds") else run.name
 
 
 def _rank(group: Group) -> tuple[bool, str, float, str]:

@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cifarbn.errors import without_folders
-from cifarbn.runs.identity import EXECUTION_KEYS, SEED, Tag, keys_with
+from cifarbn.runs.identity import CUSTOM, EXECUTION_KEYS, SEED, Tag, keys_with
 from cifarbn.runs.schema import Result
 
 UNNAMED = (*EXECUTION_KEYS, SEED, *keys_with(Tag.NOTE))
@@ -14,14 +14,16 @@ UNNAMED = (*EXECUTION_KEYS, SEED, *keys_with(Tag.NOTE))
 CHOICES_THAT_NAME_THEMSELVES = keys_with(Tag.CHOICE)
 
 LONGEST_VALUE = 100  # characters
+TARGET = "._target_"  # ends the key of the class that a config group is built from
 
 
 def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
     """Return a unique label for each of several groups, given the result of one run of each.
 
     A label holds the overrides that differ between groups: `model=vgg_a optim.lr=1e-3` becomes "vgg_a, lr 0.001".
-    Overrides implied by the experiment name are omitted from the label. If two labels are equal, the config keys that
-    differ between their groups are appended.
+    Overrides implied by the experiment name are omitted from the label. `model._target_=package.Model` becomes "Model";
+    of its arguments, those that all groups with this class share are omitted. If two labels are equal, the config keys
+    that differ between their groups are appended.
 
     Returns:
         The labels, and override -> value for those overrides that are the same in all groups.
@@ -35,8 +37,12 @@ def name_groups(results: Sequence[Result]) -> tuple[list[str], dict[str, str]]:
         for by_key, config in zip(overrides, configs, strict=True)
     ]
     differing = [key for key in keys if len({group.get(key) for group in values}) > 1]
-    telling = [key for key in differing if key == "experiment" or not _follows_from_experiment(key, values)]
-    names = [_label({key: group[key] for key in telling if key in group}) for group in values]
+    telling = [
+        key
+        for key in differing
+        if key == "experiment" or not (_follows_from_experiment(key, values) or _follows_from_class(key, values))
+    ]
+    names = _labels([{key: group[key] for key in telling if key in group} for group in values])
     same = {key: values[0][key] for key in keys if key not in differing}
     return _tell_apart(names, configs), same
 
@@ -76,9 +82,20 @@ def short(value: Any) -> str:
 
 
 def overrides_of(result: Result) -> dict[str, str]:
-    """Return override -> formatted value, without the seed and overrides that do not define the experiment."""
-    pairs = (override.lstrip("+~").partition("=") for override in result.get("overrides", []))
+    """Return override -> formatted value, without the seed, deleted keys and overrides that define no experiment."""
+    pairs = (each.lstrip("+").partition("=") for each in result.get("overrides", []) if not each.startswith("~"))
     return {key: short(value) for key, _, value in pairs if key not in UNNAMED}
+
+
+def of_readers(keys: Iterable[str]) -> list[str]:
+    """Return keys as a reader knows them: "model" for "model._target_", and no other key of Hydra's, as `_partial_`."""
+    named = (key.removesuffix(TARGET) for key in keys)
+    return [key for key in dict.fromkeys(named) if not _is_hydras(key)]
+
+
+def class_name(target: str) -> str:
+    """Return the last part of a dotted name: "Adam" for "torch.optim.Adam"."""
+    return target.rpartition(".")[2]
 
 
 def _follows_from_experiment(key: str, groups: Sequence[Mapping[str, str]]) -> bool:
@@ -86,6 +103,41 @@ def _follows_from_experiment(key: str, groups: Sequence[Mapping[str, str]]) -> b
     pairs = {(group.get("experiment"), group.get(key)) for group in groups}
     experiments = {experiment for experiment, _ in pairs}
     return None not in experiments and len(pairs) == len(experiments)
+
+
+def _follows_from_class(key: str, groups: Sequence[Mapping[str, str]]) -> bool:
+    """Return whether a key is an argument of the user's own classes, which only groups with these classes have.
+
+    If its value differs between groups, it does not follow.
+    """
+    choice, dot, _ = key.partition(".")
+    target = f"{choice}{TARGET}"
+    having = [group for group in groups if key in group]
+    own = dot and key != target and all(target in group and group.get(choice, CUSTOM) == CUSTOM for group in having)
+    classes = {group.get(target) for group in having} & {group.get(target) for group in groups if key not in group}
+    return bool(own) and not classes and len({group[key] for group in having}) == 1
+
+
+def _labels(groups: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a label of each group's values; classes of the same name keep their full names."""
+    targets = {value for group in groups for key, value in group.items() if key.endswith(TARGET)}
+    count = Counter(map(class_name, targets))
+    names = {target: class_name(target) if count[class_name(target)] == 1 else target for target in targets}
+    return [_label(_readable(group, names)) for group in groups]
+
+
+def _readable(group: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Return the values without keys of Hydra's: {"model": "Net"} for {"model._target_": "package.Net"}."""
+    values = {key: value for key, value in group.items() if not _is_hydras(key)}
+    for key in (key for key in group if key.endswith(TARGET)):
+        choice = key.removesuffix(TARGET)
+        if values.get(choice, CUSTOM) == CUSTOM:  # the name of any other option is clearer than that of its class
+            values[choice] = names[group[key]]
+    return dict(sorted(values.items(), key=lambda item: ("." in item[0], item[0])))
+
+
+def _is_hydras(key: str) -> bool:
+    return class_name(key) in ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
 def _label(values: Mapping[str, str]) -> str:
@@ -109,11 +161,13 @@ def _tell_apart(names: list[str], configs: list[dict[str, str]]) -> list[str]:
         alike = [i for i, other in enumerate(names) if other == name]
         keys = sorted({key for i in alike for key in configs[i]} - set(UNNAMED))
         differing = [key for key in keys if len({configs[i].get(key) for i in alike}) > 1]
-        for i in alike:
-            unique[i] = ", ".join(part for part in (name, _label(_some(configs[i], differing))) if part)
+        labels = _labels([_some(configs[i], differing) for i in alike])
+        for i, label in zip(alike, labels, strict=True):
+            unique[i] = ", ".join(part for part in (name, label) if part)
     if len(unique) == 1:
         return [unique[0] or "all runs"]
-    return [name or "defaults" for name in unique] if len(set(unique)) == len(unique) else _number(unique)
+    unique = [name or "defaults" for name in unique]
+    return unique if len(set(unique)) == len(unique) else _number(unique)
 
 
 def _some(config: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:

@@ -43,13 +43,13 @@ def smoothness(sweep: RunSet, options: Options) -> Section | None:
         alike = [family for family in families if family.data == data]
         own = _drawings(alike, measured, [pair for pair in pairs if pair[0].data == data])
         drawings += own if len(sets) == 1 else [replace(d, name=f"{d.name}-{data}") for d in own]
-    excluded = {name: why for family in everyone for name, why in family.excluded.items()}
-    text = "Definitions of smoothness from several publications, and control measures, on the same runs. "
-    text += "Excluded from all bands: " + "; ".join(f"{n} ({w})" for n, w in excluded.items()) + "." if excluded else ""
+    text = "Definitions of smoothness from several publications, and control measures, on the same runs."
+    if any(family.excluded for family in everyone):
+        text += " Runs that are excluded from all means are also excluded from all bands."
     files = {"smoothness.csv": _as_csv(families, measured), "factors.csv": factors.as_csv(pairs)}
     names = {name for own in measured.values() for name in own}
     points = [f"{m.name} ({m.origin}), in {m.unit}: {m.meaning}." for m in MEASURES if m.name in names]
-    return Section("Smoothness", text.strip(), drawings, files, points=points)
+    return Section("Smoothness", text, drawings, files, points=points)
 
 
 def _drawings(

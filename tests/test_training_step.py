@@ -1,13 +1,17 @@
 """The fast training step does not change the model, falls back with a reason, and compiles a batch shape once."""
 
+import contextlib
 import copy
+import signal
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.async_compile import AsyncCompile
 from torch.nn import functional
 
-from cifarbn.fast.graphs import plain_attributes
+from cifarbn.fast.graphs import CapturedStep, plain_attributes
 from cifarbn.fast.training_step import MOST_SHAPES, TrainingStep, contiguous_inputs, one_time_shape
 from cifarbn.training.classifier import accuracy
 
@@ -248,3 +252,113 @@ def test_out_of_memory_frees_the_captured_step():
     step.captured, step.end = True, lambda: setattr(step.model, "free", True)
     take(step, *batch(8))
     assert not step.captured and "memory" in step.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+def test_the_backward_pass_is_compiled_before_it_runs(monkeypatch):
+    events = []
+
+    def compiler(name):
+        return lambda graph, _: events.append(name) or graph.forward
+
+    backend = aot_autograd(fw_compiler=compiler("forward"), bw_compiler=compiler("backward"))
+    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: COMPILE(f, backend=backend, dynamic=dynamic))
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kw: events.append("run") or grad(*args, **kw))
+    take(make_step(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), compile="default"), *batch(8))
+    assert events[events.index("forward") :] == ["forward", "backward", "run"]
+
+
+def test_ctrl_c_during_compilation_ends_the_processes_that_compile(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 2)
+    pool = AsyncCompile.process_pool()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode, dynamic: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_step(compile="default")(*batch(8))
+    assert pool.process.wait(60) == -signal.SIGKILL
+    assert AsyncCompile.process_pool.cache_info().currsize == 0, "the next compilation starts another pool"
+
+
+class FakeGraph:
+    """A stand-in for torch.cuda.CUDAGraph whose replay runs the captured function again, into the same memory."""
+
+    def replay(self):
+        fresh = [(p, p.grad) for p, _ in self.step._gradients]
+        for parameter, _ in fresh:
+            parameter.grad = None
+        with torch.enable_grad():
+            loss, accuracy = self.forward(self.step._inputs, self.step._labels)
+            loss.backward()
+        self.step._outputs.copy_(torch.stack([loss.detach(), accuracy]))
+        for parameter, captured in self.step._gradients:
+            captured.copy_(parameter.grad)
+        for parameter, gradient in fresh:
+            parameter.grad = gradient
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Replace CUDA graphs by `FakeGraph`, and record the streams that are set."""
+    streams, initialize = [], CapturedStep.__init__
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    def capture(step, forward, *args):
+        initialize(step, forward, *args)
+        step._graph.step, step._graph.forward = step, forward
+
+    fakes = {
+        "current_stream": Stream,
+        "Stream": Stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "set_stream": streams.append,
+        "CUDAGraph": FakeGraph,
+        "graph": lambda graph, capture_error_mode: contextlib.nullcontext(),
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(CapturedStep, "__init__", capture)
+    return streams
+
+
+def without_dropout():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+def test_a_captured_step_equals_a_plain_one(streams):
+    captured, plain = (make_step(without_dropout(), graphs=graphs) for graphs in (True, False))
+    for size in (8, 8, 3, 8):
+        results = [take(step, *batch(size)) for step in (captured, plain)]
+        assert results[0][:2] == results[1][:2]
+        assert all(torch.equal(a, b) for a, b in zip(results[0][2], results[1][2], strict=True))
+        assert (captured._attach is None) == (size == 3), "a smaller batch is not captured"
+    assert captured.captured and captured.notes == []
+    for a, b in zip(captured.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    captured.end()
+    assert all(p.grad is None for p in captured.model.parameters())
+
+
+def test_a_capture_that_fails_leaves_the_model_and_the_stream_as_they_were(streams, monkeypatch):
+    @contextlib.contextmanager
+    def failing(graph, capture_error_mode):
+        yield
+        model[1].running_mean.fill_(7)
+        raise RuntimeError("operation failed due to a previous error during capture\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    model, plain = without_dropout(), make_step(without_dropout())
+    step = make_step(model, graphs=True)
+    results = [take(each, *batch(8)) for each in (step, plain)]
+    assert results[0][:2] == results[1][:2] and len(streams) == 1
+    assert step.notes == ["no CUDA graph: operation failed due to a previous error during capture"]
+    assert torch.equal(model[1].running_mean, plain.model[1].running_mean)

@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,16 +62,18 @@ class CapturedStep:
                     current.wait_stream(side)
                 self._graph = torch.cuda.CUDAGraph()
                 _forget_gradients(parameters)
-                # thread_local: other threads, such as a data loader's, may use the device during the capture.
-                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                    loss, accuracy = forward(self._inputs, self._labels)
-                    _backward(loss)
-                    self._outputs = torch.stack([loss.detach().float(), accuracy.float()])
+                try:
+                    # thread_local: other threads, such as a data loader's, may use the device during the capture.
+                    with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                        loss, accuracy = forward(self._inputs, self._labels)
+                        _backward(loss)
+                        self._outputs = torch.stack([loss.detach().float(), accuracy.float()])
+                finally:
+                    torch.cuda.set_stream(current)  # a failed capture leaves its own stream current
                 self._gradients = [(p, p.grad) for p in parameters]
         except (CannotCaptureError, UserError):
             raise
         except Exception as error:
-            torch.cuda.set_stream(current)  # a failed capture leaves its own stream current
             raise CannotCaptureError(str(error).strip().split("\n")[0]) from error
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> LossAndAccuracy:
@@ -127,10 +130,14 @@ def _backward(loss: Tensor) -> None:
         loss.backward()
 
 
-def _uncached_autocast() -> torch.autocast:
-    """Return the current autocast without its cache, which would hold half-precision copies of the current weights."""
-    dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-    return torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)
+def _uncached_autocast() -> AbstractContextManager[object]:
+    """Return the current autocast without its cache, which would hold half-precision copies of the current weights.
+
+    Without autocast nothing is cached, and its state is not changed, since compiled code would be compiled again.
+    """
+    if not torch.is_autocast_enabled("cuda"):
+        return nullcontext()
+    return torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False)
 
 
 def _forget_gradients(parameters: list[nn.Parameter]) -> None:

@@ -2,14 +2,16 @@
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from cifarbn.errors import UserError
 from cifarbn.fast.graphs import CannotCaptureError, CapturedStep, Forward, LossAndAccuracy, plain_attributes
@@ -263,8 +265,11 @@ class TrainingStep:
                 generators = _generators(inputs.device)
                 expected = float(self._forward(inputs, labels)[0].detach())
                 random = generators != _generators(inputs.device)
-            with preserve_state(self._modules):
+            with preserve_state(self._modules), _backward_compiled_with_forward():
                 compiled_loss = self._gradients(compiled, inputs, labels)
+        except KeyboardInterrupt:
+            stop_compile_workers()
+            raise
         except UserError:
             raise
         except Exception as error:
@@ -314,6 +319,28 @@ def one_time_shape() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = measuring
+
+
+def _backward_compiled_with_forward() -> AbstractContextManager[Any]:
+    """Make torch compile the backward pass together with the forward pass, in the main thread.
+
+    By default, the first backward pass compiles it. On a GPU that is a thread of autograd's, for which the main thread
+    waits in C++, so it would not handle Ctrl-C and SIGTERM until the compilation ends.
+    """
+    return functorch_config.patch(force_non_lazy_backward_lowering=True)
+
+
+def stop_compile_workers() -> None:
+    """End the processes that compile kernels, if there are any; the next compilation starts others.
+
+    After Ctrl-C, torch would wait at the exit until they have compiled all kernels of their queue.
+    """
+    if async_compile := sys.modules.get("torch._inductor.async_compile"):
+        for pool in async_compile._pool_set:
+            if process := getattr(pool, "process", None):
+                pool.running = False  # otherwise a thread of torch's logs a warning
+                process.kill()
+        async_compile.after_fork()  # forgets the pools
 
 
 def _generators(device: torch.device) -> list[bytes]:

@@ -115,6 +115,29 @@ def test_tta_has_an_accuracy_of_its_own(tta):
     assert classifier.confusion.trace() == 2
 
 
+class Searched(VGG):
+    """A model that records whether cuDNN would measure its algorithms for a batch."""
+
+    def __init__(self):
+        super().__init__("A", width=1)
+        self.searched = {True: set(), False: set()}
+
+    def forward(self, images):
+        self.searched[self.training].add(torch.backends.cudnn.benchmark)
+        return super().forward(images)
+
+
+def test_cudnn_measures_algorithms_for_training_batches_only(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    classifier = Classifier(Searched(), nn.CrossEntropyLoss(), sgd, num_classes=10, tta="flip")
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = make_trainer(Hardware.choose("cpu", "32-true"), max_epochs=1, **options)
+    data = Shapes(train_size=12, test_size=4, val_size=4, batch_size=4)
+    trainer.fit(classifier, data)
+    trainer.test(classifier, data, verbose=False)
+    assert classifier.net.searched == {True: {True}, False: {False}}
+
+
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.01)
 

@@ -131,6 +131,13 @@ class Classifier(pl.LightningModule):
             rank_zero_only(print)(f"last layer: {name}, the model's last nn.Linear; set model_head to use another one")
         return name
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; without the checks of `nn.Module` for the one that Lightning sets 44 times per step."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits (N, C) of normalised images (N, 3, H, W)."""
         return self.net(images)
@@ -166,7 +173,8 @@ class Classifier(pl.LightningModule):
                 self.confusion_metric = MulticlassConfusionMatrix(logits.shape[1], validate_args=False).to(self.device)
             self.confusion_metric.update(logits, labels)
         if self.tta != "none":
-            logits = tta_logits(self.net, images, logits, self.tta)
+            with one_time_shape():
+                logits = tta_logits(self.net, images, logits, self.tta)
             self._log_accuracy(self.tta, f"test/acc_{self.tta}", logits, labels)
 
     def on_test_epoch_end(self) -> None:
@@ -306,7 +314,7 @@ class Classifier(pl.LightningModule):
             )
         pair = inputs_and_labels(trainer.precision_plugin.convert_input(batch))
         inputs, labels = (each.to(self.device) for each in pair)
-        with trainer.precision_plugin.forward_context():
+        with one_time_shape(), trainer.precision_plugin.forward_context():
             options: dict[str, Any] = {"num_classes": self.num_classes, "tta": self.tta}
             check_model(self.net, self.loss, (inputs, labels), **options)
             batches = int(trainer.num_training_batches)

@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate, to_absolute_path
@@ -66,6 +67,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     else:
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a SLURM task is not a DDP process of this run
     gc.collect()  # in a sweep, free the previous run: a trainer and its parts form reference cycles
+    torch.cuda.empty_cache()  # its CUDA graph had memory of its own, which others could not use
     config = resolved(cfg)
     policy = {"resume": cfg.resume, "retry": cfg.retry, "on_code_change": cfg.on_code_change}
     source, initial = _path(cfg.resume_from), _initial_weights(cfg, config)

@@ -197,6 +197,13 @@ def trainer(**arguments):
     return make_trainer(choose(precision="32-true"), max_epochs=1, logger=False, **arguments)
 
 
+def test_deterministic_algorithms_are_for_one_run_only():
+    trainer(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    trainer()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.fixture
 def in_slurm(monkeypatch):
     """Set the environment of a job of four tasks, in which this process is the third."""

@@ -99,7 +99,7 @@ class MetricsLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Store the norm of the gradient, before clipping."""
-        norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
+        norms = torch._foreach_norm([grad for p in self._parameters if (grad := p.grad) is not None])
         self._buffer[len(self._sizes), NORM] = torch.linalg.vector_norm(torch.stack(norms))
 
     def on_train_batch_end(

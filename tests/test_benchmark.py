@@ -7,8 +7,9 @@ from functools import partial
 
 import processes
 import pytest
+import torch
 
-from cifarbn.benchmark import kills, sweep, threads
+from cifarbn.benchmark import kills, loop, sweep, threads
 from cifarbn.benchmark.__main__ import main
 from cifarbn.benchmark.harness import as_text, in_turn
 from cifarbn.benchmark.step import MODELS, training_flops
@@ -31,6 +32,21 @@ def tiny_model(monkeypatch):
     """The option for a model whose recorders and steps take milliseconds."""
     monkeypatch.setitem(MODELS, "tiny", lambda: VGG("A", width=1))
     return "--model tiny"
+
+
+def test_the_first_step_of_each_batch_size_is_not_measured(monkeypatch):
+    now, sizes, trained = [0.0], [4, 4, 2, 4, 2, 4, 2], set()
+
+    def train_on(images, labels):
+        now[0] += 1.0 if len(labels) in trained else 100.0
+        trained.add(len(labels))
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    batches = [(torch.zeros(size), torch.zeros(size)) for size in sizes]
+    side = loop._Loop(torch.nn.Linear(1, 1), batches, torch.device("cpu"))
+    monkeypatch.setattr(side, "_train_on", train_on)
+    # 4 + 4 + 2 + 4 + 2 images in 5 s, without the first 4 and the first 2; six batches of 4 have 24 images.
+    assert side(6) == 5 * 24 / 16
 
 
 def test_in_turn_alternates_the_sides_after_a_warm_up_round():

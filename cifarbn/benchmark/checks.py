@@ -7,7 +7,10 @@ import argparse
 import contextlib
 import csv
 import io
+import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +103,23 @@ def check_recorders(folder: Path) -> None:
     assert _losses(folder / "all") == _losses(folder / "none")
 
 
+def check_sigterm(folder: Path) -> None:
+    """Check that SIGTERM ends a run within 10 s while it compiles."""
+    caches = {"XDG_CACHE_HOME": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder)}  # nothing is compiled yet
+    overrides = [*SMALL, "model=resnet18", "model.width=8", "trainer.compile=true", f"hydra.run.dir={folder / 'run'}"]
+    command = [sys.executable, "-m", "cifarbn.train", *overrides]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | caches, text=True) as process:
+        assert process.stdout is not None
+        assert any("compiling" in line for line in process.stdout)
+        time.sleep(8)
+        process.terminate()
+        try:
+            code = process.wait(10)
+        finally:
+            process.kill()
+    assert code == 143, code
+
+
 def check_no_waiting(folder: Path) -> None:
     """Check that no step of an epoch, with the default recorders, makes the host wait for the device."""
     pixels = torch.randint(256, (2080, 3, 32, 32), dtype=torch.uint8, device="cuda")
@@ -188,13 +208,14 @@ def all_checks() -> Iterator[tuple[str, Callable[[Path], None]]]:
     for kind, reason in ((_Waits, "synchroniz"), (_Draws, "random"), (_Counts, "attributes")):
         yield f"fallback: {reason}", lambda _, kind=kind, reason=reason: check_fallback(kind, reason)  # type: ignore[misc]
     yield "hooks are called", lambda _: check_hooks()
+    yield "recorders change nothing", check_recorders
     for model in ("resnet18_imagenet", "speednet"):
         yield f"compiled {model}", lambda folder, model=model: check_compiled(model, folder)  # type: ignore[misc]
-    for mode in COMPILE_MODES[1:]:
-        yield f"compiled vgg_a_bn, {mode}", lambda folder, mode=mode: check_compiled("vgg_a_bn", folder, mode)  # type: ignore[misc]
-    yield "recorders change nothing", check_recorders
+    yield "SIGTERM while compiling", check_sigterm
     for choice in choices():
         yield choice, lambda folder, choice=choice: check_choice(choice, folder)  # type: ignore[misc]
+    for mode in COMPILE_MODES[1:]:
+        yield f"compiled vgg_a_bn, {mode}", lambda folder, mode=mode: check_compiled("vgg_a_bn", folder, mode)  # type: ignore[misc]
 
 
 def measure_checks(args: argparse.Namespace) -> Results:

@@ -89,22 +89,33 @@ class _Loop:
     ) -> None:
         self.model, self.loader, self.device, self.step = model, loader, device, step
         self.autocast = (
-            torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else contextlib.nullcontext()
+            torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # as Lightning's
+            if precision == "bf16-mixed"
+            else contextlib.nullcontext()
         )
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
     def __call__(self, steps: int) -> float:
-        """Return the seconds of `steps` steps with full batches, from the images per second after the first step."""
-        start, seen = 0.0, 0
-        for number, (images, labels) in enumerate(islice(self._batches(), steps + 1)):
-            self._train_on(images.to(self.device), labels.to(self.device))
-            if number == 0:
+        """Return the seconds of `steps` steps with full batches, from the images per second.
+
+        The first step of each batch size is left out, as by `Timing`.
+        """
+        seconds, start, seen = 0.0, 0.0, 0
+        sizes: list[int] = []
+        for images, labels in islice(self._batches(), steps + 1):
+            if new := len(labels) not in sizes:
                 wait_for(self.device)
-                start, size = time.perf_counter(), len(labels)
+                seconds += time.perf_counter() - start if sizes else 0.0
+            self._train_on(images.to(self.device), labels.to(self.device))
+            if new:
+                sizes.append(len(labels))
+                wait_for(self.device)
+                start = time.perf_counter()
             else:
                 seen += len(labels)
         wait_for(self.device)
-        return (time.perf_counter() - start) * steps * size / seen
+        seconds += time.perf_counter() - start
+        return seconds * steps * sizes[0] / seen
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for _ in count():

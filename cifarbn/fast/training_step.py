@@ -327,7 +327,8 @@ def _backward_compiled_with_forward() -> AbstractContextManager[Any]:
     By default, the first backward pass compiles it. On a GPU that is a thread of autograd's, for which the main thread
     waits in C++, so it would not handle Ctrl-C and SIGTERM until the compilation ends.
     """
-    return functorch_config.patch(force_non_lazy_backward_lowering=True)
+    option = "force_non_lazy_backward_lowering"  # an option of torch 2.11, not documented
+    return functorch_config.patch({option: True}) if hasattr(functorch_config, option) else nullcontext()
 
 
 def stop_compile_workers() -> None:

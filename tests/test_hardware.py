@@ -14,6 +14,7 @@ from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware, multiplies_bf16
 from cifarbn.models import ResNet
 from cifarbn.train import train
+from cifarbn.training import trainer as trainer_module
 from cifarbn.training.classifier import Classifier
 from cifarbn.training.trainer import (
     INSTEAD,
@@ -131,14 +132,15 @@ def test_every_option_of_lightning_is_supported_or_an_error_with_a_reason():
         ("trainer.strategy=fsdp", "strategy must be one of auto, ddp"),
         ("trainer.devices=2", "trainer=ddp"),
         ("trainer.devices='2'", "trainer=ddp"),
-        ("trainer.devices=[0,1]", "trainer=ddp"),
-        ("trainer.devices='0,1'", "trainer=ddp"),
+        ("trainer.devices=[0,1]", r"devices=\[0, 1\] is a list of GPUs, but the run uses the CPU"),
+        ("trainer.devices='0,1'", "devices=0,1 is a list of GPUs, but the run uses the CPU"),
+        ("trainer.devices=1000 trainer.strategy=ddp", "use trainer.devices=[0-9]+ or fewer"),
         ("+trainer.num_nodes=2", "trainer.num_nodes asks for several processes"),
     ],
 )
 def test_invalid_trainer_options_are_an_error(override, message):
     with pytest.raises(UserError, match=message):
-        check_options(options(override))
+        check_options(options(*override.split()))
 
 
 @pytest.mark.parametrize("key", NEEDED)
@@ -157,15 +159,39 @@ def test_one_device_is_one_process(devices):
     assert not starts_processes({"accelerator": "cpu", "devices": devices, "strategy": "auto"})
 
 
-@pytest.mark.parametrize("devices", [None, 1.5, True, {"a": 1}])
+@pytest.mark.parametrize("devices", [None, 1.5, True, {"a": 1}, 0, "0", -2, "two", "", [], ",", [0, 0], "1,1", [-1]])
 def test_invalid_devices_are_an_error(devices):
     with pytest.raises(UserError, match="trainer.devices must be a number of devices, auto"):
         starts_processes({"devices": devices})
 
 
-def test_all_of_several_gpus_are_several_processes(monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Let torch report two GPUs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.parametrize("devices", [3, "3", [2], "0,2"])
+def test_gpus_that_do_not_exist_are_an_error(two_gpus, devices):
+    with pytest.raises(UserError, match="asks for a GPU that is not there; the visible GPUs are 0, 1$"):
+        check_options({**options("trainer=ddp"), "devices": devices})
+
+
+@pytest.mark.parametrize(("devices", "checked"), [(2, 2), ("2", 2), ([1], [1]), ("0,1", [0, 1]), (-1, "auto")])
+def test_gpus_that_exist_are_selected(two_gpus, devices, checked):
+    assert check_options({**options("trainer=ddp"), "devices": devices})["devices"] == checked
+
+
+def test_there_are_at_most_as_many_cpu_processes_as_cores(monkeypatch):
+    monkeypatch.setattr(trainer_module, "usable_cores", lambda: 3)
+    several = options("trainer=ddp", "trainer.accelerator=cpu")
+    assert check_options({**several, "devices": 3})["devices"] == 3
+    with pytest.raises(UserError, match="trainer.devices=4 .* 3 usable cores; use trainer.devices=3 or fewer"):
+        check_options({**several, "devices": 4})
+
+
+def test_all_of_several_gpus_are_several_processes(two_gpus):
     for devices in ("auto", -1):
         assert starts_processes({"accelerator": "auto", "devices": devices, "strategy": "auto"})
         assert not starts_processes({"accelerator": "cpu", "devices": devices, "strategy": "auto"})

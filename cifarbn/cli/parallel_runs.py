@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.fork_server import ForkedProcess, shared_server
 from cifarbn.errors import UserError
-from cifarbn.fast.cores import cgroup_limit, usable_cpus
+from cifarbn.fast.cores import usable_cores
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
 from cifarbn.terminal import leave_closed_terminal
@@ -134,12 +134,6 @@ def make_slots(jobs: int | None, accelerators: Sequence[str]) -> list[Slot]:
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, usable_cores() // len(order)))}
     several = len(gpus) > 1
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[gpu]} if several else {}) for _, gpu in order]
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use, given its affinity and the container's limit."""
-    cores, limit = len(usable_cpus()), cgroup_limit()
-    return cores if limit is None else max(1, min(cores, round(limit)))
 
 
 def gpu_names() -> list[str]:

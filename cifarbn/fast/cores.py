@@ -12,6 +12,12 @@ def usable_cpus() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use, given its affinity and the container's limit."""
+    cores, limit = len(usable_cpus()), cgroup_limit()
+    return cores if limit is None else max(1, min(cores, round(limit)))
+
+
 def cgroup_limit(root: Path = Path("/")) -> float | None:
     """Return the CPU limit of this process's control group in cores, such as 1.5, or None if there is no limit.
 

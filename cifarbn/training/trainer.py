@@ -14,8 +14,10 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.distributed import is_torchelastic_launched
 
 from cifarbn.errors import UserError
+from cifarbn.fast.cores import usable_cores
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.sync_batch_norm import SyncOnCPU
 from cifarbn.runs.identity import key_of
@@ -101,6 +103,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"trainer.{key} must be true or false, not {value!r}")
     if not isinstance(options.get("max_time", ""), str):
         raise UserError(f"trainer.max_time must be days:hours:minutes:seconds, not {options['max_time']!r}")
+    options["devices"] = _check_devices(options)
     if starts_processes(options) and options["strategy"] == "auto":
         key = "trainer.devices" if options.get("num_nodes", 1) == 1 else "trainer.num_nodes"
         raise UserError(
@@ -150,15 +153,63 @@ def devices_here(options: Mapping[str, Any]) -> int:
     Raises:
         UserError: if `devices` is invalid.
     """
-    on_gpus = options.get("accelerator") != "cpu" and torch.cuda.is_available()
-    devices = options.get("devices", 1)
-    if str(devices) in ("auto", "-1"):
-        return torch.cuda.device_count() if on_gpus else 1
-    if str(devices).isdecimal():
-        return int(devices)
-    if isinstance(devices, Sequence):  # a list of device indices, or a string of them
-        return len(devices.split(",") if isinstance(devices, str) else devices)
-    raise UserError(f"trainer.devices must be a number of devices, auto, or a list of device indices, not {devices!r}")
+    devices = _parse_devices(options.get("devices", 1))
+    if devices == "auto":
+        return torch.cuda.device_count() if _on_gpus(options) else 1
+    return len(devices) if isinstance(devices, list) else int(devices)
+
+
+def _parse_devices(value: Any) -> int | list[int] | str:
+    """Return the number of devices, a list of GPU indices, or "auto" for all GPUs, as Lightning reads the value.
+
+    Raises:
+        UserError: if `devices` has another form.
+    """
+    if str(value) in ("auto", "-1"):
+        return "auto"
+    is_list = isinstance(value, Sequence) and (not isinstance(value, str) or "," in value)
+    parts = [part.strip() for part in str(value).strip("[]").split(",") if part.strip()]
+    if parts and len(set(parts)) == len(parts) and all(part.isascii() and part.isdecimal() for part in parts):
+        numbers = list(map(int, parts))
+        if is_list:
+            return numbers
+        if numbers[0] > 0:
+            return numbers[0]
+    raise UserError(
+        "trainer.devices must be a number of devices, auto, or a list of different GPU indices such as [0,1], not "
+        f"{value!r}"
+    )
+
+
+def _check_devices(options: Mapping[str, Any]) -> int | list[int] | str:
+    """Return `devices` as `_parse_devices` does, after checking that this machine has them.
+
+    Raises:
+        UserError: if it has fewer GPUs, or fewer CPU cores than processes.
+    """
+    devices, number = _parse_devices(options["devices"]), devices_here(options)
+    given = f"trainer.devices={options['devices']}"
+    if options["accelerator"] == "gpu" and not torch.cuda.is_available():
+        return devices  # an error of `Hardware.choose`
+    if _on_gpus(options):
+        gpus = torch.cuda.device_count()
+        # torchrun may show each process its own GPU only
+        if (max(devices) + 1 if isinstance(devices, list) else number) > gpus and not is_torchelastic_launched():
+            raise UserError(
+                f"{given} asks for a GPU that is not there; the visible GPUs are {', '.join(map(str, range(gpus)))}"
+            )
+    elif isinstance(devices, list):
+        raise UserError(f"{given} is a list of GPUs, but the run uses the CPU; use trainer.devices=1")
+    elif number > (cores := usable_cores()):
+        raise UserError(
+            f"{given} on the CPU is a process for each device, but this machine has {cores} usable "
+            f"core{'s' if cores > 1 else ''}; use trainer.devices={cores} or fewer"
+        )
+    return devices
+
+
+def _on_gpus(options: Mapping[str, Any]) -> bool:
+    return options.get("accelerator") != "cpu" and torch.cuda.is_available()
 
 
 def _is_number(value: Any) -> bool:

@@ -66,7 +66,6 @@ _FREE_SPACE = "free some space, then run the same command again to continue from
 _REMEDIES = dict.fromkeys(_FULL, _FREE_SPACE) | {
     errno.EFBIG: "raise the file size limit (ulimit -f) and run the same command again",
     errno.EMFILE: "raise the limit on open files (ulimit -n) and run the same command again",
-    errno.EPIPE: "the program reading this command's output has exited",
 }
 _MEMORY = (
     "close other programs or execute fewer runs at a time, and run the same command again; or use a smaller model, "

@@ -19,6 +19,7 @@ from cifarbn.formatting import text_row
 from cifarbn.runs.load import TrainedModel, load
 from cifarbn.runs.transform import Transform
 from cifarbn.runs.untrusted import clean
+from cifarbn.terminal import open_standard_streams
 
 BATCH_SIZE = 64  # images in memory at a time
 
@@ -160,6 +161,7 @@ def feature_map_files(files: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    open_standard_streams()
     parser = argparse.ArgumentParser(prog="python -m cifarbn.predict", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run, under multirun_outputs/")
     parser.add_argument(
@@ -181,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="allow classes of your own package in the run's model; can be repeated",
     )
     args = parser.parse_args(arguments)
-    with friendly_errors():
+    with friendly_errors(resumable=False):
         if args.top < 1:
             raise UserError(f"--top must be at least 1, not {args.top}")
         trained = load(args.run, args.trust)
@@ -203,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             elif not prediction.error:
                 for row in as_rows(prediction, trained.classes, args.top):
                     print(text_row(row, "<<>", widths))
+            sys.stdout.flush()
             if prediction.error:
                 failed = True
                 print(f"error: {prediction.error}", file=sys.stderr)

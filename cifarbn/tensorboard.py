@@ -19,6 +19,7 @@ from cifarbn.errors import UserError
 from cifarbn.runs.folder import find_runs
 from cifarbn.runs.identity import folder_name
 from cifarbn.runs.result_file import read_result
+from cifarbn.terminal import outlive_reader
 
 SECONDS_BETWEEN_UPDATES = 10
 
@@ -63,12 +64,13 @@ def link_runs(roots: Sequence[Path], links: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    outlive_reader()
     parser = argparse.ArgumentParser(
         prog="python -m cifarbn.tensorboard", description="TensorBoard with short run names.", allow_abbrev=False
     )
     parser.add_argument("folders", type=Path, nargs="+", help="folders of runs, such as multirun_outputs/train")
     args, rest = parser.parse_known_args(arguments)
-    with friendly_errors(), tempfile.TemporaryDirectory(prefix="cifarbn-tensorboard-") as links:
+    with friendly_errors(resumable=False), tempfile.TemporaryDirectory(prefix="cifarbn-tensorboard-") as links:
         for folder in args.folders:
             if not folder.is_dir():
                 raise UserError(f"{folder} is not a folder; use one that contains runs, such as multirun_outputs/train")

@@ -1,17 +1,86 @@
-"""The terminal of a command, which its user may close."""
+"""The terminal or pipe of a command's output, which its user may close while the command runs."""
 
 import errno
+import io
 import os
+import select
+import sys
 import termios
+from typing import Any
 
 
-def leave_closed_terminal() -> None:
-    """Discard the output from now on where it goes to a terminal that was closed: writing to it raises an error."""
-    for descriptor in (1, 2):
+def open_standard_streams() -> None:
+    """Let standard streams that the shell has closed (`>&-`) read and write nothing.
+
+    Otherwise the next file that is opened would take the descriptor of the output, and receive it.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for descriptor in range(3):
         try:
-            termios.tcgetattr(descriptor)
-        except termios.error as error:
-            if error.args[0] == errno.EIO:  # closed; another number means that it is not a terminal
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, descriptor)
-                os.close(null)
+            os.fstat(descriptor)
+        except OSError:
+            _discard(descriptor)
+    for name in closed:
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def outlive_reader() -> None:
+    """Let the command continue if its output is closed, now or later: its results are in files.
+
+    For example, `python -m cifarbn.train | head` ends the program that reads the output.
+    """
+    open_standard_streams()
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            options = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
+            setattr(sys, name, io.TextIOWrapper(output, **options))
+
+
+class _Output(io.FileIO):
+    """A file that discards what is written once its reader has gone."""
+
+    def write(self, data: Any) -> int:
+        """Write, or discard."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            _discard(self.fileno())
+            if self.fileno() == 1:
+                print("note: nobody reads the output any more; the command continues without it", file=sys.stderr)
+            return super().write(data)
+
+
+def leave_closed_output() -> bool:
+    """Discard the output from now on where it goes to a terminal or pipe that was closed: writing raises an error.
+
+    Returns:
+        whether there was one.
+    """
+    closed = [descriptor for descriptor in (1, 2) if _is_closed(descriptor)]
+    for descriptor in closed:
+        _discard(descriptor)
+    return bool(closed)
+
+
+def _is_closed(descriptor: int) -> bool:
+    try:
+        termios.tcgetattr(descriptor)
+    except termios.error as error:
+        if error.args[0] == errno.EIO:  # a closed terminal; another number means that it is not a terminal
+            return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))  # a pipe without a reader
+
+
+def _discard(descriptor: int) -> None:
+    """Let a descriptor refer to the null device."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)

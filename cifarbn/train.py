@@ -33,6 +33,7 @@ from cifarbn.runs.folder import Run
 from cifarbn.runs.identity import key_of
 from cifarbn.runs.schema import Result
 from cifarbn.smoothness.dead_runs import constant_prediction_loss
+from cifarbn.terminal import outlive_reader
 from cifarbn.training.callbacks.resume_checkpoint import restore_signal_handlers
 from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.classifier import Classifier
@@ -207,6 +208,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Run the command line."""
+    outlive_reader()
     with table_on_exit():
         run_cli(_hydra_main)
 

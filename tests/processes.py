@@ -64,13 +64,15 @@ class Command:
     def communicate(self, timeout=600):
         """Wait for the command to end; return the output that was not read yet, and the whole standard error.
 
+        The test may have closed `stdout`, as a reader that has ended.
         The command is killed after `timeout` seconds.
         """
         timer = threading.Timer(timeout, self._process.kill)
         timer.start()
-        with self.stdout, self._stderr:
-            out, _ = self.stdout.read(), self._process.join()
+        with self._stderr:
+            out, _ = "" if self.stdout.closed else self.stdout.read(), self._process.join()
             timer.cancel()
+            self.stdout.close()
             return out, self._stderr.read()
 
 

@@ -54,7 +54,8 @@ def test_sigterm_saves_all_runs_and_the_same_sweep_continues(tmp_path):
     sweep = [*SWEEP, "epochs=8", "seed=0,1", "checkpoint_minutes=0"]
     process = started(tmp_path, sweep)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=120)
+    printed, error = process.communicate(timeout=120)
+    assert "interrupted; run the same command again to continue from the last checkpoint" in error
     assert process.returncode == 128 + signal.SIGTERM and "0 done, 2 interrupted of 2" in printed
     assert [result["status"] for result in results(tmp_path).values()] == ["interrupted"] * 2
     finished = run_command("cifarbn.train", *sweep, cwd=tmp_path)
@@ -127,6 +128,7 @@ def test_a_wrong_number_of_jobs_is_an_error(tmp_path, jobs):
     refused = run_command("cifarbn.train", *SWEEP, "seed=0,1", f"hydra.launcher.jobs={jobs}", cwd=tmp_path)
     assert refused.returncode == 1
     assert f"error: hydra.launcher.jobs takes a whole number of at least 1, or auto, not '{jobs}'" in refused.stderr
+    assert not refused.stdout, "no table of a sweep that has not started"
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ def test_a_diverged_trial_counts_as_worse_than_all_others(here, tmp_path):
 
 
 def test_equal_trials_are_one_run(here, tmp_path):
-    code, out, _ = here("seed=7,7", "hydra.sweeper.n_jobs=2")
+    code, out, err = here("seed=7,7", "hydra.sweeper.n_jobs=2")
+    assert "n_jobs=2 trials are chosen at a time, but executed one after the other; add hydra/launcher=local" in err
     assert code == 0 and len(results(tmp_path)) == 1
     ((_, state, value), other) = stored(tmp_path)
     assert state.name == "COMPLETE" and other[1:] == (state, value)
@@ -143,8 +144,8 @@ def test_a_wrong_option_is_one_clear_error(here, override, message):
 
 
 def test_trials_in_parallel(here, tmp_path):
-    search = ("hydra/launcher=local", "hydra.launcher.jobs=2", "optim.lr=interval(1e-3,2e-3)")
-    code, _, err = here(*search)
+    search = ("hydra/launcher=local", "optim.lr=interval(1e-3,2e-3)")
+    code, _, err = here(*search, "hydra.launcher.jobs=2")
     assert code == 1 and "a search starts hydra.sweeper.n_jobs=1 runs at a time; use hydra.sweeper.n_jobs=2, too" in err
     finished = sweep(tmp_path, *OPTUNA, "epochs=1", *search, "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2")
     assert finished.returncode == 0 and finished.stdout.strip().endswith("3 done of 3"), finished.stderr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Command
 from torch import nn
 
 from cifarbn import predict
@@ -397,3 +398,10 @@ def test_images_get_the_size_that_the_run_was_trained_with(run, red, capsys):
     assert read_image(red, (48, 64)).shape == (3, 48, 64)
     main([str(run), str(red)])
     assert "64x48 pixels" in capsys.readouterr().out
+
+
+def test_it_ends_if_its_reader_has_ended(run, red, tmp_path):
+    command = Command("cifarbn.predict", str(run), str(red), "--json", cwd=tmp_path)
+    command.stdout.close()
+    _, err = command.communicate()
+    assert command.returncode == 1 and err == "error: the program that reads this command's output has ended\n"

@@ -130,23 +130,27 @@ def test_a_folder_with_another_run_is_an_error_and_the_other_runs_are_executed(r
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_no_run_outlives_reproduce(tmp_path, jobs):
-    """SIGTERM ends reproduce and its runs, after they have saved, so that they can be continued at once."""
+    """SIGTERM and Ctrl-C end reproduce and its runs, after they have saved, and print a table."""
     arguments = [*SMOKE, "--jobs", str(jobs)]
     if jobs == 1:
         process = Command(*arguments, cwd=tmp_path)
     else:  # the start of an interpreter is tested once
         started = [sys.executable, "-m", *arguments]
         process = subprocess.Popen(
-            started, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            started, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     while not process.stdout.readline().startswith(f"run {jobs} of"):
         pass
-    folder = tmp_path / "multirun_outputs" / "course_report_smoke" / ".locks"
-    wait_for(lambda: len(list(folder.glob("*vgg_a*"))) == jobs)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert not any(map(is_held, folder.iterdir()))
+    root = tmp_path / "multirun_outputs" / "course_report_smoke"
+    wait_for(lambda: len(list(root.glob("*vgg_a*/result.json"))) == jobs, seconds=300)
+    number = signal.SIGTERM if jobs == 1 else signal.SIGINT
+    process.send_signal(number)
+    output, error = process.communicate()
+    assert process.returncode == 128 + number
+    assert error.rstrip().endswith("interrupted; run the same command again to continue from the last checkpoint")
+    table = output[output.index("status ") :]
+    assert table.count("interrupted ") == jobs and f"{19 - jobs} of 19 runs not started" in table
+    assert not any(map(is_held, (root / ".locks").iterdir()))
 
 
 @pytest.fixture

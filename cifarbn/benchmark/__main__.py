@@ -1,7 +1,6 @@
 """The command line of the benchmarks."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,15 +16,15 @@ from cifarbn.benchmark.speedrun import COMPILE_MODES, measure_speedrun
 from cifarbn.benchmark.step import MODELS, measure_step
 from cifarbn.benchmark.sweep import measure_sweep
 from cifarbn.benchmark.threads import measure_threads
-from cifarbn.cli.command_line import data_root, finish_imports
-from cifarbn.errors import UserError
+from cifarbn.cli.command_line import data_root, friendly_errors
 from cifarbn.fast.hardware import Hardware
 from cifarbn.runs.provenance import environment
+from cifarbn.terminal import outlive_reader
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one benchmark, print its table, and write it as JSON if requested."""
-    finish_imports()
+    outlive_reader()
     parser = argparse.ArgumentParser(prog="python -m cifarbn.benchmark", description=str(benchmark.__doc__))
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
@@ -103,13 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gpu.set_defaults(measure=measure_gpu)
 
     args = parser.parse_args(arguments)
-    try:
+    with friendly_errors(resumable=False):
         results = args.measure(args) | {"device": Hardware.choose().device} | environment()
         print(as_text(results))
         if args.json:
             write_json(args.json, results)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _positive(text: str) -> int:

@@ -23,6 +23,7 @@ from cifarbn.cli.resolvers import data_root as data_root
 from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.runs.identity import EXECUTION_KEYS, differences, key_of
 from cifarbn.runs.old_names import modern_config
+from cifarbn.terminal import leave_closed_output
 
 # Set in the environment while this module, not the user, has set HYDRA_FULL_ERROR=1. Processes of DDP and of a sweep
 # inherit it.
@@ -190,10 +191,13 @@ def _without_options(arguments: list[str], options: Collection[str]) -> list[str
 
 
 @contextmanager
-def friendly_errors() -> Iterator[None]:
+def friendly_errors(*, resumable: bool = True) -> Iterator[None]:
     """Exit with a one-line message instead of a traceback on errors of the user's input or machine.
 
     If the user has set HYDRA_FULL_ERROR=1, errors pass through.
+
+    Args:
+        resumable: whether the same command continues an interrupted one.
 
     Raises:
         SystemExit: with exit code 1 after such an error, 130 after Ctrl-C, 143 after SIGTERM.
@@ -206,24 +210,25 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        exit_after(Interrupted())
+        exit_after(Interrupted(), resumable=resumable)
     except Interrupted as stop:
-        exit_after(stop)
+        exit_after(stop, resumable=resumable)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         sys.exit(f"error: {first_lines(error)}")
     except Exception as error:
+        if leave_closed_output() and isinstance(error, BrokenPipeError):
+            sys.exit("error: the program that reads this command's output has ended")
         if message := machine_fault(error):
             sys.exit(f"error: {message}")
         raise
 
 
-def exit_after(stop: Interrupted) -> NoReturn:
+def exit_after(stop: Interrupted, *, resumable: bool = True) -> NoReturn:
     """Exit after a signal, with a message and the exit code of the signal."""
-    rank_zero_only(print)(
-        "interrupted; run the same command again to continue from the last checkpoint", file=sys.stderr
-    )
+    remedy = "; run the same command again to continue from the last checkpoint" if resumable else ""
+    rank_zero_only(print)(f"interrupted{remedy}", file=sys.stderr)
     sys.exit(stop.exit_code)
 
 

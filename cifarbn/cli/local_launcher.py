@@ -44,7 +44,7 @@ def launch(
         config: of the sweep.
         jobs: the overrides of each run.
         first: number of the first run.
-        parallel: number of parallel runs, or "auto".
+        parallel: number of parallel runs, or "auto"; of a search, "auto" is its n_jobs if that is more than 1.
 
     Raises:
         UserError: if `parallel` is neither.
@@ -58,6 +58,8 @@ def launch(
                 "executed one after the other; use hydra.launcher.jobs=1"
             )
         limit = 1
+    elif limit is None and isinstance(at_a_time := config.hydra.sweeper.get("n_jobs"), int) and at_a_time > 1:
+        limit = at_a_time  # the user's number for a search
     slots = make_slots(limit, [run.accelerator for run in runs])
     if len(slots) > 1:
         print_line(f"up to {len(slots)} parallel runs")
@@ -102,7 +104,7 @@ def execute(runs: Sequence["SweepRun"], processes: Processes, *, quiet: bool) ->
             runs[number].end(code)
 
     try:
-        with processes, exit_on_signals():
+        with exit_on_signals(), processes:
             for number, run in enumerate(runs):
                 processes.wait_for_slot()
                 finish()

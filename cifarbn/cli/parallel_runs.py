@@ -17,13 +17,14 @@ from typing import IO, Any
 import torch
 from omegaconf import DictConfig
 
+from cifarbn.cli.command_line import exit_after
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.fork_server import ForkedProcess, shared_server
-from cifarbn.errors import UserError
+from cifarbn.errors import Interrupted, UserError
 from cifarbn.fast.cores import usable_cores
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
-from cifarbn.terminal import leave_closed_terminal
+from cifarbn.terminal import leave_closed_output
 
 # Resources of one run, for `--jobs auto`. Processes take turns on a GPU (unless NVIDIA MPS is running), so parallel
 # runs only use the time in which a single run leaves it idle: start-up, compilation, evaluation, and gaps between
@@ -69,13 +70,19 @@ def ended_run(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> Run | 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception, so that this process stops its runs first; keep SIGHUP ignored."""
+    """Turn SIGTERM and SIGHUP into an exception, so that this process stops its runs first; keep SIGHUP ignored.
+
+    Raises:
+        SystemExit: after such a signal, and the message of `exit_after`. Libraries let it pass.
+    """
+    received: list[int] = []
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def leave(number: int, _: object) -> None:
+        received.append(number)
         if number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)  # the shell and the system may both send it
-            leave_closed_terminal()
+            leave_closed_output()
         sys.exit(128 + number)
 
     for number, handler in earlier.items():
@@ -83,6 +90,10 @@ def exit_on_signals() -> Iterator[None]:
             signal.signal(number, leave)
     try:
         yield
+    except SystemExit:
+        if received:
+            exit_after(Interrupted(received[0]))
+        raise
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

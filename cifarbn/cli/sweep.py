@@ -206,13 +206,18 @@ class SweepCallback(Callback):
         if is_failure(outcomes) or any(outcome.status is End.INTERRUPTED for outcome in outcomes):
             sys.exit(1)
 
-    def end(self) -> list[Outcome]:
-        """Print the table of outcomes, remove the journal and return the outcomes."""
+    def end(self, *, early: bool = False) -> list[Outcome]:
+        """Print the table of outcomes, remove the journal and return the outcomes.
+
+        Args:
+            early: whether an error or a signal ends the sweep; before its first run, there is no table.
+        """
         assert self.journal
-        outcomes = self.journal.read()[1]
+        running, outcomes = self.journal.read()
         self.journal.end()
         SweepCallback.running = None
-        print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
+        if running or outcomes or not early:
+            print(f"\n{table(outcomes)}\n\n{self._summary(outcomes)}", flush=True)
         return outcomes
 
     def _progress(self) -> str:
@@ -244,7 +249,7 @@ def table_on_exit() -> Iterator[None]:
         yield
     except BaseException:
         if SweepCallback.running:
-            SweepCallback.running.end()
+            SweepCallback.running.end(early=True)
         raise
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():

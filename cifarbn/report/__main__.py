@@ -13,6 +13,7 @@ from cifarbn.report.section import FORMATS, Options
 from cifarbn.report.trained_model import best_models
 from cifarbn.report.write import default_folder, write_report
 from cifarbn.runs.load import check_prefixes
+from cifarbn.terminal import outlive_reader
 
 OLD_OPTIONS = {"--picture": "--image", "--nets": "--models"}
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line; None for those of this process.
     """
+    outlive_reader()
     parser = argparse.ArgumentParser(
         prog="python -m cifarbn.report",
         description="Write tables, figures and an HTML page about all runs under each DIR.",
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--metric", metavar="NAME", help="... of val/acc, another metric, or a smoothness measure (default: test/acc)"
     )
     args = parser.parse_intermixed_args(modern(sys.argv[1:] if arguments is None else arguments))
-    with friendly_errors():
+    with friendly_errors(resumable=False):
         for folder in args.folders:
             if not folder.is_dir():
                 raise UserError(f"there is no folder {folder}; `python -m cifarbn.train` creates multirun_outputs/")

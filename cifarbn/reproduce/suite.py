@@ -36,6 +36,7 @@ from cifarbn.runs import old_names
 from cifarbn.runs.folder import is_running
 from cifarbn.runs.identity import Role, Tag, key_of, keys_of_role, keys_with, role_of
 from cifarbn.runs.schema import RESULT
+from cifarbn.terminal import outlive_reader
 from cifarbn.training.trainer import starts_processes
 
 # Overrides allowed for every run: those that do not define the experiment, except keys that this command sets.
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line; None for those of this process.
     """
+    outlive_reader()
     parser = argparse.ArgumentParser(
         prog="python -m cifarbn.reproduce",
         description="Run the missing experiments of a publication, then write a page that compares published and "
@@ -133,32 +135,42 @@ def _execute(
     command_lines = [[*plan.overrides, f"seed={seed}"] for plan, seed in runs]
     # Progress bars of parallel runs would overwrite each other. The user's own override comes later and wins.
     quiet = ["trainer.enable_progress_bar=false"] if len(slots) > 1 else []
-    with ParallelProcesses(slots) as processes:
-        for index, (plan, seed) in enumerate(runs):
-            folder, overrides = folders[index], command_lines[index]
-            run = [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
-            try:
-                ended = ended_run(folder, compose("train", overrides=run), run)
-            except (UserError, OSError) as error:
-                print(f"error: {error}", file=sys.stderr)
-                outcomes[index] = conflict_outcome(folder, overrides, error)
-                continue
-            if ended:
-                outcomes[index] = _outcome(folder, overrides, ended_before=True, stopped=False)
-            elif processes.wait_for_slot(deadline):
-                left = processes.seconds_left(len(runs) - index)
-                remaining = "" if left is None else f", about {duration(left)} remaining"
-                print_line(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{remaining}")
-                processes.start(index, _command(run), _label(plan, seed, runs))
-                started.append(index)
-            elif (folder / RESULT).exists():
-                outcomes[index] = _outcome(folder, overrides, ended_before=False, stopped=True)
-        processes.wait_for_all(deadline)
-    for index in started:
-        stopped = index in processes.stopped
-        if not stopped or (folders[index] / RESULT).exists():  # otherwise it was stopped before training started
-            outcomes[index] = _outcome(folders[index], command_lines[index], ended_before=False, stopped=stopped)
-    return [outcomes[index] for index in sorted(outcomes)]
+    processes = ParallelProcesses(slots)
+
+    def all_outcomes() -> list[Outcome]:
+        for index in started:
+            stopped = index in processes.stopped
+            if not stopped or (folders[index] / RESULT).exists():  # otherwise it was stopped before training started
+                outcomes[index] = _outcome(folders[index], command_lines[index], ended_before=False, stopped=stopped)
+        return [outcomes[index] for index in sorted(outcomes)]
+
+    try:
+        with processes:
+            for index, (plan, seed) in enumerate(runs):
+                folder, overrides = folders[index], command_lines[index]
+                run = [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
+                try:
+                    ended = ended_run(folder, compose("train", overrides=run), run)
+                except (UserError, OSError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    outcomes[index] = conflict_outcome(folder, overrides, error)
+                    continue
+                if ended:
+                    outcomes[index] = _outcome(folder, overrides, ended_before=True, stopped=False)
+                elif processes.wait_for_slot(deadline):
+                    left = processes.seconds_left(len(runs) - index)
+                    remaining = "" if left is None else f", about {duration(left)} remaining"
+                    print_line(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{remaining}")
+                    processes.start(index, _command(run), _label(plan, seed, runs))
+                    started.append(index)
+                elif (folder / RESULT).exists():
+                    outcomes[index] = _outcome(folder, overrides, ended_before=False, stopped=True)
+            processes.wait_for_all(deadline)
+    except BaseException:  # Ctrl-C or a signal, after the runs have saved
+        ended_so_far = all_outcomes()
+        print(f"\n{table(ended_so_far)}\n\n{len(runs) - len(ended_so_far)} of {len(runs)} runs not started")
+        raise
+    return all_outcomes()
 
 
 def _command(overrides: Sequence[str]) -> list[str]:

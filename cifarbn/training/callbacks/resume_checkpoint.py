@@ -20,7 +20,7 @@ from cifarbn.fast.training_step import TrainingStep
 from cifarbn.runs.checkpoints import forget_previous, write_checkpoint
 from cifarbn.runs.old_names import RESUME_STATE
 from cifarbn.runs.schema import CHECKPOINT
-from cifarbn.terminal import leave_closed_terminal
+from cifarbn.terminal import leave_closed_output
 from cifarbn.training.callbacks.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # the least time between checkpoints at the ends of epochs
@@ -177,7 +177,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            leave_closed_terminal()
+            leave_closed_output()
         if number == signal.SIGINT and self._signals:
             raise KeyboardInterrupt(number)
         if self._step is not None and self._step.building:

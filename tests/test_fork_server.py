@@ -92,6 +92,18 @@ def test_a_command_has_its_own_arguments_environment_output_and_exit_code(server
     assert started.err.read_text() == "oops\n"
 
 
+def test_ps_tells_the_commands_apart(server, tmp_path):
+    started = Started(server, tmp_path, "sleep", "optim.lr=1e-3", "x" * 5000)
+    started.found()
+    shown = [
+        subprocess.check_output(["ps", "-ww", "-o", "args=", "-p", str(pid)], text=True).rstrip("\n")
+        for pid in (started.process.pid, server._server.pid)
+    ]
+    started.process.kill()
+    assert shown[0].startswith(f"{sys.executable} -m probed sleep optim.lr=1e-3 xxx") and len(shown[0]) > 4000
+    assert shown[1].endswith(f"-m cifarbn.cli.fork_server {shown[1].split()[-2]} probed")
+
+
 def test_an_uncaught_error_is_a_traceback_and_exit_code_1(server, tmp_path):
     started = Started(server, tmp_path, "raise")
     assert started.process.wait() == 1

@@ -129,6 +129,7 @@ def test_every_option_of_lightning_is_supported_or_an_error_with_a_reason():
         ("+trainer.detect_anomaly=abc", "detect_anomaly must be true or false"),
         ("+trainer.deterministic=5", "deterministic must be true or false"),
         ("+trainer.max_time=5", "max_time must be days:hours:minutes:seconds, not 5"),
+        ("+trainer.max_time=1h", "max_time must be days:hours:minutes:seconds, not '1h'"),
         ("trainer.strategy=fsdp", "strategy must be one of auto, ddp"),
         ("trainer.devices=2", "trainer=ddp"),
         ("trainer.devices='2'", "trainer=ddp"),

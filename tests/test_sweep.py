@@ -240,6 +240,11 @@ def test_a_search_without_validation_images_is_an_error_at_the_start(tmp_path, c
     SweepCallback().on_multirun_start(config)
 
 
+def test_a_sweep_without_runs_is_an_error(here):
+    code, printed = here("-m", "seed=range(0)")
+    assert code.startswith("error: the sweep has no runs, because a key has no values") and not printed.out
+
+
 class Searching:
     """Calls a sweep's callback as a launcher does for a sweeper that searches."""
 

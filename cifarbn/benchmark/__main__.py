@@ -1,6 +1,7 @@
 """The command line of the benchmarks."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cifarbn.benchmark.step import MODELS, measure_step
 from cifarbn.benchmark.sweep import measure_sweep
 from cifarbn.benchmark.threads import measure_threads
 from cifarbn.cli.command_line import data_root, friendly_errors
+from cifarbn.errors import UserError
 from cifarbn.fast.hardware import Hardware
 from cifarbn.runs.provenance import environment
 from cifarbn.terminal import outlive_reader
@@ -103,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     args = parser.parse_args(arguments)
     with friendly_errors(resumable=False):
+        if args.json and (args.json.is_dir() or not os.access(args.json.absolute().parent, os.W_OK)):
+            raise UserError(f"--json {args.json}: no file can be written there; create its folder, or use another")
         results = args.measure(args) | {"device": Hardware.choose().device} | environment()
         print(as_text(results))
         if args.json:

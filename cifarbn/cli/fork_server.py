@@ -4,6 +4,7 @@ Imports take several seconds, most of the time of a short run. A forked process 
 with `python -m`: its own process id, arguments, environment, output and exit code.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -18,11 +19,13 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from cifarbn.runs.code_hash import read_imported
 
 NUMBER = struct.Struct("i")
 LONGEST_REQUEST = 2**20  # bytes; Linux allows 200 kB
+ROOM = " " * 4096  # the server's last argument: its memory is used by `show_as`
 # Signals that all processes of a terminal or a job may receive. The server blocks them, because it ends when its client
 # does, and each forked process unblocks them. SIGTERM is blocked after the imports only, so that it can end them.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -102,7 +105,7 @@ def _state(module: str, environment: Mapping[str, str]) -> tuple[str, dict[str, 
 def connect(modules: Sequence[str], environment: Mapping[str, str]) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     """Start a server as an interpreter of its own; return the connection to it and its process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "cifarbn.cli.fork_server", str(theirs.fileno()), *modules]
+    command = [sys.executable, "-m", "cifarbn.cli.fork_server", str(theirs.fileno()), *modules, ROOM]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS} - {signal.SIGTERM})  # the server inherits it
     try:
         with theirs:
@@ -235,13 +238,32 @@ def _tell(status: int, number: int) -> None:
 def execute(module: str, connection: socket.socket) -> None:
     """Serve; in each forked process, execute the module, which has been imported."""
     sys.argv[1:] = serve(connection)
+    show_as([sys.executable, "-m", module, *sys.argv[1:]])
     for output in (sys.stdout, sys.stderr):
         output.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
     sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def show_as(command: Sequence[str]) -> None:
+    """Let `ps`, `htop` and `nvidia-smi` show this process as a command, as far as it fits; on Linux only.
+
+    They read the memory in which the process got its arguments; Python has copied them, so it can be overwritten. If
+    its last byte is not zero, the kernel shows its content up to the first zero (as for setproctitle).
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        first, end = int(fields[45]), int(fields[46])
+    except (OSError, LookupError, ValueError):
+        return
+    if first < end:  # both are zero if the system does not tell them
+        text = os.fsencode(" ".join(command))[: end - first - 2]
+        ctypes.memmove(first, text.ljust(end - first - 1, b"\0") + b" ", end - first)
+
+
 if __name__ == "__main__":
+    show_as(sys.orig_argv[:-1])
+    del sys.argv[-1]
     for name in sys.argv[2:]:
         importlib.import_module(name)
     read_imported()

@@ -138,6 +138,9 @@ class SweepCallback(Callback):
                     f"{config.hydra.sweeper._target_} optimizes the validation accuracy, but data.val_size=0 leaves "
                     "no images to measure it on; raise data.val_size"
                 )
+            self.planned = _planned(config)
+            if self.planned == 0:
+                raise UserError("the sweep has no runs, because a key has no values; write for example 'seed=range(3)'")
             if config.hydra.launcher._target_.endswith(".SlurmLauncher") and not shutil.which("srun"):
                 raise UserError(
                     "hydra/launcher=slurm needs SLURM, but there is no srun here. Start the sweep where "
@@ -148,7 +151,6 @@ class SweepCallback(Callback):
                 # executes the runs in this process, and they handle it.
                 signal.signal(signal.SIGTERM, lambda number, frame: exit_after(Interrupted(number)))
             self.journal = Journal.begin(Path(config.hydra.sweep.dir) / ".sweeps")
-            self.planned = _planned(config)
         self.began = time.monotonic()
         SweepCallback.running = self
 

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -101,7 +102,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         value = options.get(key, False)
         if not isinstance(value, bool) and (key, value) != ("deterministic", "warn"):
             raise UserError(f"trainer.{key} must be true or false, not {value!r}")
-    if not isinstance(options.get("max_time", ""), str):
+    if not re.fullmatch(r"[0-9]+(:[0-9][0-9]){3}", str(options.get("max_time", "00:00:01:00"))):
         raise UserError(f"trainer.max_time must be days:hours:minutes:seconds, not {options['max_time']!r}")
     options["devices"] = _check_devices(options)
     if starts_processes(options) and options["strategy"] == "auto":

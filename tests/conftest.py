@@ -56,7 +56,7 @@ def make_images():
 @pytest.fixture(scope="session")
 def kernels() -> None:
     """Skip the test if the C kernels of `cifarbn.fast.kernels` are not available."""
-    if reason := library.why_unavailable():
+    if reason := library.why_unavailable(torch.bfloat16):
         pytest.skip(f"no kernels: {reason}")
 
 
@@ -66,6 +66,12 @@ def kernels_for_any_number_of_channels(kernels):
     before, library.LANES = library.LANES, 1
     yield
     library.LANES = before
+
+
+@pytest.fixture(scope="module", params=library.TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def kernel_dtype(request) -> torch.dtype:
+    """Run the module's tests once for each dtype of the kernels."""
+    return request.param
 
 
 @pytest.fixture

@@ -46,10 +46,10 @@ def count(model, kind):
     return sum(type(module) is kind for module in model.modules())
 
 
-def step(model, bf16=True):
+def step(model, bf16=True, dtype=torch.float32):
     """Return the logits, gradients and buffers after a forward and backward pass in train mode."""
     torch.manual_seed(1)
-    images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 32, 32).to(dtype).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = model(images)
     model.zero_grad()
@@ -97,25 +97,43 @@ def test_accelerate_keeps_state_and_objects_and_can_be_undone(make):
 
 
 @pytest.mark.parametrize("make", MODELS, indirect=True)
-def test_fp32_is_bit_identical_to_torch(make):
-    model = make().to(memory_format=torch.channels_last)
+def test_fp64_is_bit_identical_to_torch(make):
+    model = make().double().to(memory_format=torch.channels_last)
     other = copy.deepcopy(model)
     use_fast_layers(other)
     torch.manual_seed(0)
-    for found, expected in zip(step(other, bf16=False), step(model, bf16=False), strict=True):
+    for found, expected in zip(*(step(m, bf16=False, dtype=torch.float64) for m in (other, model)), strict=True):
         assert torch.equal(found, expected)
 
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", MODELS, indirect=True)
-def test_fused_and_separate_layers_are_bit_identical(make, fused, monkeypatch):
+def test_fp32_is_as_accurate_as_torch(make):
+    model = make().to(memory_format=torch.channels_last)
+    exact, fast = copy.deepcopy(model).double(), copy.deepcopy(model)
+    use_fast_layers(fast)
+    expected = step(exact, bf16=False, dtype=torch.float64)
+    errors = [
+        sum(
+            (a - b).double().norm() / (b.double().norm() + 1)
+            for a, b in zip(step(each, bf16=False), expected, strict=True)
+        )
+        for each in (fast, model)
+    ]
+    assert errors[0] < 2 * errors[1] + 0.1  # a ReLU's input near 0 can have another sign
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("make", MODELS, indirect=True)
+@pytest.mark.parametrize("bf16", [True, False])
+def test_fused_and_separate_layers_are_bit_identical(make, bf16, fused, monkeypatch):
     model = accelerate(make(), hardware())
     other = copy.deepcopy(model)
-    found = step(model)
+    found = step(model, bf16)
     assert fused
     monkeypatch.setattr(batch_norm, "_is_watched", lambda module: True)
     fused.clear()
-    expected = step(other)
+    expected = step(other, bf16)
     assert set(fused) == {"norm"}
     assert all(map(torch.equal, found, expected))
 
@@ -163,8 +181,8 @@ def test_layers_of_other_classes_are_not_changed():
     assert kinds(model) == before
 
 
-def test_fast_layers_are_only_used_for_bf16_channels_last_on_a_cpu():
-    for options in ({"precision": "32-true"}, {"compile": True}, {"channels_last": False}, {"kernels": False}):
+def test_fast_layers_are_only_used_for_bf16_or_fp32_channels_last_on_a_cpu():
+    for options in ({"precision": "64-true"}, {"compile": True}, {"channels_last": False}, {"kernels": False}):
         model = accelerate(MODELS["vgg_a_bn"](), hardware(**options))
         assert not any(isinstance(module, FAST) for module in model.modules())
 

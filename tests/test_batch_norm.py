@@ -11,8 +11,16 @@ from cifarbn.fast.kernels import library
 
 pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 
+dtype = torch.bfloat16  # of the maps
 
-def maps(*shape, seed=0, dtype=torch.bfloat16):
+
+@pytest.fixture(scope="module", autouse=True)
+def each_dtype(kernel_dtype):
+    global dtype
+    dtype = kernel_dtype
+
+
+def maps(*shape, seed=0):
     """Return values around 1, so that subtracting the mean matters."""
     generator = torch.Generator().manual_seed(seed)
     values = (2 * torch.randn(shape, generator=generator) + 1).to(dtype)
@@ -25,6 +33,11 @@ def layer(channels, kind=FusedBatchNorm2d, **options):
         norm.weight.copy_(torch.linspace(0.5, -2, channels))
         norm.bias.copy_(torch.linspace(-1, 1, channels))
     return norm
+
+
+def rounding(bf16):
+    """Return a tolerance: `bf16`, or much less in float32, where rounded coefficients count as well."""
+    return bf16 if dtype == torch.bfloat16 else 1e-3 * bf16
 
 
 def distance(found, expected):
@@ -50,20 +63,20 @@ SHAPES = [(4, 3, 5, 7), (2, 16, 1, 1), (130, 1, 1, 2), (3, 20, 8, 8), (2, 64, 9,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_equals_the_formula_up_to_bf16_rounding(calls, shape):
+def test_it_equals_the_formula_up_to_rounding(calls, shape):
     x, norm, exact = maps(*shape), layer(shape[1]), layer(shape[1], nn.BatchNorm2d).double()
     x64 = x.detach().double().requires_grad_()
     out, expected = norm(x), exact(x64)
     found = gradients(norm, out, x)
     forward = ["moments", "batch_statistics", "normalize"]
     assert calls == [*forward, "gradient_sums", "gradient_coefficients", "gradient"]
-    assert out.dtype == torch.bfloat16 and out.is_contiguous(memory_format=torch.channels_last)
-    assert distance(out, expected) < 3e-3
+    assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+    assert distance(out, expected) < rounding(3e-3)
     torch.manual_seed(1)
-    upstream = torch.randn(out.shape).to(torch.bfloat16).double()
+    upstream = torch.randn(out.shape).to(dtype).double()
     grad_input, grad_weight, grad_bias = torch.autograd.grad(expected, [x64, exact.weight, exact.bias], upstream)
     # With two values per channel the gradient of x is a small difference of large terms, so compare it with `upstream`.
-    assert (found[0].double() - grad_input).norm() < 4e-3 * (grad_input.norm() + upstream.norm())
+    assert (found[0].double() - grad_input).norm() < rounding(4e-3) * (grad_input.norm() + upstream.norm())
     assert torch.allclose(found[1].double(), grad_weight, rtol=1e-4, atol=1e-4 * grad_weight.abs().max().item())
     assert torch.allclose(found[2].double(), grad_bias, rtol=1e-5, atol=1e-5)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -118,15 +131,26 @@ def test_non_finite_values_propagate():
 
 @pytest.mark.parametrize("mean", [100, -3000])
 def test_the_variance_is_accurate_for_a_large_mean(mean):
-    step = torch.finfo(torch.bfloat16).eps * abs(mean) / 1.5  # about the spacing of bf16 numbers
-    x = maps(64, 8, 16, 16).detach().float().sign().mul(step).add(mean).bfloat16()
+    step = torch.finfo(dtype).eps * abs(mean) / 1.5  # about the spacing of the dtype's numbers
+    x = maps(64, 8, 16, 16).detach().float().sign().mul(step).add(mean).to(dtype)
     norm = layer(8)
     norm(x)
-    deviation = x.float().std().item()
+    deviation = x.double().std().item()
     assert 0 < deviation < abs(mean) / 100
     torch.testing.assert_close(norm.running_mean, 0.1 * x.double().mean((0, 2, 3)).float(), rtol=1e-6, atol=0)
     variance = x.double().var((0, 2, 3)).float()
     torch.testing.assert_close(norm.running_var - 0.9, 0.1 * variance, rtol=1e-3, atol=1e-6)
+
+
+def test_fp32_is_more_accurate_than_torch():
+    if dtype != torch.float32:
+        pytest.skip("for float32")
+    x, errors = maps(64, 32, 16, 16), []
+    exact = layer(32, nn.BatchNorm2d).double()
+    expected = gradients(exact, exact(x.double()), x)[0]
+    for norm in (layer(32), layer(32, nn.BatchNorm2d)):
+        errors.append(distance(gradients(norm, norm(x), x)[0], expected))
+    assert errors[0] < 2e-7 and errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()])
@@ -194,6 +218,8 @@ def not_ours(**changes):
     """Return a layer and an input that the kernel does not support, because of one difference."""
     norm, x = layer(4, **changes.get("options", {})), maps(2, 4, 3, 3)
     norm.train(changes.get("training", True))
+    if changes.get("double"):
+        norm.double()
     return norm, changes.get("x", lambda x: x)(x)
 
 
@@ -202,7 +228,7 @@ def not_ours(**changes):
     [
         {"training": False},
         {"options": {"track_running_stats": False}},
-        {"x": lambda x: x.float()},
+        {"x": lambda x: x.double(), "double": True},
         {"x": lambda x: x.contiguous()},
     ],
 )

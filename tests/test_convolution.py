@@ -73,8 +73,8 @@ def test_first_and_second_derivatives(stride, everything):
     assert torch.autograd.gradgradcheck(call, tensors)
 
 
-def both(side, channels=64, outputs=64, **options):
-    """Return output and gradients of `GemmConv2d` and `nn.Conv2d`, with equal weights and input, in bf16 autocast."""
+def both(side, channels=64, outputs=64, bf16=True, **options):
+    """Return output and gradients of `GemmConv2d` and `nn.Conv2d` with equal weights and input, in bf16 or fp32."""
     torch.manual_seed(0)
     ours, theirs = (kind(channels, outputs, 3, padding=1, **options) for kind in (GemmConv2d, nn.Conv2d))
     theirs.load_state_dict(ours.state_dict())
@@ -82,7 +82,7 @@ def both(side, channels=64, outputs=64, **options):
     found = []
     for conv in (ours, theirs):
         x = images.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out = conv(x)
         out.float().square().sum().backward()
         found.append({"out": out, "x": x.grad, **{name: p.grad for name, p in conv.named_parameters()}})
@@ -110,20 +110,29 @@ ALL = ["convolve", "input_gradient", "weight_gradient"]
         ({"side": 4, "channels": 512, "outputs": 256}, ALL),
         ({"side": 8, "channels": 512, "outputs": 256}, ["weight_gradient"]),
         ({"side": 8, "channels": 512, "outputs": 256, "stride": 2}, ["convolve", "weight_gradient"]),
+        ({"side": 4, "bf16": False}, ["weight_gradient"]),
+        ({"side": 4, "channels": 512, "outputs": 256, "bf16": False}, ["weight_gradient"]),
     ],
 )
-def test_matrix_products_are_used_for_small_maps_in_bf16(used, changes, products):
+def test_matrix_products_are_used_for_small_maps(used, changes, products):
     ours, theirs = both(**changes)
     assert used == products
     assert ours.keys() == theirs.keys() == {"out", "x", "weight", "bias"}
     for name, expected in theirs.items():
         assert ours[name].dtype == expected.dtype
-        assert (ours[name] - expected).float().norm() < 0.01 * expected.float().norm(), name
+        rounding = 0.01 if changes.get("bf16", True) else 1e-5
+        assert (ours[name] - expected).float().norm() < rounding * expected.float().norm(), name
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"side": 5}, {"side": 9, "outputs": 256}, {"side": 4, "channels": 32}, {"side": 4, "groups": 2}],
+    [
+        {"side": 5},
+        {"side": 9, "outputs": 256},
+        {"side": 4, "channels": 32},
+        {"side": 4, "groups": 2},
+        {"side": 8, "outputs": 256, "bf16": False},
+    ],
 )
 def test_all_other_cases_are_bit_identical_to_torch(used, options):
     ours, theirs = both(**options)
@@ -131,9 +140,9 @@ def test_all_other_cases_are_bit_identical_to_torch(used, options):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_fp32_is_bit_identical_to_torch(used):
+def test_fp64_is_bit_identical_to_torch(used):
     torch.manual_seed(0)
-    conv, x = GemmConv2d(64, 64, 3, padding=1), torch.randn(2, 64, 4, 4)
+    conv, x = GemmConv2d(64, 64, 3, padding=1).double(), torch.randn(2, 64, 4, 4, dtype=torch.float64)
     conv(x).sum().backward()
     ours = conv.weight.grad.clone()
     conv.weight.grad = None

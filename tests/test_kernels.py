@@ -25,7 +25,7 @@ hardware = Hardware.choose("cpu", "bf16-mixed")
 model = accelerate(VGG("A", norm=torch.nn.BatchNorm2d, width=4), hardware)
 with torch.autocast("cpu", torch.bfloat16):
     model(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
-print(hardware.kernels, why_unavailable())
+print(hardware.kernels, why_unavailable(torch.bfloat16))
 """
 
 
@@ -55,24 +55,25 @@ def test_there_is_one_openmp_in_the_process():
     assert first == "True None" and len(second.split()) == 1
 
 
-def test_kernels_are_chosen_for_bf16_on_a_cpu():
-    chosen = Hardware.choose("cpu", "bf16-mixed")
-    assert chosen.kernels == (library.why_unavailable() is None)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_kernels_are_chosen_for_bf16_and_fp32_on_a_cpu(precision):
+    chosen = Hardware.choose("cpu", precision)
+    assert chosen.kernels == (library.why_unavailable(torch.float32) is None)
     assert str(chosen).endswith(", C kernels") == chosen.kernels
-    assert not Hardware.choose("cpu", "32-true").kernels
-    assert not Hardware.choose("cpu", "bf16-mixed", compile=True).kernels
-    assert not Hardware.choose("cpu", "bf16-mixed", channels_last=False).kernels
-    assert not Hardware.choose("cpu", "bf16-mixed", kernels=False).kernels
+    assert not Hardware.choose("cpu", precision, compile=True).kernels
+    assert not Hardware.choose("cpu", precision, channels_last=False).kernels
+    assert not Hardware.choose("cpu", precision, kernels=False).kernels
+    assert not Hardware.choose("cpu", "64-true").kernels
 
 
-@pytest.mark.parametrize("options", [{"precision": "32-true"}, {"precision": "bf16-mixed", "compile": True}])
+@pytest.mark.parametrize("options", [{"precision": "64-true"}, {"precision": "bf16-mixed", "compile": True}])
 def test_kernels_true_is_an_error_where_they_do_not_apply(options):
-    with pytest.raises(UserError, match="trainer.kernels=true: they need a CPU, bf16-mixed"):
+    with pytest.raises(UserError, match="trainer.kernels=true: they need a CPU, bf16-mixed or 32-true"):
         Hardware.choose("cpu", kernels=True, **options)
 
 
 def test_kernels_true_without_a_compiler_is_an_error(monkeypatch):
-    monkeypatch.setattr("cifarbn.fast.hardware.why_unavailable", lambda: "no C compiler")
+    monkeypatch.setattr("cifarbn.fast.hardware.why_unavailable", lambda dtype: "no C compiler")
     with pytest.raises(UserError, match="trainer.kernels=true: no C compiler. Use trainer.kernels=auto"):
         Hardware.choose("cpu", "bf16-mixed", kernels=True)
 
@@ -122,7 +123,8 @@ def channels_last(*shape, dtype=torch.bfloat16):
 def test_kernels_take_inputs_whose_channels_fill_simd_registers():
     assert library.takes(channels_last(2, 16, 3, 3)) and library.takes(channels_last(1, 48, 1, 1))
     assert not library.takes(channels_last(2, 24, 3, 3))
-    assert not library.takes(channels_last(2, 16, 3, 3, dtype=torch.float32))
+    assert library.takes(channels_last(2, 16, 3, 3, dtype=torch.float32))
+    assert not library.takes(channels_last(2, 16, 3, 3, dtype=torch.float64))
     assert not library.takes(torch.zeros(2, 16, 3, 3, dtype=torch.bfloat16))
     assert not library.takes(torch.zeros(16, 3, 3, dtype=torch.bfloat16))
 
@@ -168,7 +170,7 @@ def test_operators_pass_torchs_opcheck():
 
 
 WRONG = {
-    "dtype": lambda x: x.float(),
+    "dtype": lambda x: x.double(),
     "layout": lambda x: x.contiguous(),
     "dimensions": lambda x: x[0],
     "fewer images": lambda x: x[:1],

@@ -12,11 +12,19 @@ from cifarbn.fast.max_pool import FastMaxPool2d
 
 pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
 
+dtype = torch.bfloat16  # of the maps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_dtype(kernel_dtype):
+    global dtype
+    dtype = kernel_dtype
+
 
 def maps(*shape, seed=0):
     """Return small integers, so that there are many ties."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(-2, 3, shape, generator=generator).bfloat16()
+    values = torch.randint(-2, 3, shape, generator=generator).to(dtype)
     return values.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
@@ -55,7 +63,7 @@ def test_nan_is_the_maximum_as_in_torch(positions):
 
 def test_infinities_and_zeros_of_both_signs():
     values = [[float("-inf"), float("-inf"), 0.0, -0.0], [float("-inf"), float("-inf"), -0.0, float("inf")]]
-    x = torch.tensor(values).bfloat16()[None, None].contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = torch.tensor(values).to(dtype)[None, None].contiguous(memory_format=torch.channels_last).requires_grad_()
     ours, theirs = both(x)
     assert all(map(torch.equal, ours, theirs))
 
@@ -91,7 +99,7 @@ def test_an_infinite_gradient_reaches_only_the_maximum():
         (FastMaxPool2d(2, stride=1), maps(1, 2, 6, 6)),
         (FastMaxPool2d(2, ceil_mode=True), maps(1, 2, 5, 5)),
         (FastMaxPool2d(2, padding=1), maps(1, 2, 6, 6)),
-        (FastMaxPool2d(2), maps(1, 2, 6, 6).float()),
+        (FastMaxPool2d(2), maps(1, 2, 6, 6).double()),
         (FastMaxPool2d(2), maps(2, 2, 6, 6).contiguous()),
     ],
 )

@@ -3,6 +3,7 @@
 import cifarbn.models.external
 import cifarbn.models.normalization
 import cifarbn.optimizers  # noqa: F401
-from cifarbn.fast.kernels.library import why_unavailable
+from cifarbn.fast.kernels.library import TYPES, why_unavailable
 
-why_unavailable()  # compiles the kernels
+for dtype in TYPES:
+    why_unavailable(dtype)  # compiles the kernels

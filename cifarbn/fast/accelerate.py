@@ -41,7 +41,7 @@ def accelerate(model: nn.Module, hardware: Hardware) -> nn.Module:
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Switch layers to implementations that are faster than torch's in bf16 on a CPU, in place.
+    """Switch layers to implementations that are faster than torch's in bf16 and fp32 on a CPU, in place.
 
     Each layer remains the same object; only its class changes, to a subclass: `nn.Conv2d` to `GemmConv2d`, 2x2
     `nn.MaxPool2d` to `FastMaxPool2d`, `nn.BatchNorm2d` to `FusedBatchNorm2d`. `nn.Sequential` and this package's

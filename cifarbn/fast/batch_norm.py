@@ -10,9 +10,9 @@ from cifarbn.fast.kernels import library, ops
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with a C kernel for training in bf16 on a CPU.
+    """Batch norm with a C kernel for training in bf16 or fp32 on a CPU.
 
-    All other cases (evaluation, fp32, GPUs, contiguous inputs, compiled models, no C compiler) use torch's batch norm.
+    All other cases (evaluation, fp64, GPUs, contiguous inputs, compiled models, no C compiler) use torch's batch norm.
     The kernel computes the same statistics, summed in a different order.
     """
 

@@ -11,46 +11,51 @@ from cifarbn.fast.kernels import library, ops
 
 MIN_CHANNELS = 64  # smallest number of input and output channels
 MAX_POSITIONS = 16  # largest number of output positions
-MANY_OUTPUTS, MAX_POSITIONS_MANY = 256, 64  # with at least 256 output channels, allow up to 64 output positions
+MANY_OUTPUTS, MAX_POSITIONS_MANY = 256, 64  # in bf16, with at least 256 output channels, up to 64 output positions
 MIN_WEIGHTS = 2**20  # in bf16 they fill a core's L2 cache; from this size on, all three matrix products are faster
 
 
 class GemmConv2d(nn.Conv2d):
-    """Convolution that uses matrix products for small feature maps under bf16 autocast on a CPU, else torch's.
+    """Convolution that uses matrix products for small feature maps in bf16 (autocast) or fp32 on a CPU, else torch's.
 
     oneDNN's kernels are optimised for large feature maps. Milliseconds with oneDNN and, in brackets, with a matrix
-    product of patches including the time to copy them (3x3 weights, batch 128, two cores with AMX, torch 2.14.1)::
+    product of patches including the time to copy them (3x3 weights, batch 128, torch 2.14.1), in bf16 on two cores
+    with AMX, and in fp32 on one core with AVX2::
 
-        channels    positions   output        input's gradient   weights' gradient
-        512, 512    2x2          9.6 (2.5)     9.9 (3.0)         28.5 (1.7)
-        512, 512    4x4         11.6 (4.5)    12.8 (5.3)         35.0 (8.2)
-        256, 512    4x4          4.4 (2.3)     4.8 (2.9)         15.4 (4.4)
-        256, 256    4x4          1.3 (1.2)     1.3 (1.4)          6.8 (2.4)
-        256, 256    8x8          3.4 (4.9)     3.4 (5.3)         10.7 (7.5)
-        128, 128    8x8          0.8 (1.5)     0.9 (1.6)          3.2 (3.2)
+        channels    positions   output        input's gradient   weights' gradient   weights' gradient, fp32
+        512, 512    2x2          9.6 (2.5)     9.9 (3.0)         28.5 (1.7)          312 (51)
+        512, 512    4x4         11.6 (4.5)    12.8 (5.3)         35.0 (8.2)          468 (207)
+        256, 512    4x4          4.4 (2.3)     4.8 (2.9)         15.4 (4.4)          170 (78)
+        256, 256    4x4          1.3 (1.2)     1.3 (1.4)          6.8 (2.4)           70 (38)
+        256, 256    8x8          3.4 (4.9)     3.4 (5.3)         10.7 (7.5)          241 (221)
+        128, 128    8x8          0.8 (1.5)     0.9 (1.6)          3.2 (3.2)           49 (76)
 
-    The gradient of the weights is therefore a matrix product for up to 16 positions, or up to 64 if there are at least
-    256 outputs. The output and the gradient of the input are matrix products for up to 16 positions if there are at
-    least 2^20 weights. The sums are the same, in a different order. A 1x1 convolution gains less: between nothing and
-    half of the time of the weights' gradient.
+    The gradient of the weights is therefore a matrix product for up to 16 positions, or in bf16 up to 64 if there are
+    at least 256 outputs. In bf16, the output and the gradient of the input are matrix products for up to 16 positions
+    if there are at least 2^20 weights; in fp32 they gain little. The sums are the same, in a different order. A 1x1
+    convolution gains less: between nothing and half of the time of the weights' gradient.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H', W'), as in torch."""
-        positions = self._positions(x) if self._may_be_products(x) else 0
-        if not 0 < positions <= (MAX_POSITIONS if self.out_channels < MANY_OUTPUTS else MAX_POSITIONS_MANY):
+        dtype = self._dtype_of_products(x)
+        positions = self._positions(x) if dtype else 0
+        bf16 = dtype == torch.bfloat16
+        many = bf16 and self.out_channels >= MANY_OUTPUTS
+        if not 0 < positions <= (MAX_POSITIONS_MANY if many else MAX_POSITIONS):
             return super().forward(x)
-        everything = self.weight.numel() >= MIN_WEIGHTS and positions <= MAX_POSITIONS
-        bias = None if self.bias is None else self.bias.bfloat16()
-        x, weight = x.bfloat16(), self.weight.bfloat16()
-        return _Convolution.apply(x, weight, bias, self.stride, self.padding, everything)
+        everything = bf16 and self.weight.numel() >= MIN_WEIGHTS and positions <= MAX_POSITIONS
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return _Convolution.apply(x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding, everything)
 
-    def _may_be_products(self, x: Tensor) -> bool:
-        return (
+    def _dtype_of_products(self, x: Tensor) -> torch.dtype | None:
+        """Return the dtype in which to compute if matrix products may be used, else None."""
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+        suitable = (
             x.device.type == "cpu"
             and x.dim() == 4
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and (dtype == torch.bfloat16 if autocast else dtype == self.weight.dtype == torch.float32)
             and self.weight.requires_grad
             and torch.is_grad_enabled()
             and min(self.in_channels, self.out_channels) >= MIN_CHANNELS
@@ -58,6 +63,7 @@ class GemmConv2d(nn.Conv2d):
             and not isinstance(self.padding, str)
             and not library.transforming()
         )
+        return dtype if suitable else None
 
     def _positions(self, x: Tensor) -> int:
         sides = zip(x.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)

@@ -29,8 +29,8 @@ class Hardware:
         compile: mode of torch.compile, such as "default"; "auto" to compile on a GPU if it saves time; "" to not
             compile. See `cifarbn.fast.training_step`.
         cuda_graphs: whether training steps are captured in CUDA graphs.
-        kernels: whether models use this package's faster layers for bf16 on a CPU (`cifarbn.fast.accelerate`) instead
-            of torch's own.
+        kernels: whether models use this package's faster layers for CPUs (`cifarbn.fast.accelerate`) instead of torch's
+            own.
         threads: number of CPU threads, and the reason for it.
     """
 
@@ -58,8 +58,9 @@ class Hardware:
         """Replace each "auto" by the best setting for this machine, and set torch's number of threads.
 
         bf16 autocast is chosen if the hardware multiplies bf16 natively (CUDA with compute capability >= 8.0, AMX,
-        AVX512-BF16); otherwise it would be emulated, which is slower than fp32. The kernels are chosen for bf16 on a
-        CPU if there is a C compiler and the model is not compiled. See `choose_threads` for the number of threads.
+        AVX512-BF16); otherwise it would be emulated, which is slower than fp32. The kernels are chosen for bf16 and
+        fp32 on a CPU if there is a C compiler and the model is not compiled. See `choose_threads` for the number of
+        threads.
 
         Args:
             accelerator: trainer.accelerator.
@@ -107,9 +108,11 @@ class Hardware:
         if kernels not in ("auto", True, False):
             raise UserError(f"trainer.kernels must be auto, true or false, not {kernels!r}")
         if kernels:
-            useful = not cuda and precision == "bf16-mixed" and channels_last and not compile
+            dtype = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}.get(precision)
             missing = (
-                why_unavailable() if useful else "they need a CPU, bf16-mixed, channels_last and trainer.compile=false"
+                "they need a CPU, bf16-mixed or 32-true, channels_last and trainer.compile=false"
+                if cuda or dtype is None or not channels_last or compile
+                else why_unavailable(dtype)
             )
             if missing and kernels is True:
                 raise UserError(f"trainer.kernels=true: {missing}. Use trainer.kernels=auto to run without them.")

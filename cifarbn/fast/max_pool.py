@@ -10,7 +10,7 @@ from cifarbn.fast.kernels import library, ops
 
 
 class FastMaxPool2d(nn.MaxPool2d):
-    """Max pooling with 2x2 windows and a C kernel for bf16 on a CPU; bit-identical to torch's.
+    """Max pooling with 2x2 windows and a C kernel for bf16 or fp32 on a CPU; bit-identical to torch's.
 
     For the gradient, it saves two bytes per window, where torch saves the input and eight bytes. Other inputs use
     torch's max pooling.
@@ -37,7 +37,7 @@ class FastMaxPool2d(nn.MaxPool2d):
 
 
 class _MaxPool(torch.autograd.Function):
-    """Map (N, C, H, W) in bf16 and channels_last to (N, C, H // 2, W // 2); twice differentiable."""
+    """Map (N, C, H, W) in channels_last to (N, C, H // 2, W // 2); twice differentiable."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -22,23 +22,24 @@ FLAGS = (
     "-ffp-contract=off",
     "-fPIC",
 )
+TYPES = {torch.bfloat16: (), torch.float32: ("-DFLOAT",)}  # dtype of the feature maps -> the compiler's options
 SECONDS = 60  # time limit of the compiler, which usually takes half a second
 LANES = 16  # channels per SIMD instruction; other numbers of channels leave a slow scalar remainder
 
 
 def takes(x: Tensor) -> bool:
-    """Return whether the kernels are available and fast for x: bf16, (N, C, H, W), channels_last, on a CPU.
+    """Return whether the kernels are available and fast for x: (N, C, H, W), one of `TYPES`, channels_last, on a CPU.
 
     C must be a multiple of `LANES`, and `transforming` must be false.
     """
     return (
         x.device.type == "cpu"
-        and x.dtype == torch.bfloat16
+        and x.dtype in TYPES
         and x.dim() == 4
         and x.shape[1] % LANES == 0
-        and x.is_contiguous(memory_format=torch.channels_last)
         and not transforming()
-        and why_unavailable() is None
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and why_unavailable(x.dtype) is None
     )
 
 
@@ -55,17 +56,19 @@ def transforming() -> bool:
 
 
 @cache
-def why_unavailable() -> str | None:
-    """Return why the library cannot be compiled on this machine, or None if it can."""
+def why_unavailable(dtype: torch.dtype) -> str | None:
+    """Return why the library for this dtype, one of `TYPES`, cannot be compiled on this machine; None if it can."""
     try:
-        _library()
+        _library(dtype)
     except OSError as error:
         return str(error)
     return None
 
 
-def call(function: str, *arguments: float | Tensor | None) -> None:
-    """Call a function of the library. Passes int as long, float as double, and tensors as pointers.
+def call(function: str, dtype: torch.dtype, *arguments: float | Tensor | None) -> None:
+    """Call a function of the library for feature maps of this dtype.
+
+    Passes int as long, float as double, and tensors as pointers.
 
     Trap: the arguments are not checked here, and wrong shapes or layouts corrupt memory. Use the checked functions of
     `ops`.
@@ -73,7 +76,7 @@ def call(function: str, *arguments: float | Tensor | None) -> None:
     Raises:
         OSError: If the library is not available.
     """
-    getattr(_library(), function)(*map(_as_c, arguments))
+    getattr(_library(dtype), function)(*map(_as_c, arguments))
 
 
 def _as_c(argument: float | Tensor | None) -> Any:
@@ -85,7 +88,7 @@ def _as_c(argument: float | Tensor | None) -> Any:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
     """Compile and load the library; every process does this itself, so no outdated file can be left behind.
 
     OpenMP is not linked: its functions are resolved in torch's OpenMP, which is already loaded. A second OpenMP would
@@ -96,7 +99,7 @@ def _library() -> ctypes.CDLL:
         raise OSError(f"C compiler {compiler[0]!r} not found; install gcc, or set CC to your compiler")
     sources = sorted(map(str, Path(__file__).parent.glob("*.c")))
     with tempfile.TemporaryDirectory() as folder:
-        _run(folder, *compiler, *FLAGS, "-fopenmp", "-c", *sources)
+        _run(folder, *compiler, *FLAGS, *TYPES[dtype], "-fopenmp", "-c", *sources)
         _run(folder, *compiler, "-shared", *(f"{Path(source).stem}.o" for source in sources), "-o", "library.so")
         return ctypes.CDLL(f"{folder}/library.so")
 

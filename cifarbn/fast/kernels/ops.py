@@ -6,7 +6,7 @@ tensor requires a gradient. `torch.library.custom_op` with `register_autograd` i
 instead of 18 µs per forward call of a layer (torch 2.14.1, one core).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def batch_norm(
     """Normalise by the batch's statistics, then optionally add a residual and apply a ReLU.
 
     Args:
-        x: (N, C, H, W), bf16, channels_last.
+        x: (N, C, H, W), bf16 or float32, channels_last.
         weight: (C,), float32.
         bias: (C,), float32.
         residual: like x, or None; requires `relu`.
@@ -89,14 +89,14 @@ def batch_norm(
     if residual is not None and not relu:
         raise ValueError("batch_norm adds a residual only before a ReLU")
     rows = x.numel() // channels
-    sums = _sums(rows, channels)
-    library.call("moments", rows, channels, x, sums)
+    sums, pivot = _sums(rows, channels), torch.zeros(channels) if x.dtype == torch.bfloat16 else x[0, :, 0, 0]
+    library.call("moments", x.dtype, rows, channels, x, pivot, sums)
     statistics = torch.empty(4, channels, dtype=torch.float32, device="cpu")
     inverse = torch.empty(channels, dtype=torch.float64, device="cpu")
     total = sums.sum(0, dtype=torch.float64)
-    library.call("batch_statistics", rows, channels, total, weight, bias, eps, statistics, inverse)
+    library.call("batch_statistics", x.dtype, rows, channels, total, pivot, weight, bias, eps, statistics, inverse)
     y = torch.empty_like(x)
-    library.call("normalize", _following(residual, relu), rows, channels, x, residual, statistics, y)
+    library.call("normalize", x.dtype, _following(residual, relu), rows, channels, x, residual, statistics, y)
     return y, statistics, inverse
 
 
@@ -135,14 +135,15 @@ def batch_norm_backward(
     following, rows = _following(y, relu), x.numel() // channels
     sums = _sums(rows, channels)
     grad_residual = x.new_empty(0) if y is None else torch.empty_like(x)
-    library.call("gradient_sums", following, rows, channels, grad_output, x, y, statistics, grad_residual, sums)
+    maps = grad_output, x, y, statistics, grad_residual
+    library.call("gradient_sums", x.dtype, following, rows, channels, *maps, sums)
     grad_weight, grad_bias, x_scale, offset = (torch.empty_like(inverse, dtype=torch.float32) for _ in range(4))
     coefficients = grad_weight, grad_bias, x_scale, offset
     total = sums.sum(0, dtype=torch.float64)
-    library.call("gradient_coefficients", rows, channels, total, statistics, inverse, *coefficients)
+    library.call("gradient_coefficients", x.dtype, rows, channels, total, statistics, inverse, *coefficients)
     grad_x = torch.empty_like(x)
     reaching = grad_output if y is None else grad_residual
-    library.call("gradient", following, rows, channels, reaching, x, statistics, x_scale, offset, grad_x)
+    library.call("gradient", x.dtype, following, rows, channels, reaching, x, statistics, x_scale, offset, grad_x)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
@@ -157,7 +158,8 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest value of each 2x2 window, and its index in the window (0 to 3).
 
     Args:
-        x: (N, C, H, W), bf16, channels_last, H and W at least 2. If H or W is odd, its last row or column is dropped.
+        x: (N, C, H, W), bf16 or float32, channels_last, H and W at least 2. If H or W is odd, its last row or column is
+            dropped.
 
     Raises:
         ValueError: If x has the wrong shape, dtype or layout.
@@ -169,7 +171,7 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     shape = images, channels, height // 2, width // 2
     y = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
     which = torch.empty_like(y, dtype=torch.int16)
-    library.call("max_pool", images, height, width, channels, x, y, which)
+    library.call("max_pool", x.dtype, images, height, width, channels, x, y, which)
     return y, which
 
 
@@ -186,7 +188,7 @@ def max_pool_backward(grad_output: Tensor, which: Tensor, height: int, width: in
     """Return the gradient of `max_pool`'s input (N, C, height, width).
 
     Args:
-        grad_output: (N, C, height // 2, width // 2), bf16, channels_last.
+        grad_output: (N, C, height // 2, width // 2), bf16 or float32, channels_last.
         which: the indices that `max_pool` returned.
         height: height of the input.
         width: width of the input.
@@ -195,7 +197,7 @@ def max_pool_backward(grad_output: Tensor, which: Tensor, height: int, width: in
         ValueError: If an argument has the wrong shape, dtype or layout.
     """
     _check_maps(grad_output, grad_output=grad_output)
-    _check_maps(grad_output, torch.int16, which=which)
+    _check_maps(grad_output, (torch.int16,), which=which)
     images, channels, *sides = grad_output.shape
     if sides != [height // 2, width // 2]:
         raise ValueError(
@@ -205,7 +207,7 @@ def max_pool_backward(grad_output: Tensor, which: Tensor, height: int, width: in
     grad_x = torch.empty(shape, dtype=grad_output.dtype, device="cpu", memory_format=torch.channels_last)
     if height % 2 or width % 2:
         grad_x.zero_()  # the last row or column belongs to no window
-    library.call("max_pool_gradient", images, height, width, channels, grad_output, which, grad_x)
+    library.call("max_pool_gradient", grad_output.dtype, images, height, width, channels, grad_output, which, grad_x)
     return grad_x
 
 
@@ -218,7 +220,7 @@ def patches(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequ
     """Return the input patches of all output positions of a convolution: (N, H', W', rows, columns, C).
 
     Args:
-        x: (N, C, H, W), bf16, channels_last.
+        x: (N, C, H, W), bf16 or float32, channels_last.
         size: rows and columns of the weight.
         stride: stride of the convolution.
         padding: (vertical, horizontal) zero padding; negative values crop.
@@ -231,7 +233,7 @@ def patches(x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequ
     if min(out) < 1:
         raise ValueError(f"no patches of {list(size)}, stride {list(stride)}, in {list(x.shape)} padded by {padding}")
     result = torch.empty(x.shape[0], *out, *size, x.shape[1], dtype=x.dtype, device="cpu")
-    library.call("patches", x.shape[0], *x.shape[2:], x.shape[1], *out, *size, *stride, *padding, x, result)
+    library.call("patches", x.dtype, x.shape[0], *x.shape[2:], x.shape[1], *out, *size, *stride, *padding, x, result)
     return result
 
 
@@ -247,14 +249,18 @@ def _sums(rows: int, channels: int) -> Tensor:
     return torch.empty(-(-rows // BLOCK), 2, channels, dtype=torch.float32, device="cpu")
 
 
-def _check_maps(like: Tensor, dtype: torch.dtype = torch.bfloat16, **maps: Tensor | None) -> None:
-    """Raise ValueError unless all maps are (N, C, H, W) with C > 0, of equal shape, in this dtype, channels_last."""
+def _check_maps(like: Tensor, dtypes: Collection[torch.dtype] = library.TYPES, **maps: Tensor | None) -> None:
+    """Raise ValueError unless all maps are (N, C, H, W) with C > 0, channels_last, of equal shape and of one dtype."""
+    dtype = like.dtype if like.dtype in dtypes else None
     for name, x in maps.items():
         if x is None:
             continue
-        if x.dtype != dtype or x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        if x.dtype not in dtypes or x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             kind = f"{x.dtype}, shape {list(x.shape)}, strides {list(x.stride())}"
-            raise ValueError(f"{name} must be (N, C, H, W) in {dtype} and channels_last, not {kind}")
+            expected = " or ".join(map(str, dtypes))
+            raise ValueError(f"{name} must be (N, C, H, W) in {expected} and channels_last, not {kind}")
+        if dtype not in (None, x.dtype):
+            raise ValueError(f"{name} is in {x.dtype}, not {dtype}")
         if x.shape[1] == 0:
             raise ValueError(f"{name} must have at least one channel, not the shape {list(x.shape)}")
         if x.shape != like.shape:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
 from hydra.utils import instantiate
@@ -65,7 +64,7 @@ def search(
     defining = " ".join([*sorted(filter(identifies, overrides)), f"{direction} {metric}"])
     name = study_name or f"cifarbn-{hashlib.sha256(defining.encode()).hexdigest()[:8]}"
     study = Study(folder / ".sweeps", storage, name, defining, direction, space, lambda index: _sampler(sampler, index))
-    if n_jobs > 1 and isinstance(launcher, BasicLauncher):
+    if n_jobs > 1 and str(sweeper.config.hydra.launcher._target_).endswith(".BasicLauncher"):
         print(
             f"note: hydra.sweeper.n_jobs={n_jobs} trials are chosen at a time, but executed one after the other; add "
             "hydra/launcher=local to execute them in parallel",

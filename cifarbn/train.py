@@ -18,11 +18,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from cifarbn import figures
 from cifarbn.cli.command_line import CONF, friendly_errors, run_cli, settle_data_root
 from cifarbn.cli.composition import resolved
-from cifarbn.cli.data_module import take_data
 from cifarbn.cli.errors import instantiation_errors
 from cifarbn.cli.sweep import check_processes, table_on_exit
 from cifarbn.cli.targets import build, build_loss, build_model
-from cifarbn.data.interface import class_names, describe, num_classes
+from cifarbn.data.interface import check_data, class_names, describe, num_classes
 from cifarbn.errors import UserError
 from cifarbn.fast.accelerate import accelerate
 from cifarbn.fast.hardware import Hardware
@@ -85,7 +84,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         check_eval_batch_size(cfg.data, options.pop("eval_batch_size"), overrides)
         keys = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
         hardware = Hardware.choose(**{key: options.pop(key) for key in keys}, processes=devices_here(cfg.trainer))
-        data = take_data(cfg)
+        with instantiation_errors("data"):
+            data = check_data(instantiate(cfg.data))
         model = build_model(config["model"])
         if initial:
             rank_zero_print(initial.load_into(model, cfg.model_head))

@@ -2,11 +2,10 @@
 
 import inspect
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
-from data_files import ToyDataset, write_folder
+from data_files import write_folder
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -16,7 +15,6 @@ from cifarbn.cli import (
     composition,
 )
 from cifarbn.cli.composition import resolved
-from cifarbn.cli.data_module import take_data
 from cifarbn.data import Shapes
 from cifarbn.errors import UserError
 from cifarbn.runs.result_file import read_result
@@ -33,7 +31,7 @@ def options(group):
 
 def config(*overrides):
     """Compose the config, with the values in REQUIRED of the chosen options."""
-    overrides = [*(value for override in overrides for value in REQUIRED.get(override, [])), *overrides]
+    overrides = [*overrides, *(value for override in overrides for value in REQUIRED.get(override, []))]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=overrides)
 
@@ -217,41 +215,6 @@ def test_data_that_cannot_be_constructed_fails_in_the_run_and_not_before(tmp_pat
     with pytest.raises(UserError, match="data.val_size must be below the number of training images, 10000"):
         train(cfg, tmp_path, [])
     assert read_result(tmp_path)["status"] == "failed"
-
-
-class Unnamed(ToyDataset):
-    """A dataset without names of its classes, which notes every item that is read, with a random number."""
-
-    classes = ()
-    items: ClassVar[list[tuple[int, float]]] = []
-
-    def __getitem__(self, index):
-        self.items.append((index, float(torch.rand(()))))
-        return super().__getitem__(index)
-
-
-UNNAMED = ("data=dataset", "data.dataset._target_=test_config.Unnamed", "data.size=32", "model=vgg_a", "model.width=4")
-
-
-def test_a_dataset_is_read_once_for_the_number_of_classes_and_for_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("test_config.Unnamed.items", items := [])
-    result = train(config(*UNNAMED, "epochs=1", "trainer=cpu", "logger=none"), tmp_path, [])
-    assert result["config"]["model"]["num_classes"] == 3
-    assert [index for index, _ in items] == list(range(40))
-
-
-def test_random_numbers_of_a_dataset_depend_on_the_seed_only(monkeypatch):
-    runs = []
-    for seed in (1, 2, 1):
-        monkeypatch.setattr("test_config.Unnamed.items", items := [])
-        cfg = config(*UNNAMED, f"seed={seed}")
-        if len(runs) < 2:
-            resolved(cfg)  # reads it for the number of classes
-        before = torch.get_rng_state()
-        take_data(cfg).read()
-        assert torch.equal(torch.get_rng_state(), before)
-        runs.append(items)
-    assert runs[0] == runs[2] != runs[1] and len(runs[0]) == 40
 
 
 class WithoutClasses(Shapes):

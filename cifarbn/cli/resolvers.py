@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli import help
 from cifarbn.cli.conf import PRIMARY
-from cifarbn.cli.data_module import construct_data
 from cifarbn.data import interface
 from cifarbn.data.class_folders import content_key
 from cifarbn.runs.identity import folder_name
@@ -51,15 +51,14 @@ def data_root() -> str:
 def num_classes(otherwise: int, _root_: DictConfig) -> int:
     """Return the number of classes of the config's data module.
 
-    The data module is constructed for this, and the run uses the same one: `data=dataset` may have read all images to
-    find the classes.
+    The data module is constructed for this, which reads no data yet.
 
     Args:
         otherwise: returned if the data module has no number of classes (a regression), or cannot be constructed. In
             the latter case, the run constructs it again and records the error in its folder.
     """
     try:
-        data = construct_data(_root_)
+        data = interface.check_data(instantiate(_root_.data))
     except Exception:
         return otherwise
     return interface.num_classes(data) or otherwise

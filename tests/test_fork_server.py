@@ -92,18 +92,6 @@ def test_a_command_has_its_own_arguments_environment_output_and_exit_code(server
     assert started.err.read_text() == "oops\n"
 
 
-def test_ps_tells_the_commands_apart(server, tmp_path):
-    started = Started(server, tmp_path, "sleep", "optim.lr=1e-3", "x" * 5000)
-    started.found()
-    shown = [
-        subprocess.check_output(["ps", "-ww", "-o", "args=", "-p", str(pid)], text=True).rstrip("\n")
-        for pid in (started.process.pid, server._server.pid)
-    ]
-    started.process.kill()
-    assert shown[0].startswith(f"{sys.executable} -m probed sleep optim.lr=1e-3 xxx") and len(shown[0]) > 4000
-    assert shown[1].endswith(f"-m cifarbn.cli.fork_server {shown[1].split()[-2]} probed")
-
-
 def test_an_uncaught_error_is_a_traceback_and_exit_code_1(server, tmp_path):
     started = Started(server, tmp_path, "raise")
     assert started.process.wait() == 1
@@ -175,24 +163,32 @@ def test_without_the_server_the_end_of_a_command_is_noticed(tmp_path):
 def test_a_server_is_kept_as_long_as_a_new_one_would_start_the_same_processes(tmp_path, monkeypatch):
     write_module(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fork_server, "_shared", None)
+    monkeypatch.setattr(fork_server, "_shared", [])
 
-    def find():
+    def find(*arguments):
         server = fork_server.shared_server("probed", {"ALL": "shared"}, ())
-        found = Started(server, tmp_path, "0").found()
-        return server, found["folder"], found["environment"]["OWN"]
+        started = Started(server, tmp_path, *(arguments or "0"))
+        found = started.found()
+        if not arguments:
+            started.process.wait()
+        return server, found["folder"], found["environment"]["OWN"], *([started.process] if arguments else [])
 
     first = find()
     assert first == find()
+    *_, running = find("sleep")
     monkeypatch.setenv("OWN", "changed")
     assert find()[2] == "changed"
+    assert running.poll() is None and not first[0].has_ended, "a server is closed only after its processes"
+    running.send_signal(signal.SIGTERM)
+    assert running.wait() == -signal.SIGTERM
     write_module(folder := tmp_path / "other")
     monkeypatch.chdir(folder)
     last, where, _ = find()
     assert where == str(folder) and first[0].has_ended
     last.close()
     assert find()[0] is not last
-    fork_server._shared.close()
+    for server in fork_server._shared:
+        server.close()
 
 
 def test_threads_of_imported_libraries_neither_prevent_nor_announce_themselves(tmp_path, monkeypatch, capfd):

@@ -4,7 +4,6 @@ Imports take several seconds, most of the time of a short run. A forked process 
 with `python -m`: its own process id, arguments, environment, output and exit code.
 """
 
-import ctypes
 import gc
 import importlib
 import json
@@ -19,13 +18,11 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from cifarbn.runs.code_hash import read_imported
 
 NUMBER = struct.Struct("i")
 LONGEST_REQUEST = 2**20  # bytes; Linux allows 200 kB
-ROOM = " " * 4096  # the server's last argument: its memory is used by `show_as`
 # Signals that all processes of a terminal or a job may receive. The server blocks them, because it ends when its client
 # does, and each forked process unblocks them. SIGTERM is blocked after the imports only, so that it can end them.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -44,6 +41,7 @@ class ForkServer:
     def __init__(self, module: str, environment: Mapping[str, str], imports: Sequence[str] = ()) -> None:
         self._state = _state(module, environment)
         self._socket, self._server = connect([module, *imports], environment)
+        self._started: list[ForkedProcess] = []
 
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], stdout: int = 1, stderr: int = 2
@@ -64,7 +62,8 @@ class ForkServer:
             pass
         finally:
             os.close(writer)
-        return ForkedProcess(reader, self._server)
+        self._started.append(ForkedProcess(reader, self._server))
+        return self._started[-1]
 
     @property
     def has_ended(self) -> bool:
@@ -75,6 +74,11 @@ class ForkServer:
         """Whether it starts the same processes as a new server with these arguments."""
         return not self.has_ended and self._state == _state(module, environment)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all of its processes have ended."""
+        return all(process.poll() is not None for process in self._started)
+
     def close(self) -> None:
         """End the server at once; its processes continue."""
         self._socket.close()
@@ -82,20 +86,24 @@ class ForkServer:
         self._server.wait()
 
 
-_shared: ForkServer | None = None
+_shared: list[ForkServer] = []
 
 
 def shared_server(module: str, environment: Mapping[str, str], imports: Sequence[str]) -> ForkServer:
-    """Return a server that this process keeps until it ends, since a search starts runs several times.
+    """Return a server that this process keeps, since a search starts runs several times.
+
+    One that would start other processes, because the environment has changed, is closed once it is idle.
 
     The arguments are those of `ForkServer`.
     """
-    global _shared
-    if _shared and not _shared.serves(module, environment):
-        _shared.close()
-        _shared = None
-    _shared = _shared or ForkServer(module, environment, imports)
-    return _shared
+    for server in list(_shared):
+        if server.serves(module, environment):
+            return server
+        if server.is_idle:
+            server.close()
+            _shared.remove(server)
+    _shared.append(ForkServer(module, environment, imports))
+    return _shared[-1]
 
 
 def _state(module: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str], str]:
@@ -105,7 +113,7 @@ def _state(module: str, environment: Mapping[str, str]) -> tuple[str, dict[str, 
 def connect(modules: Sequence[str], environment: Mapping[str, str]) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     """Start a server as an interpreter of its own; return the connection to it and its process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "cifarbn.cli.fork_server", str(theirs.fileno()), *modules, ROOM]
+    command = [sys.executable, "-m", "cifarbn.cli.fork_server", str(theirs.fileno()), *modules]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS} - {signal.SIGTERM})  # the server inherits it
     try:
         with theirs:
@@ -238,32 +246,13 @@ def _tell(status: int, number: int) -> None:
 def execute(module: str, connection: socket.socket) -> None:
     """Serve; in each forked process, execute the module, which has been imported."""
     sys.argv[1:] = serve(connection)
-    show_as([sys.executable, "-m", module, *sys.argv[1:]])
     for output in (sys.stdout, sys.stderr):
         output.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
     sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def show_as(command: Sequence[str]) -> None:
-    """Let `ps`, `htop` and `nvidia-smi` show this process as a command, as far as it fits; on Linux only.
-
-    They read the memory in which the process got its arguments; Python has copied them, so it can be overwritten. If
-    its last byte is not zero, the kernel shows its content up to the first zero (as for setproctitle).
-    """
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        first, end = int(fields[45]), int(fields[46])
-    except (OSError, LookupError, ValueError):
-        return
-    if first < end:  # both are zero if the system does not tell them
-        text = os.fsencode(" ".join(command))[: end - first - 2]
-        ctypes.memmove(first, text.ljust(end - first - 1, b"\0") + b" ", end - first)
-
-
 if __name__ == "__main__":
-    show_as(sys.orig_argv[:-1])
-    del sys.argv[-1]
     for name in sys.argv[2:]:
         importlib.import_module(name)
     read_imported()

@@ -79,9 +79,9 @@ def read_image(file: Path, transform: Transform) -> Tensor:
             return transform.pixels(image)
     except Exception as error:  # for damaged files, Pillow's decoders raise exceptions of any type
         reason = clean(str(error) or type(error).__name__)
-        raise UserError(
-            f"cannot read {clean(str(file))} as an image ({reason}); use a format that Pillow supports"
-        ) from error
+        absent = isinstance(error, OSError) and error.errno
+        remedy = "check its path and permissions" if absent else "use a format that Pillow supports"
+        raise UserError(f"cannot read {clean(str(file))} as an image ({reason}); {remedy}") from error
 
 
 def predict(files: Sequence[Path], trained: TrainedModel) -> Iterator[Prediction]:

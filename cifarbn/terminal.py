@@ -6,6 +6,7 @@ import os
 import select
 import sys
 import termios
+from contextlib import suppress
 from typing import Any
 
 
@@ -34,25 +35,46 @@ def outlive_reader() -> None:
         stream: Any = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
             stream.flush()
-            output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            output = io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False))
             options = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
-            setattr(sys, name, io.TextIOWrapper(output, **options))
+            setattr(sys, name, _Output(output, **options))
 
 
-class _Output(io.FileIO):
-    """A file that discards what is written once its reader has gone."""
+class _Output(io.TextIOWrapper):
+    """A text stream that discards what is written once its reader has gone."""
 
-    def write(self, data: Any) -> int:
+    def write(self, text: str) -> int:
         """Write, or discard."""
         try:
-            return super().write(data)
+            return super().write(text)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            _discard(self.fileno())
-            if self.fileno() == 1:
-                print("note: nobody reads the output any more; the command continues without it", file=sys.stderr)
-            return super().write(data)
+            self._discard_after(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or discard."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._discard_after(error)
+
+    def _discard_after(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
+        _discard(self.fileno())
+        if self.fileno() == 1:
+            print("note: nobody reads the output any more; the command continues without it", file=sys.stderr)
+
+
+def print_in_handler(text: str) -> None:
+    """Print in a signal handler, which may interrupt a write to the output: a buffer cannot be entered twice."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, AttributeError):  # the output is not a file, such as that of a notebook
+        print(text, flush=True)
+        return
+    with suppress(OSError):
+        os.write(descriptor, f"{text}\n".encode())
 
 
 def leave_closed_output() -> bool:

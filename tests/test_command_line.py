@@ -314,7 +314,7 @@ def test_a_command_ignores_the_matplotlib_backend(tmp_path):
 @pytest.mark.parametrize(
     "main",
     [
-        pytest.param(lambda: benchmark(["data", "--rounds", "0"]), id="benchmark"),
+        pytest.param(lambda: benchmark(["speedrun", "--width-scale", "0"]), id="benchmark"),
         pytest.param(lambda: predict(["nowhere", "cat.png"]), id="predict"),
         pytest.param(lambda: report(["nowhere"]), id="report"),
         pytest.param(lambda: reproduce(["course_report", "epochs=3"]), id="reproduce"),

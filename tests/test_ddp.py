@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 
@@ -133,8 +134,9 @@ def test_a_layer_that_several_processes_cannot_share_is_refused(tmp_path):
 def second_process(run):
     """Return the id of the process that Lightning has started; None if there is none yet."""
     for child in subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], text=True, stdout=PIPE).stdout.split():
-        if b"cifarbn.train\0data" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if b"cifarbn.train\0data" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
 
 
 def cut_off(cwd, victim):

@@ -284,7 +284,9 @@ def test_a_bad_image_does_not_stop_the_others(run, red, tmp_path, capsys):
     output = capsys.readouterr()
     assert ended.value.code == 1 and output.out.count("red.png") == 2
     first, second = output.err.splitlines()
-    assert re.match("error: cannot read .*bad.png.*Pillow", first) and re.match("error: cannot read .*gone.png.*path", second)
+    assert re.match("error: cannot read .*bad.png.*Pillow", first) and re.match(
+        "error: cannot read .*gone.png.*path", second
+    )
 
 
 def test_for_any_pillow_raises_is_one_message(red, monkeypatch):

@@ -62,6 +62,28 @@ def test_a_reader_that_ends_is_outlived(both):
         assert process.wait() == 0
 
 
+SIGNALLED = """
+import signal, sys, time
+from cifarbn.terminal import outlive_reader, print_in_handler
+outlive_reader()
+handled = 0
+def handle(*_):
+    global handled
+    handled += 1
+    print_in_handler("handled")
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+while handled < 200:
+    print("progress", end="\\r", flush=True)
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_a_signal_handler_can_print_during_a_write(tmp_path):
+    code, out, err = python(SIGNALLED, "", tmp_path)
+    assert (code, err) == (0, "") and out.count("handled") >= 200
+
+
 def test_a_full_disk_is_still_an_error():
     script = "from cifarbn.terminal import outlive_reader; outlive_reader(); print(1, flush=True)"
     code, _, err = python(script, ">/dev/full", None)

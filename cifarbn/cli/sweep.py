@@ -139,7 +139,7 @@ class SweepCallback(Callback):
                     "no images to measure it on; raise data.val_size"
                 )
             self.planned = _planned(config)
-            if self.planned == 0:
+            if self.planned == 0 and _is(config.hydra.sweeper, BasicSweeper):
                 raise UserError("the sweep has no runs, because a key has no values; write for example 'seed=range(3)'")
             if config.hydra.launcher._target_.endswith(".SlurmLauncher") and not shutil.which("srun"):
                 raise UserError(

@@ -20,7 +20,7 @@ from cifarbn.fast.training_step import TrainingStep
 from cifarbn.runs.checkpoints import forget_previous, write_checkpoint
 from cifarbn.runs.old_names import RESUME_STATE
 from cifarbn.runs.schema import CHECKPOINT
-from cifarbn.terminal import leave_closed_output
+from cifarbn.terminal import leave_closed_output, print_in_handler
 from cifarbn.training.callbacks.timing import Timing
 
 SECONDS_BETWEEN_EPOCHS = 10  # the least time between checkpoints at the ends of epochs
@@ -188,7 +188,7 @@ class ResumeCheckpoint(Checkpoint):
             raise KeyboardInterrupt(number)
         if not self._signals:
             action = "saving after this step" if self._has_handler(number) else "saving and stopping after this step"
-            rank_zero_only(print)(f"\n{action}; press Ctrl-C again to stop at once", flush=True)
+            rank_zero_only(print_in_handler)(f"\n{action}; press Ctrl-C again to stop at once")
         self._signals.append(number)
 
 

@@ -69,9 +69,9 @@ def kernels_for_any_number_of_channels(kernels):
 
 
 @pytest.fixture(scope="module", params=library.TYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def kernel_dtype(request) -> torch.dtype:
-    """Run the module's tests once for each dtype of the kernels."""
-    return request.param
+def each_kernel_dtype(request) -> None:
+    """Run the module's tests once for each dtype of the kernels, which its global `dtype` holds."""
+    request.module.dtype = request.param
 
 
 @pytest.fixture

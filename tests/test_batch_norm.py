@@ -9,15 +9,9 @@ from torch import nn
 from cifarbn.fast.batch_norm import FusedBatchNorm2d, normalize_and_activate
 from cifarbn.fast.kernels import library
 
-pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
+pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels", "each_kernel_dtype")
 
 dtype = torch.bfloat16  # of the maps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_dtype(kernel_dtype):
-    global dtype
-    dtype = kernel_dtype
 
 
 def maps(*shape, seed=0):

@@ -10,15 +10,9 @@ from torch.nn import functional
 from cifarbn.fast.kernels import library
 from cifarbn.fast.max_pool import FastMaxPool2d
 
-pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels")
+pytestmark = pytest.mark.usefixtures("kernels_for_any_number_of_channels", "each_kernel_dtype")
 
 dtype = torch.bfloat16  # of the maps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_dtype(kernel_dtype):
-    global dtype
-    dtype = kernel_dtype
 
 
 def maps(*shape, seed=0):

@@ -62,87 +62,48 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
     Returns:
         The content of `result.json`.
     """
-    if starts_processes(cfg.trainer):
-        end_with_parent()
-    else:
-        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a SLURM task is not a DDP process of this run
-    gc.collect()  # in a sweep, free the previous run: a trainer and its parts form reference cycles
-    torch.cuda.empty_cache()  # its CUDA graph had memory of its own, which others could not use
+    _begin(cfg)
     config = resolved(cfg)
-    policy = {"resume": cfg.resume, "retry": cfg.retry, "on_code_change": cfg.on_code_change}
-    source, initial = _path(cfg.resume_from), _initial_weights(cfg, config)
+    initial = _initial_weights(cfg, config)
     if initial:
         overrides = [f"init_from={initial.label}" if key_of(each) == "init_from" else each for each in overrides]
-    run = Run.open(folder, config, overrides, sources(config), **policy, resume_from=source)
+    policy = {"resume": cfg.resume, "retry": cfg.retry, "on_code_change": cfg.on_code_change}
+    run = Run.open(folder, config, overrides, sources(config), **policy, resume_from=_path(cfg.resume_from))
     if run.finished:
         rank_zero_print(f"{run}\nnothing to do; use resume=false to start from scratch")
         return run.result
 
     with run.track_status(), restore_signal_handlers(), threads_kept(), make_logger(cfg.logger, run) as logger:
         pl.seed_everything(cfg.seed, verbose=False)
-        options = check_options(cfg.trainer)
-        check_eval_batch_size(cfg.data, options.pop("eval_batch_size"), overrides)
-        keys = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
-        hardware = Hardware.choose(**{key: options.pop(key) for key in keys}, processes=devices_here(cfg.trainer))
+        options, hardware = _options_and_hardware(cfg, overrides)
         with instantiation_errors("data"):
             data = check_data(instantiate(cfg.data))
-        model = build_model(config["model"])
-        if initial:
-            rank_zero_print(initial.load_into(model, cfg.model_head))
-        model = accelerate(model, hardware)
-        loss = build_loss(config["loss"])
-        optimizer, schedule = (build(group, config[group]) for group in ("optim", "schedule"))
-        with instantiation_errors("loss, optim or schedule"):
-            classifier = Classifier(
-                model,
-                loss,
-                optimizer,
-                schedule,
-                num_classes(data),
-                cfg.tta,
-                compile=hardware.compile,
-                cuda_graphs=hardware.cuda_graphs,
-                head=cfg.model_head,
-                pretrained=initial is not None,
-            )
+        classifier = _make_classifier(cfg, config, hardware, num_classes(data), initial)
         with instantiation_errors("record"):
             recorders = [instantiate(recorder, folder=folder) for recorder in cfg.record.values()]
-
-        minutes, bar = cfg.checkpoint_minutes, options["enable_progress_bar"]
         callbacks = StandardCallbacks(
-            folder, recorders, minutes, threads=hardware.threads, progress_bar=bar, check_folder=run.check_folder
+            folder,
+            recorders,
+            cfg.checkpoint_minutes,
+            threads=hardware.threads,
+            progress_bar=options["enable_progress_bar"],
+            check_folder=run.check_folder,
         )
-        timing, metrics_logger = callbacks.timing, callbacks.metrics_logger
-        options |= {"callbacks": callbacks.in_order, "logger": logger}
         # Lightning looks for its own cluster checkpoints in the root folder, which defaults to the working folder.
-        trainer = make_trainer(hardware, default_root_dir=folder, **options)
+        options |= {"callbacks": callbacks.in_order, "logger": logger, "default_root_dir": folder}
+        trainer = make_trainer(hardware, **options)
         # Lightning does this only after it has loaded a checkpoint, and so would round float64 weights to float32.
         trainer.precision_plugin.convert_module(classifier)
         rank_zero_print(f"{folder}\n{hardware}")
         run.started(**hardware.facts(), devices=trainer.world_size)
-        constant_loss = constant_prediction_loss(loss, num_classes(data) or 0, getattr(data, "batch_size", None))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        run.update(parameters=parameters, constant_prediction_loss=constant_loss)
+        run.update(**_facts(classifier, data))
         logger.start(config)
         if logger.run_id:
             run.update(logger={"kind": type(logger).__name__, "id": logger.run_id})
-
-        try:
-            with misconfiguration_errors():
-                trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
-        finally:  # also for runs that diverged or were interrupted
-            if trainer.global_step > run.steps:
-                run.computed(**classifier.step.facts)
-            run.update(steps=trainer.global_step, images_per_second=timing.images_per_second)
-            run.update(metrics=metrics_logger.epoch_metrics, data=describe(data), seconds=dict(timing.seconds))
-            run.update(thread_changes=callbacks.thread_changes)
-        with misconfiguration_errors():
-            trainer.test(classifier, data, verbose=False)
-        tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        run.update(metrics=metrics_logger.epoch_metrics | tested, seconds=dict(timing.seconds))
+        _fit(run, trainer, classifier, data, callbacks)
+        _test(run, trainer, classifier, data, callbacks)
         logger.finish(overrides, config, run.result["metrics"], trainer.global_step)
         if classifier.confusion is not None:
-            run.update(confusion=classifier.confusion.tolist())
             names = class_names(data, len(classifier.confusion))
             confusion = figures.confusion_matrix(classifier.confusion.numpy(), names)
             logger.log_figure("test/confusion", confusion, trainer.global_step)
@@ -150,6 +111,88 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
             forget_previous(folder)
     rank_zero_print(run)
     return run.result
+
+
+def _begin(cfg: DictConfig) -> None:
+    """Prepare this process for a run, perhaps after others in the same process."""
+    if starts_processes(cfg.trainer):
+        end_with_parent()
+    else:
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a SLURM task is not a DDP process of this run
+    gc.collect()  # in a sweep, free the previous run: a trainer and its parts form reference cycles
+    torch.cuda.empty_cache()  # its CUDA graph had memory of its own, which others could not use
+
+
+def _options_and_hardware(cfg: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], Hardware]:
+    """Check the options of conf/trainer; return those of Lightning's Trainer, and the choice that the others made."""
+    options = check_options(cfg.trainer)
+    check_eval_batch_size(cfg.data, options.pop("eval_batch_size"), overrides)
+    keys = ("accelerator", "precision", "channels_last", "compile", "cuda_graphs", "kernels", "threads")
+    hardware = Hardware.choose(**{key: options.pop(key) for key in keys}, processes=devices_here(cfg.trainer))
+    return options, hardware
+
+
+def _make_classifier(
+    cfg: DictConfig, config: dict[str, Any], hardware: Hardware, classes: int | None, initial: InitialWeights | None
+) -> Classifier:
+    """Build model, loss, optimizer and schedule; random weights are drawn here."""
+    model = build_model(config["model"])
+    if initial:
+        rank_zero_print(initial.load_into(model, cfg.model_head))
+    model = accelerate(model, hardware)
+    loss = build_loss(config["loss"])
+    optimizer, schedule = (build(group, config[group]) for group in ("optim", "schedule"))
+    with instantiation_errors("loss, optim or schedule"):
+        return Classifier(
+            model,
+            loss,
+            optimizer,
+            schedule,
+            classes,
+            cfg.tta,
+            compile=hardware.compile,
+            cuda_graphs=hardware.cuda_graphs,
+            head=cfg.model_head,
+            pretrained=initial is not None,
+        )
+
+
+def _facts(classifier: Classifier, data: Any) -> dict[str, Any]:
+    """Return what `result.json` says of a model before its training."""
+    batch_size = getattr(data, "batch_size", None)
+    return {
+        "parameters": sum(parameter.numel() for parameter in classifier.net.parameters()),
+        "constant_prediction_loss": constant_prediction_loss(classifier.loss, classifier.num_classes or 0, batch_size),
+    }
+
+
+def _fit(run: Run, trainer: pl.Trainer, classifier: Classifier, data: Any, callbacks: StandardCallbacks) -> None:
+    """Train, from the run's checkpoint if it has one; write the results so far also if training fails."""
+    timing = callbacks.timing
+    try:
+        with misconfiguration_errors():
+            trainer.fit(classifier, data, ckpt_path=run.checkpoint, weights_only=True)
+    finally:  # also for runs that diverged or were interrupted
+        if trainer.global_step > run.steps:
+            run.computed(**classifier.step.facts)
+        run.update(
+            steps=trainer.global_step,
+            metrics=callbacks.metrics_logger.epoch_metrics,
+            images_per_second=timing.images_per_second,
+            seconds=dict(timing.seconds),
+            data=describe(data),
+            thread_changes=callbacks.thread_changes,
+        )
+
+
+def _test(run: Run, trainer: pl.Trainer, classifier: Classifier, data: Any, callbacks: StandardCallbacks) -> None:
+    """Test once, and add the results to those of the last epoch."""
+    with misconfiguration_errors():
+        trainer.test(classifier, data, verbose=False)
+    tested = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    run.update(metrics=callbacks.metrics_logger.epoch_metrics | tested, seconds=dict(callbacks.timing.seconds))
+    if classifier.confusion is not None:
+        run.update(confusion=classifier.confusion.tolist())
 
 
 def _path(path: str | None) -> Path | None:

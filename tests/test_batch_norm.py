@@ -269,6 +269,14 @@ def test_other_activations_are_not_fused(calls, activation):
     assert torch.equal(out, activation(norm(x) + shortcut))
 
 
+def test_a_residual_of_another_dtype_is_added_separately(calls):
+    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+    x, shortcut, norm, relu = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5).to(other), layer(6), nn.ReLU()
+    out = normalize_and_activate(norm, relu, x, shortcut)
+    assert calls == ["moments", "batch_statistics", "normalize"] and out.dtype == torch.float32
+    assert torch.equal(out, relu(norm(x) + shortcut))
+
+
 def test_a_contiguous_residual_is_supported(calls):
     x, shortcut, norm, relu = maps(4, 6, 3, 3), maps(4, 6, 3, 3, seed=5).detach().contiguous(), layer(6), nn.ReLU()
     assert torch.equal(normalize_and_activate(norm, relu, x, shortcut), relu(norm(x) + shortcut))

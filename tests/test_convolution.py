@@ -140,11 +140,11 @@ def test_all_other_cases_are_bit_identical_to_torch(used, options):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_fp64_is_bit_identical_to_torch(used):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fp64_is_bit_identical_to_torch(used, autocast):
     torch.manual_seed(0)
     conv, x = GemmConv2d(64, 64, 3, padding=1).double(), torch.randn(2, 64, 4, 4, dtype=torch.float64)
-    conv(x).sum().backward()
-    ours = conv.weight.grad.clone()
-    conv.weight.grad = None
-    nn.Conv2d.forward(conv, x).sum().backward()
-    assert not used and torch.equal(ours, conv.weight.grad)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, expected = conv(x), nn.Conv2d.forward(conv, x)
+    assert not used and out.dtype == expected.dtype == torch.float64
+    assert torch.equal(*(torch.autograd.grad(each.sum(), conv.weight)[0] for each in (out, expected)))

@@ -171,6 +171,15 @@ def test_a_lightning_module_of_ones_own_trains_the_same_and_is_recorded(tmp_path
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_an_epoch_without_validation_has_no_metrics_of_one(tmp_path):
+    fit(Own(), [RunRecorderCallback(tmp_path, [])], max_epochs=4, check_val_every_n_epoch=2)
+    last = {row["epoch"]: row for row in rows(tmp_path)}
+    assert [row["val/loss"] != "" for row in last.values()] == [False, True, False, True]
+    assert all(row["train/loss"] for row in last.values())
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_what_a_lightning_module_must_have(tmp_path):
     with pytest.raises(UserError, match="accumulate_grad_batches=1"):
         fit(Own(), [RunRecorderCallback(tmp_path / "run", [])], accumulate_grad_batches=2)
@@ -367,6 +376,9 @@ def test_other_mistakes(tmp_path):
     step(recorder, model, batch)
     with pytest.raises(UserError, match="no column val_acc; there are train/loss"):
         recorder.after_epoch({"val_acc": 0.5})
+    recorder.after_epoch()
+    with pytest.raises(UserError, match="without a step since its last call; call it once for each epoch"):
+        recorder.after_epoch({"val/acc": 0.5})
     recorder, *_, batch = start(tmp_path / "other", last_layer="fc")
     with pytest.raises(UserError, match="no linear layer fc; its linear layers are 10"):
         recorder.before_step(batch)

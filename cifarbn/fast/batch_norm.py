@@ -55,7 +55,7 @@ def normalize_and_activate(norm: nn.Module, activation: nn.Module, x: Tensor, re
         type(norm) is FusedBatchNorm2d
         and type(activation) is nn.ReLU
         and norm._takes(x)
-        and (residual is None or residual.shape == x.shape and library.takes(residual))
+        and (residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype) and library.takes(residual))
         and not (_is_watched(norm) or _is_watched(activation) or nn.modules.module._has_any_global_hook())
     ):
         return norm._fused(x, residual, relu=True)

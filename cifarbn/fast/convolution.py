@@ -56,6 +56,7 @@ class GemmConv2d(nn.Conv2d):
             x.device.type == "cpu"
             and x.dim() == 4
             and (dtype == torch.bfloat16 if autocast else dtype == self.weight.dtype == torch.float32)
+            and torch.float64 not in (x.dtype, self.weight.dtype)  # autocast does not convert float64
             and self.weight.requires_grad
             and torch.is_grad_enabled()
             and min(self.in_channels, self.out_channels) >= MIN_CHANNELS

@@ -126,12 +126,17 @@ class RunFiles:
         """Write the epoch's rows, with the epoch's columns in its last row, the recordings and the result.
 
         Raises:
-            UserError: if a metric is not a column of metrics.csv.
+            UserError: if a metric is not a column of metrics.csv, or the epoch has no step to which it belongs.
         """
         if unknown := [name for name in metrics if name not in EPOCH_COLUMNS]:
             raise UserError(f"metrics.csv has no column {unknown[0]}; there are {', '.join(EPOCH_COLUMNS)}")
         values = self._transfer()
         if not len(values):
+            if metrics:
+                raise UserError(
+                    f"after_epoch({dict(metrics)}) was called without a step since its last call; call it once for each "
+                    "epoch, after the epoch's steps and validation"
+                )
             return
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)
         means = {"train/loss": float(loss)} | ({"train/acc": float(acc)} if np.isfinite(acc) else {})

@@ -108,8 +108,8 @@ class RunRecorderCallback(pl.Callback):
     Requirements: one optimizer, one process, no gradient accumulation, batches of the form (inputs, targets), and the
     attributes of the LightningModule that `LightningTraining` names: the model (`net`, `model` or the module itself)
     and its loss (`loss`, `loss_fn` or `criterion`). Probes need gradients in evaluation: `inference_mode=False`.
-    Metrics logged as "val/loss", "val/acc" and "test/..." are written to metrics.csv and the result. An accuracy that
-    `training_step` returns as {"loss": ..., "acc": ...} is written for every step.
+    Metrics that the validation logs as "val/loss" and "val/acc", and the test as "test/...", are written to metrics.csv
+    and the result. An accuracy that `training_step` returns as {"loss": ..., "acc": ...} is written for every step.
 
     Args:
         folder: the run folder; it must not contain a run.
@@ -122,6 +122,7 @@ class RunRecorderCallback(pl.Callback):
     ) -> None:
         self.folder, self.recorders, self.config = Path(folder), recorders, config
         self._files: RunFiles | None = None
+        self._validated = False  # whether validation has run in this epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the requirements and prepare the folder."""
@@ -153,9 +154,16 @@ class RunRecorderCallback(pl.Callback):
         loss, acc = (outputs["loss"], outputs.get("acc")) if isinstance(outputs, Mapping) else (outputs, None)
         self._started.after_step(LightningTraining(trainer, pl_module, 0), batch, loss, acc)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the metrics of a validation are those of this epoch."""
+        self._validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the files."""
+        """Write the files. Lightning keeps the metrics of a validation, also in epochs without one."""
         metrics = {str(name): float(v) for name, v in trainer.callback_metrics.items() if name in EPOCH_COLUMNS}
+        if not self._validated:
+            metrics = {name: value for name, value in metrics.items() if name.startswith("train/")}
+        self._validated = False
         self._started.after_epoch(LightningTraining(trainer, pl_module, 0), metrics)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

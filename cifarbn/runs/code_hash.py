@@ -29,6 +29,7 @@ NOT_COMPUTING = frozenset(
             "errors",
             "figures",
             "runs",
+            "terminal",
             "fast.cores",
             "fast.threads",
             "training.loggers",

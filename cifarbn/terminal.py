@@ -59,11 +59,12 @@ class _Output(io.TextIOWrapper):
             self._discard_after(error)
 
     def _discard_after(self, error: OSError) -> None:
-        if error.errno not in (errno.EPIPE, errno.EIO):
-            raise error
         _discard(self.fileno())
+        if error.errno not in (errno.EPIPE, errno.EIO):  # such as a full disk: what the user wants to keep is lost
+            name = "the output" if self.fileno() == 1 else "the error output"
+            raise OSError(error.errno, error.strerror, name) from error
         if self.fileno() == 1:
-            print("note: nobody reads the output any more; the command continues without it", file=sys.stderr)
+            print("note: the output was closed; the command continues without it", file=sys.stderr)
 
 
 def print_in_handler(text: str) -> None:

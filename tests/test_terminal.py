@@ -8,7 +8,7 @@ import pytest
 from processes import Command
 from test_train import TINY
 
-NOTE = "note: nobody reads the output any more; the command continues without it\n"
+NOTE = "note: the output was closed; the command continues without it\n"
 
 
 def python(script, redirection, cwd):
@@ -84,10 +84,17 @@ def test_a_signal_handler_can_print_during_a_write(tmp_path):
     assert (code, err) == (0, "") and out.count("handled") >= 200
 
 
-def test_a_full_disk_is_still_an_error():
-    script = "from cifarbn.terminal import outlive_reader; outlive_reader(); print(1, flush=True)"
+def test_a_full_disk_is_an_error_that_names_the_output():
+    script = """
+from cifarbn.cli.command_line import friendly_errors
+from cifarbn.terminal import outlive_reader
+outlive_reader()
+with friendly_errors():
+    print(1, flush=True)
+"""
     code, _, err = python(script, ">/dev/full", None)
-    assert code and "No space left on device" in err
+    assert code == 1 and err.startswith("error: cannot read or write the output: No space left on device; free some")
+    assert "Exception ignored" not in err
 
 
 def test_a_sweep_without_a_reader_executes_its_runs(tmp_path):

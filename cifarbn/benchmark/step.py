@@ -38,7 +38,7 @@ def measure_step(args: argparse.Namespace) -> Results:
     notes, sides = [], {}
     for name, (dtype, layout, compiled) in modes.items():
         model = MODELS[args.model]()
-        if device.type == "cpu" and not compiled:
+        if device.type == "cpu" and layout == torch.channels_last and not compiled:
             use_fast_layers(model)
         step = TrainingStep(model, args.batch_size, device, dtype, layout, compiled)
         if compiled:

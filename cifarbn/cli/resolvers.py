@@ -51,7 +51,8 @@ def data_root() -> str:
 def num_classes(otherwise: int, _root_: DictConfig) -> int:
     """Return the number of classes of the config's data module.
 
-    The data module is constructed for this, which reads no data yet.
+    The data module is constructed for this. `FromDataset` then reads a dataset that has no `classes`; others read no
+    data yet.
 
     Args:
         otherwise: returned if the data module has no number of classes (a regression), or cannot be constructed. In

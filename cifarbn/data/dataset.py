@@ -1,4 +1,4 @@
-"""Any map-style torch Dataset of (image, label), read once into memory."""
+"""Any map-style torch Dataset of (image, label), read into memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +24,8 @@ class FromDataset(DataModule):
     An image may be a PIL image, a uint8 tensor (C, H, W), a uint8 array (H, W, C), or either as floats in [0, 1], with
     3 channels or 1; a label is a whole number from 0.
 
-    The trap: each item is read once, so random transforms in the dataset are applied once and not again in each epoch.
-    Use `augment` instead.
+    The trap: items are read before the training, so random transforms in the dataset are not applied again in each
+    epoch. Use `augment` instead.
 
     Args:
         dataset: the training images.

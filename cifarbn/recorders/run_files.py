@@ -134,8 +134,8 @@ class RunFiles:
         if not len(values):
             if metrics:
                 raise UserError(
-                    f"after_epoch({dict(metrics)}) was called without a step since its last call; call it once for each "
-                    "epoch, after the epoch's steps and validation"
+                    f"after_epoch({dict(metrics)}) was called without a step since its last call; call it once for "
+                    "each epoch, after the epoch's steps and validation"
                 )
             return
         loss, acc, _ = np.average(values, axis=0, weights=self._sizes)

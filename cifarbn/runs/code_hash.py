@@ -59,7 +59,7 @@ def sources(config: Mapping[str, Any]) -> dict[str, str]:
         config: a run's config, with values resolved.
     """
     hashes: dict[str, str] = {}
-    waiting = {*ROOTS, *(module for target in _targets(config) for module in _modules_of_target(target))}
+    waiting = {*ROOTS, *(module for target in targets(config) for module in _modules_of_target(target))}
     while waiting:
         module = waiting.pop()
         if module in hashes or _computes_nothing(module) or (file := _file(module)) is None:
@@ -81,7 +81,8 @@ def read_imported() -> None:
             _read(Path(file))
 
 
-def _targets(node: Any) -> Iterator[str]:
+def targets(node: Any) -> Iterator[str]:
+    """Yield every `_target_` of a config."""
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if isinstance(target, str):
@@ -92,7 +93,7 @@ def _targets(node: Any) -> Iterator[str]:
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for child in node:
-            yield from _targets(child)
+            yield from targets(child)
 
 
 def _modules_of_target(target: str) -> set[str]:

@@ -366,7 +366,7 @@ class Run:
         # Drop the starts of which no step is left.
         self.result["starts"] = [start for start in _starts(self.result) if start.get("step", 0) < self.steps]
         self.result |= {"status": Status.RUNNING, "error": None}
-        self.result |= environment()
+        self.result |= environment(self.result["config"])
         if not _first_process():
             return
         self._opened = OpenPath(self.folder)

@@ -2,17 +2,30 @@
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from typing import Any
 
+from cifarbn.runs.code_hash import VERSIONED, targets
 from cifarbn.runs.schema import Result
 
-PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
+PACKAGES = ("cifarbn", "torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+LOADS = {"cifarbn.models.external.timm_model": "timm"}  # `_target_` -> the module in which the model is
 
 
-def environment() -> Result:
-    """Return the versions of Python and the packages, and the commit of this checkout."""
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+def environment(config: Mapping[str, Any] | None = None) -> Result:
+    """Return the versions of Python and the packages, and the commit of this checkout.
+
+    Args:
+        config: a run's config; the installed packages of its `_target_`s are included.
+    """
+    modules = {LOADS.get(target, target).partition(".")[0] for target in targets(config)}
+    others: set[str] = set()
+    if unusual := modules - {*VERSIONED, "cifarbn"}:
+        installed = packages_distributions()  # takes 0.2 s
+        others = {package for module in unusual for package in installed.get(module, ())}
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in (*PACKAGES, *sorted(others))}
     return {"versions": versions, "git_commit": _git_commit()}
 
 

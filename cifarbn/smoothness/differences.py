@@ -19,8 +19,6 @@ class GradientDifferences:
     and never waits for the device.
     """
 
-    COLUMNS = ("norm", "first_difference", "second_difference")
-
     def __init__(self) -> None:
         self.reset()
 

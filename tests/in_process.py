@@ -43,8 +43,9 @@ def checkpoint(folder, name="last.ckpt"):
 
 def assert_same_run(folder, expected):
     """The same weights, optimizer and generators bit for bit, the same rows, recordings and metrics."""
+    checkpoints = checkpoint(folder), checkpoint(expected)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "global_step"):
-        ours, theirs = (torch.utils._pytree.tree_flatten(checkpoint(f)[key]) for f in (folder, expected))
+        ours, theirs = (torch.utils._pytree.tree_flatten(each[key]) for each in checkpoints)
         assert ours[1] == theirs[1]
         for a, b in zip(ours[0], theirs[0], strict=True):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, key

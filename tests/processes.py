@@ -1,7 +1,7 @@
 """Run the package's commands in separate processes, forked from a server that has done the imports.
 
 Imports take most of the CPU time of a short `python -m cifarbn.train`. Here the server of multiprocessing's
-"forkserver" does them once per pytest process. A command still has its own process id, working folder, environment,
+"forkserver" does them once per pytest process, and with them all that tests/warm_start.py lists. A command still has its own process id, working folder, environment,
 output and exit code, and its module runs as `__main__`, as with `python -m`.
 
 Use `subprocess` instead to test the start of an interpreter: which modules are imported, and variables that are read at
@@ -17,17 +17,28 @@ import sys
 import tempfile
 import threading
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
+from unittest.mock import patch
 
 from lightning_fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
 from cifarbn.cli import fork_server
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIFARBN")} | {"OMP_NUM_THREADS": "1"}
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["cifarbn.train", "cifarbn.cli.sweep", "cifarbn.reproduce"])
+TESTS = str(Path(__file__).parent)
+
+
+@cache
+def fork_context():
+    """Start the server, and return the context of multiprocessing that has its processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cifarbn.train", "cifarbn.cli.sweep", "cifarbn.reproduce", "warm_start"])
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([TESTS, *sys.path])):
+        forkserver.ensure_running()
+    return context
 
 
 class Command:
@@ -38,11 +49,11 @@ class Command:
     """
 
     def __init__(self, module, *arguments, cwd, env=ENVIRONMENT):
-        reader, writer = FORKSERVER.Pipe(duplex=False)
+        reader, writer = fork_context().Pipe(duplex=False)
         self.stdout = os.fdopen(os.dup(reader.fileno()))
         self._stderr = tempfile.NamedTemporaryFile("r")  # noqa: SIM115
         args = (module, arguments, str(cwd), dict(env), writer, self._stderr.name)
-        self._process = FORKSERVER.Process(target=_run_as_main, args=args)
+        self._process = fork_context().Process(target=_run_as_main, args=args)
         self._process.start()
         reader.close(), writer.close()
 
@@ -92,8 +103,7 @@ def _run_as_main(module, arguments, cwd, env, stdout, stderr):
     os.environ.update(env)
     sys.argv[:] = [module, *arguments]
     rank_zero_only.rank = _get_rank() or 0  # which Lightning reads from the environment when it is imported
-    tests = str(Path(__file__).parent)
-    sys.path[:] = [cwd, *(path for path in sys.path if path != tests)]
+    sys.path[:] = [cwd, *(path for path in sys.path if path != TESTS)]
     _provide_fork_server()
     sys.modules.pop(module, None)  # so that it is only loaded as `__main__`
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -81,7 +81,8 @@ def test_step_measures_every_mode_and_the_peak(tmp_path, capsys, tiny_model):
 
 def test_loop_measures_three_ways_of_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("cifarbn.benchmark.loop.IMAGES", 100)
-    monkeypatch.setattr("multiprocessing.get_context", lambda kind: processes.FORKSERVER)  # spares it the imports
+    forked = processes.fork_context()  # spares it the imports
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: forked)
     found = report(tmp_path, f"loop --model resnet18_narrow --rounds 1 --steps 2 --batch-size 8 --root {tmp_path}")
     assert list(found["seconds"]) == ["the usual way", "a bare loop", "cifarbn.train"]
     assert {"first_step", "evaluate", "checkpoint", "start and end"} == set(found["outside_training_seconds"])

@@ -36,15 +36,23 @@ def undisturbed(cuts):
     return cuts[0]
 
 
-@pytest.fixture
-def cut_off(cuts, tmp_path):
-    """The folder of a run that was killed behind its sixth step: with a last checkpoint and the one before."""
+@pytest.fixture(scope="module")
+def after_six_steps(cuts, tmp_path_factory):
+    """What a kill behind the sixth step leaves on the disk: a last checkpoint and the one before."""
+    root = tmp_path_factory.mktemp("six")
     for kind, cut in cuts[1]:
         if kind == "all" and "train/run/previous.ckpt" in cut:
-            restore(cut, tmp_path)
-            if newest_intact(tmp_path / "train" / "run", repair=False).steps == 6:
-                return tmp_path / "train" / "run"
+            restore(cut, root)
+            if newest_intact(root / "train" / "run", repair=False).steps == 6:
+                return cut
     raise AssertionError("no such moment")
+
+
+@pytest.fixture
+def cut_off(after_six_steps, tmp_path):
+    """The folder of a run that was killed behind its sixth step."""
+    restore(after_six_steps, tmp_path)
+    return tmp_path / "train" / "run"
 
 
 def test_no_cut_loses_more_than_the_steps_since_the_checkpoint_before(cuts, tmp_path):

@@ -27,7 +27,7 @@ from faults import FAULTS, table
 from hydra import compose, initialize_config_dir
 from in_process import assert_same_run, checkpoint, make_run, result
 from omegaconf import OmegaConf
-from processes import FORKSERVER
+from processes import fork_context
 from test_run_folder import small_disk  # noqa: F401
 
 from cifarbn import figures, train
@@ -492,7 +492,7 @@ def _run_in_terminal(folder, terminal):
 def test_a_run_whose_terminal_is_closed_saves(tmp_path):
     """Writing to a closed terminal is an error."""
     ours, theirs = pty.openpty()
-    process = FORKSERVER.Process(target=_run_in_terminal, args=(tmp_path / "run", os.ttyname(theirs)))
+    process = fork_context().Process(target=_run_in_terminal, args=(tmp_path / "run", os.ttyname(theirs)))
     process.start()
     shown = b""
     while b"epoch 2/" not in shown:
@@ -523,7 +523,7 @@ def _run_without_locks(folder):
 
 @pytest.mark.parametrize("processes", [2, 4] if EVERY else [4])
 def test_without_locks_several_processes_in_one_folder_never_mix_their_runs(tmp_path, processes, capfd):
-    started = [FORKSERVER.Process(target=_run_without_locks, args=(tmp_path / "run",)) for _ in range(processes)]
+    started = [fork_context().Process(target=_run_without_locks, args=(tmp_path / "run",)) for _ in range(processes)]
     for process in started:
         process.start()
         time.sleep(0.3)

@@ -1,8 +1,8 @@
 """Run the package's commands in separate processes, forked from a server that has done the imports.
 
 Imports take most of the CPU time of a short `python -m cifarbn.train`. Here the server of multiprocessing's
-"forkserver" does them once per pytest process, and with them all that tests/warm_start.py lists. A command still has its own process id, working folder, environment,
-output and exit code, and its module runs as `__main__`, as with `python -m`.
+"forkserver" does them once per pytest process, and everything in tests/warm_start.py. A command still has its own
+process id, working folder, environment, output and exit code, and its module runs as `__main__`, as with `python -m`.
 
 Use `subprocess` instead to test the start of an interpreter: which modules are imported, and variables that are read at
 the start, such as PYTHONPATH, MPLBACKEND and OMP_NUM_THREADS. One start of every command is tested that way, too.

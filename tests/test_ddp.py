@@ -6,11 +6,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from subprocess import PIPE, CompletedProcess, Popen
+from subprocess import PIPE, CompletedProcess
 
 import numpy as np
 import pytest
@@ -180,17 +179,13 @@ def test_a_killed_process_ends_the_run_which_continues_later(tmp_path, victim, u
 
 
 def test_torchrun_on_two_nodes_takes_the_same_steps(tmp_path, uninterrupted):
-    port = free_port()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     options = ("trainer=ddp", "trainer.devices=1", "+trainer.num_nodes=2")
     nodes = [
-        Popen(
-            [*torchrun, f"--node-rank={rank}", "-m", "cifarbn.train", *RUN, *LONG, *options],
-            cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=PIPE, stderr=PIPE,
-        )
+        Command(*torchrun, f"--node-rank={rank}", "-m", "cifarbn.train", *RUN, *LONG, *options, cwd=tmp_path)
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
     printed = [node.communicate(timeout=300) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], printed
     (checkpoint,) = tmp_path.glob("multirun_outputs/*/*/last.ckpt")

@@ -2,14 +2,13 @@ import os
 import pickle
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torchvision
+from processes import fork_context
 
 from cifarbn.data import downloads, read_cifar10
 from cifarbn.errors import UserError
@@ -197,26 +196,22 @@ def test_leftovers_of_a_killed_download_are_removed(tiny_archive, tmp_path):
     assert [path.name for path in (tmp_path / "data2").iterdir()] == [BASE]
 
 
-DOWNLOADING = """
-import sys, time
-from pathlib import Path
-from cifarbn.data import downloads
-with downloads._locked(Path(sys.argv[1]), "CIFAR-10") as locked:
-    assert locked
-    (Path(sys.argv[1]) / ".cifar-10-download-theirs").mkdir()
-    print("begun", flush=True)
-    sys.stdin.read()
-"""
+def download_for_ever(root, begun):
+    with downloads._locked(root, "CIFAR-10") as locked:
+        assert locked
+        (root / ".cifar-10-download-theirs").mkdir()
+        begun.set()
+        time.sleep(1000)
 
 
 @pytest.mark.parametrize("end", ["finished", "killed"])
 def test_a_second_process_waits_for_the_first(tiny_cifar10, tiny_archive, tmp_path, capfd, end):
     root = tmp_path / "root"
     root.mkdir()
-    first = subprocess.Popen(
-        [sys.executable, "-c", DOWNLOADING, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert first.stdout.readline() == "begun\n"
+    begun = fork_context().Event()
+    first = fork_context().Process(target=download_for_ever, args=(root, begun))
+    first.start()
+    assert begun.wait(timeout=300)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(read_cifar10, root)
         output = ""
@@ -228,7 +223,6 @@ def test_a_second_process_waits_for_the_first(tiny_cifar10, tiny_archive, tmp_pa
             (root / ".cifar-10-download-theirs").rmdir()
             shutil.copytree(tiny_cifar10 / BASE, root / BASE)
         first.kill()
-        first.wait()
+        first.join()
         assert len(second.result(timeout=300)[0]) == 50
     assert [path.name for path in root.iterdir()] == [BASE]
-    first.stdin.close(), first.stdout.close()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import fork_context
 from torch import nn
 
 from cifarbn.fast.sync_batch_norm import SyncBatchNormCPU, SyncOnCPU
@@ -65,7 +66,8 @@ NORMS = [nn.BatchNorm2d, no_momentum, no_affine, no_running_statistics]
 def folder(tmp_path_factory):
     """The results of both processes."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(process, (folder,), nprocs=2)
+    fork_context()  # its server has imported torch
+    mp.start_processes(process, (folder,), nprocs=2, start_method="forkserver")
     return folder
 
 

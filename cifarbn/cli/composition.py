@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra._internal.defaults_list
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
@@ -286,6 +287,16 @@ class Loader(ConfigLoaderImpl):
 # Hydra has no other hook between composing the files and applying the command line's values. `hydra.main` and
 # `hydra.compose` both look up this name; configs of other projects are composed without the additions.
 hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
+
+
+def _choices(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
+    """Return the choices to which a defaults list may refer; they take a third of a composition, so only if it can."""
+    return _all_choices(overrides, defaults, self_added) if defaults else OmegaConf.create()
+
+
+# Hydra calls it for every file; few files have a defaults list.
+_all_choices = hydra._internal.defaults_list._create_interpolation_map
+hydra._internal.defaults_list._create_interpolation_map = _choices  # type: ignore[assignment]
 
 
 def _modern(override: str) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome
+from cifarbn.cli.outcomes import End, Outcome, error_outcome, is_failure, read_outcome
 from cifarbn.errors import RunConflict, RunLocked
 from cifarbn.runs.result_file import write_result
 from cifarbn.runs.schema import RESULT, Status, check_result
@@ -49,10 +49,11 @@ def test_a_missing_or_damaged_result_is_a_failure(tmp_path):
 
 
 def test_a_run_that_could_not_start(tmp_path):
-    conflict = conflict_outcome(tmp_path, [], RunConflict(f"{tmp_path} holds another run"))
-    locked = conflict_outcome(tmp_path, [], RunLocked("another process"))
+    conflict = error_outcome(tmp_path, [], RunConflict(f"{tmp_path} holds another run"))
+    locked = error_outcome(tmp_path, [], RunLocked("another process"))
     assert (conflict.status, conflict.reason) == (End.CONFLICT, "holds another run") and locked.status is End.LOCKED
     assert is_failure([conflict]) and not is_failure([locked])
+    assert error_outcome(tmp_path, [], PermissionError("not yours")).status is End.FAILED
 
 
 def test_a_status_is_its_value_in_json_and_in_text(tmp_path):

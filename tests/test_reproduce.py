@@ -47,9 +47,11 @@ def test_bad_budgets(text):
     [
         ("--seeds 0", "--seeds must"),
         ("--budget soon", "--budget takes"),
+        ("--budget=", "--budget takes"),
         ("--jobs 0", "--jobs takes a whole number of at least 1, or auto, not '0'"),
         ("--jobs many", "--jobs takes"),
         ("resume=false epochs=3", "cannot override epochs=3 here"),
+        ("trainer=smoke", "trainer=smoke trains on four batches only; use --scale smoke"),
     ],
 )
 def test_bad_arguments_end_with_one_message(arguments, message):
@@ -283,12 +285,19 @@ def test_every_key_that_does_not_define_the_experiment_is_allowed(planned):
     assert _execution_options(gaussian, options) == ["retry=false"], "this data set has no folder"
 
 
-@pytest.mark.parametrize("override", ["epochs=3", "name=x", "resume_from=x", "seed=3", "trainer=smoke", "optim.lr=1"])
+@pytest.mark.parametrize("override", ["epochs=3", "name=x", "resume_from=x", "seed=3", "optim.lr=1"])
 def test_overrides_that_change_an_experiment_are_an_error(override):
     with pytest.raises(SystemExit) as ended:
         main(["course_report", override])
     assert str(ended.value.code).startswith(f"error: cannot override {override} here; only ")
     assert "trainer.compile" in str(ended.value.code)
+
+
+def test_an_option_that_no_run_accepts_is_one_error(monkeypatch, capsys):
+    monkeypatch.setitem(SUITES, "course_report", ("course_report/vgg_a_bn", "course_report/vgg_a"))
+    with pytest.raises(SystemExit, match="^error: Could not append to config"):
+        main(["course_report", "--scale", "smoke", "+trainer.threads=2"])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_old_names_of_suites_are_accepted_with_a_notice(capsys):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from cifarbn.errors import RunLocked, UserError, without_folders
+from cifarbn.errors import RunConflict, RunLocked, UserError, without_folders
 from cifarbn.formatting import number, text_table
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import RESULT, Status
@@ -84,9 +84,11 @@ def read_outcome(
     return Outcome(folder.name, overrides, status, accuracy, seconds, reason, ended_before)
 
 
-def conflict_outcome(folder: Path, overrides: list[str], error: Exception) -> Outcome:
-    """Return the outcome of a run that could not start in its folder, because of a RunConflict or RunLocked error."""
-    status = End.LOCKED if isinstance(error, RunLocked) else End.CONFLICT
+def error_outcome(folder: Path, overrides: list[str], error: Exception) -> Outcome:
+    """Return the outcome of a run that could not start in its folder: locked, a conflict, or failed."""
+    status = End.FAILED
+    if isinstance(error, RunConflict):
+        status = End.LOCKED if isinstance(error, RunLocked) else End.CONFLICT
     return Outcome(folder.name, overrides, status, reason=short(str(error), folder))
 
 

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifarbn.cli.command_line import exit_after, friendly_errors
-from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, short, table
+from cifarbn.cli.outcomes import End, Outcome, error_outcome, is_failure, read_outcome, short, table
 from cifarbn.errors import Interrupted, RunConflict, UserError, machine_fault
 from cifarbn.formatting import duration
 from cifarbn.runs.identity import key_of
@@ -285,7 +285,7 @@ def _outcome(
     folder: Path, overrides: list[str], error: BaseException | None, message: str | None, ended_before: bool
 ) -> Outcome:
     if isinstance(error, RunConflict):
-        return conflict_outcome(folder, overrides, error)
+        return error_outcome(folder, overrides, error)
     reason = short(message or f"{type(error).__name__}: {error}", folder) if error else None
     return read_outcome(folder, overrides, error=reason, ended_before=ended_before)
 

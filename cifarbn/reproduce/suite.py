@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
-from cifarbn.cli.outcomes import End, Outcome, conflict_outcome, is_failure, read_outcome, table
+from cifarbn.cli.outcomes import End, Outcome, error_outcome, is_failure, read_outcome, table
 from cifarbn.cli.parallel_runs import (
     RUN,
     ParallelProcesses,
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"for every run: {', '.join(keys)}")
     args = parser.parse_intermixed_args(arguments)
     with friendly_errors():
+        if "trainer=smoke" in args.overrides:
+            raise UserError("trainer=smoke trains on four batches only; use --scale smoke instead")
         if bad := [o for o in args.overrides if role_of(o) not in ALLOWED or key_of(o) in SET_HERE]:
             raise UserError(
                 f"cannot override {bad[0]} here; only {', '.join(keys)} are allowed. Use `python -m cifarbn.train` to "
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {args.seeds}")
         jobs = parse_jobs(args.jobs)
-        deadline = time.monotonic() + seconds(args.budget) if args.budget else None
+        deadline = time.monotonic() + seconds(args.budget) if args.budget is not None else None
         with exit_on_signals():
             sys.exit(reproduce(args.suite, args.scale, args.seeds, deadline, args.overrides, jobs))
 
@@ -135,6 +137,11 @@ def _execute(
     command_lines = [[*plan.overrides, f"seed={seed}"] for plan, seed in runs]
     # Progress bars of parallel runs would overwrite each other. The user's own override comes later and wins.
     quiet = ["trainer.enable_progress_bar=false"] if len(slots) > 1 else []
+    arguments = [
+        [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
+        for overrides, (plan, _) in zip(command_lines, runs, strict=True)
+    ]
+    configs = [compose("train", overrides=each) for each in arguments]  # a wrong option ends this before the first run
     processes = ParallelProcesses(slots)
 
     def all_outcomes() -> list[Outcome]:
@@ -148,12 +155,11 @@ def _execute(
         with processes:
             for index, (plan, seed) in enumerate(runs):
                 folder, overrides = folders[index], command_lines[index]
-                run = [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
                 try:
-                    ended = ended_run(folder, compose("train", overrides=run), run)
+                    ended = ended_run(folder, configs[index], arguments[index])
                 except (UserError, OSError) as error:
                     print(f"error: {error}", file=sys.stderr)
-                    outcomes[index] = conflict_outcome(folder, overrides, error)
+                    outcomes[index] = error_outcome(folder, overrides, error)
                     continue
                 if ended:
                     outcomes[index] = _outcome(folder, overrides, ended_before=True, stopped=False)
@@ -161,7 +167,7 @@ def _execute(
                     left = processes.seconds_left(len(runs) - index)
                     remaining = "" if left is None else f", about {duration(left)} remaining"
                     print_line(f"\nrun {index + 1} of {len(runs)}: {' '.join(overrides)}{remaining}")
-                    processes.start(index, _command(run), _label(plan, seed, runs))
+                    processes.start(index, _command(arguments[index]), _label(plan, seed, runs))
                     started.append(index)
                 elif (folder / RESULT).exists():
                     outcomes[index] = _outcome(folder, overrides, ended_before=False, stopped=True)

@@ -60,7 +60,7 @@ class Interrupted(Exception):
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Remedy by errno; _ELSEWHERE for any other.
+# Remedy by errno; for any other, the path is the problem.
 _ELSEWHERE = "check the path and its permissions, or write elsewhere (a run: name=OTHER; a report: --out FOLDER)"
 _FREE_SPACE = "free some space, then run the same command again to continue from the last checkpoint"
 _REMEDIES = dict.fromkeys(_FULL, _FREE_SPACE) | {
@@ -84,12 +84,13 @@ _LOST_PROCESS = re.compile(
 )
 
 
-def machine_fault(error: BaseException, folder: Path | None = None) -> str | None:
+def machine_fault(error: BaseException, folder: Path | None = None, elsewhere: str = _ELSEWHERE) -> str | None:
     """Return one sentence about an error caused by the machine, such as a full disk; None for any other error.
 
     Args:
         error: the exception; torch raises a RuntimeError when a write fails.
         folder: the run folder, named when the system error names no file (a failed write() does not).
+        elsewhere: the remedy if the path is the problem, not the machine.
     """
     cause = _system_error(error)
     if shortage := out_of_memory(error):
@@ -97,7 +98,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if cause is not None:
         file = cause.filename if isinstance(cause.filename, str | bytes | os.PathLike) else None
         where = os.fsdecode(file) if file else f"a file in {folder}" if folder else "a file"
-        return f"cannot read or write {where}: {cause.strerror}; {_REMEDIES.get(cause.errno or 0, _ELSEWHERE)}"
+        return f"cannot read or write {where}: {cause.strerror}; {_REMEDIES.get(cause.errno or 0, elsewhere)}"
     if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
         where = f" in {folder}" if folder else ""
         return f"cannot write a checkpoint{where}: is the disk full? {_FREE_SPACE}"

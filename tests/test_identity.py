@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cifarbn.cli.composition import CONF
-from cifarbn.runs.identity import KEYS, Role, Tag, keys_of_role, keys_with, role_of, without_seed
+from cifarbn.runs.identity import KEYS, Role, Tag, identifying, keys_of_role, keys_with, role_of, without_seed
 from cifarbn.runs.old_names import modern_config, modern_override
 
 
@@ -33,6 +33,18 @@ def test_every_key_of_the_table_is_a_key_of_the_config():
 )
 def test_role_of_an_override(override, role):
     assert role_of(override) is role
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data=folder", "data.root=/x/flowers", "retry=false"], ["data=folder", "data.root=flowers"]),
+        (["data=cifar10", "data.root=/x"], ["data=cifar10"]),  # the same images in every folder
+        (["init_from=/x/run", "seed=1"], ["init_from=run", "seed=1"]),
+    ],
+)
+def test_the_overrides_that_identify_a_run(overrides, expected):
+    assert list(identifying(overrides)) == expected
 
 
 def test_keys_by_role_and_by_tag():

@@ -18,6 +18,8 @@ from test_train import TINY  # noqa: E402
 
 from cifarbn import train  # noqa: E402
 from cifarbn.cli.optuna_sweeper import _sampler  # noqa: E402
+from cifarbn.errors import RunConflict  # noqa: E402
+from cifarbn.runs.result_file import write_result  # noqa: E402
 
 N_TRIALS = 4
 OPTUNA = ["-m", "hydra/sweeper=optuna", *TINY, "checkpoint_minutes=0"]
@@ -83,8 +85,8 @@ def here(monkeypatch, tmp_path, capsys):
     """The command line, run in this process in an empty folder; returns the exit code and the captured output."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*overrides):
-        monkeypatch.setattr("sys.argv", ["train", *OPTUNA, "epochs=1", "hydra.sweeper.n_trials=2", *overrides])
+    def run(*overrides, base=(*OPTUNA, "epochs=1")):
+        monkeypatch.setattr("sys.argv", ["train", *base, "hydra.sweeper.n_trials=2", *overrides])
         try:
             train.main()
             code = 0
@@ -94,6 +96,56 @@ def here(monkeypatch, tmp_path, capsys):
         return (1, out, err + code) if isinstance(code, str) else (code, out, err)
 
     return run
+
+
+def results_are(monkeypatch, metrics):
+    """Let each run end at once with these metrics, a function of its config."""
+
+    def ended(cfg, folder, overrides):
+        result = {"status": "done", "config": {}, "metrics": metrics(cfg)}
+        write_result(folder / "result.json", result)
+        return result
+
+    monkeypatch.setattr(train, "train", ended)
+
+
+def test_each_data_set_has_a_study_of_its_own(here, monkeypatch):
+    accuracies = {"flowers": 1.0, "cars": 0.6}
+    results_are(monkeypatch, lambda cfg: {"val/acc": accuracies[cfg.data.root.rpartition("/")[2]]})
+    base = ("-m", "hydra/sweeper=optuna", "data=folder", "data.cache=false", "model.dropout=0,0.2")
+    assert "best of 2 trials: val/acc 1.0000" in here("data.root=flowers", base=base)[1]
+    assert "best of 2 trials: val/acc 0.6000" in here("data.root=cars", base=base)[1]
+    assert "best of 3 trials: val/acc 0.6" in here("data.root=x/cars", "hydra.sweeper.n_trials=3", base=base)[1]
+
+
+def test_the_value_of_a_run_that_was_trained_again_is_replaced(here, monkeypatch):
+    for accuracy in (0.09, 0.08):
+        results_are(monkeypatch, lambda cfg, accuracy=accuracy: {"val/acc": accuracy - cfg.model.dropout / 100})
+        _, out, _ = here("model.dropout=0,0.2", "resume=false")
+        assert f"best of 2 trials: val/acc {accuracy:.4f} with model.dropout=0\n" in out
+
+
+def test_a_run_without_the_metric_is_an_error(here, monkeypatch):
+    results_are(monkeypatch, lambda cfg: {"train/acc": 0.5})
+    code, out, err = here("model.dropout=0,0.2")
+    assert code == 1 and "1 done of 2" in out and "best of" not in out
+    assert re.match(
+        "error: a search needs the val/acc of each run, but .* has none: end the run with a whole epoch", err
+    )
+
+
+def test_a_conflict_leaves_a_trial_as_it_is(here, monkeypatch, tmp_path):
+    def conflict(cfg, folder, overrides):
+        raise RunConflict(f"{folder} holds a run of a different config")
+
+    results_are(monkeypatch, lambda cfg: {"val/acc": 0.5})
+    here("model.dropout=0,0.2")
+    before = stored(tmp_path)
+    for file in tmp_path.glob("multirun_outputs/train/*/result.json"):
+        write_result(file, {"status": "diverged", "config": {}})
+    monkeypatch.setattr(train, "train", conflict)
+    code, out, _ = here("model.dropout=0,0.2")
+    assert code == 1 and "2 conflict of 2" in out and stored(tmp_path) == before
 
 
 def test_failed_trials_are_retried_by_the_same_command(here, tmp_path):
@@ -125,7 +177,7 @@ def test_equal_trials_are_one_run(here, tmp_path):
     [
         ("hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials takes a whole number of at least 1, not 0"),
         ("hydra.sweeper.n_jobs=two", "hydra.sweeper.n_jobs takes a whole number of at least 1, not two"),
-        ("hydra.sweeper.metric=test/acc", "takes val/acc or val/loss, not test/acc: the test images must not choose"),
+        ("hydra.sweeper.metric=test/acc", "takes val/acc or val/loss, not test/acc: test metrics are not allowed"),
         ("hydra.sweeper.direction=up", "hydra.sweeper.direction takes maximize or minimize, not up"),
         ("hydra.sweeper.sampler._target_=optuna.samplers.Typo", "hydra.sweeper.sampler: .*Typo"),
         (

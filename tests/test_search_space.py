@@ -1,5 +1,7 @@
 """Hydra's sweep syntax becomes the distributions of Optuna."""
 
+from types import SimpleNamespace
+
 import pytest
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'cifarbn[optuna]'")
@@ -32,6 +34,12 @@ def test_each_kind_of_sweep(override, key, distribution):
     assert space.distributions == {key: distribution} and space.fixed == ["data=shapes"]
 
 
+def test_a_glob_stands_for_the_options_of_its_group():
+    loader = SimpleNamespace(get_group_options=lambda group, **_: {"model": ["resnet18", "vgg_a", "vgg_a_bn"]}[group])
+    space = SearchSpace(["model=glob(vgg*)"], loader)
+    assert space.distributions == {"model": CategoricalDistribution(["vgg_a", "vgg_a_bn"])}
+
+
 def test_the_last_of_two_overrides_counts():
     space = SearchSpace(["model=vgg_a,vgg_a_bn", "seed=1", "optim.lr=0.1,0.2", "model=vgg_a", "seed=2"])
     assert space.fixed == ["model=vgg_a", "seed=2"] and list(space.distributions) == ["optim.lr"]
@@ -49,6 +57,7 @@ def test_the_overrides_of_chosen_values():
         (["data=shapes"], "a search needs at least one key with several values"),
         (["optim.lr=interval(1,0.1)"], r"optim.lr=interval\(1,0.1\): .*low <= high"),
         (["optim.lr=tag(log,interval(0,1))"], r"optim.lr=tag.*: .*low > 0"),
+        (["model.width=range(4,4)"], r"model.width=range\(4,4\) has no values"),
         (["model.width=tag(log,choice(4,8))"], "the tag log has no meaning here"),
         (["optim.lr=tag(lgo,interval(1,2))"], "the tag lgo has no meaning here"),
     ],

@@ -164,6 +164,23 @@ def test_a_failed_trial_that_succeeds_later_is_stored_once_more(tmp_path):
     assert len(study.ask(5, 2)) == 1, "the repetition does not count"
 
 
+def test_a_trial_that_ends_differently_the_next_time_is_stored_once_more(tmp_path):
+    study = open_study(tmp_path)
+    first, second = study.ask(2, 2)
+    study.tell(first, TrialState.COMPLETE, 0.9)
+    study.tell(second, TrialState.COMPLETE, 0.7)
+    study.tell(first, TrialState.COMPLETE, 0.9)
+    assert len(study._trials()) == 2 and study.best() == (first, 0.9)
+    study.tell(first, TrialState.COMPLETE, 0.6)
+    study.tell(second, None, None)
+    assert study.best() == (second, 0.7) and len(study) == 2
+    again = next(trial for trial in study.earlier() if trial.chosen == first.chosen)
+    study.tell(again, TrialState.COMPLETE, 0.8)
+    assert study.best()[0].chosen == first.chosen and study.best()[1] == 0.8
+    study.tell(second, TrialState.PRUNED, None)
+    assert [value for *_, value in trials(study)] == [0.9, 0.7, 0.6, 0.8, None] and study.best()[1] == 0.8
+
+
 def test_a_larger_number_of_trials_continues_the_study(tmp_path):
     execute(open_study(tmp_path), n_trials=2)
     study = open_study(tmp_path)
@@ -204,3 +221,8 @@ def test_a_storage_that_cannot_be_used_is_an_error(tmp_path, storage, reason):
     url = storage.format(damaged=damaged)
     with pytest.raises(UserError, match=f"cannot use the study in hydra.sweeper.storage=.*{reason}"):
         Study(tmp_path, url, "study", "the search", "maximize", SPACE, lambda index: TPESampler())
+
+
+def test_a_journal_in_a_missing_folder_is_an_error_that_names_its_key(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere/x\.log: No such file .*: hydra\.sweeper\.storage=.*nowhere/x\.log$"):
+        Study(tmp_path, f"{tmp_path}/nowhere/x.log", "study", "", "maximize", SPACE, lambda index: TPESampler())

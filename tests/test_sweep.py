@@ -245,6 +245,17 @@ def test_a_sweep_without_runs_is_an_error(here):
     assert code.startswith("error: the sweep has no runs, because a key has no values") and not printed.out
 
 
+def test_a_grid_takes_globs_but_no_intervals(here, monkeypatch):
+    composed = []
+    monkeypatch.setattr(train, "train", lambda cfg, folder, overrides: composed.append(overrides[0]) or {})
+    here("-m", "optim=glob(adam*)")
+    assert composed == ["optim=adam", "optim=adamw"]
+    code, _ = here("-m", "optim.lr=interval(1e-4,1e-2)")
+    assert code.startswith(
+        "error: optim.lr=interval(1e-4,1e-2): a grid needs a list of values; add hydra/sweeper=optuna"
+    )
+
+
 class Searching:
     """Calls a sweep's callback as a launcher does for a sweeper that searches."""
 

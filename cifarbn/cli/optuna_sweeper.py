@@ -14,11 +14,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from cifarbn.cli.errors import instantiation_errors
+from cifarbn.cli.outcomes import End
 from cifarbn.cli.search_space import SearchSpace
 from cifarbn.cli.study import Study, Trial
 from cifarbn.errors import UserError
 from cifarbn.formatting import number
-from cifarbn.runs.identity import identifies
+from cifarbn.runs.identity import identifying
 from cifarbn.runs.result_file import read_result
 from cifarbn.runs.schema import Result, Status
 
@@ -54,14 +55,14 @@ def search(
     Raises:
         UserError: if an option or the search space is wrong, or runs do not have the metric.
     """
-    assert sweeper.config and sweeper.launcher
+    assert sweeper.config and sweeper.launcher and sweeper.hydra_context
     _check(n_trials, n_jobs, metric, direction, sweeper.config.hydra.launcher)
     launcher = sweeper.launcher
-    space = SearchSpace(overrides)
+    space = SearchSpace(overrides, sweeper.hydra_context.config_loader)
     folder = Path(sweeper.config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     # Keys that do not identify a run, such as `retry`, do not define the search either.
-    defining = " ".join([*sorted(filter(identifies, overrides)), f"{direction} {metric}"])
+    defining = " ".join([*sorted(identifying(overrides)), f"{direction} {metric}"])
     name = study_name or f"cifarbn-{hashlib.sha256(defining.encode()).hexdigest()[:8]}"
     study = Study(folder / ".sweeps", storage, name, defining, direction, space, lambda index: _sampler(sampler, index))
     if n_jobs > 1 and str(sweeper.config.hydra.launcher._target_).endswith(".BasicLauncher"):
@@ -75,15 +76,17 @@ def search(
     def execute(trials: Sequence[Trial]) -> None:
         """Launch trials and store their outcomes; equal trials are one run, which is executed once and then skipped."""
         nonlocal launched
-        batch = list({trial.chosen: trial for trial in reversed(trials)}.values())[::-1]
-        runs = [[*space.fixed, *trial.chosen] for trial in batch]
-        sweeper.validate_batch_is_legal(runs)
-        for trial, run in zip(batch, launcher.launch(runs, initial_job_idx=launched), strict=True):
-            folders[trial.chosen] = _folder(run)
-            study.tell(trial, *_outcome(run, metric))
-        launched += len(batch)
-        if equal := [trial for trial in trials if trial not in batch]:
-            execute(equal)
+        while trials:
+            batch: dict[tuple[str, ...], Trial] = {}
+            for trial in trials:
+                batch.setdefault(trial.chosen, trial)
+            runs = [[*space.fixed, *chosen] for chosen in batch]
+            sweeper.validate_batch_is_legal(runs)
+            for trial, run in zip(batch.values(), launcher.launch(runs, initial_job_idx=launched), strict=True):
+                folders[trial.chosen] = _folder(run)
+                study.tell(trial, *_outcome(run, metric))
+            launched += len(batch)
+            trials = [trial for trial in trials if trial is not batch[trial.chosen]]
 
     earlier = study.earlier()
     for start in range(0, len(earlier), n_jobs):
@@ -108,7 +111,8 @@ def _check(n_trials: Any, n_jobs: Any, metric: str, direction: str, launcher: Ma
         )
     if metric not in METRICS:
         raise UserError(
-            f"hydra.sweeper.metric takes {' or '.join(METRICS)}, not {metric}: the test images must not choose a run"
+            f"hydra.sweeper.metric takes {' or '.join(METRICS)}, not {metric}: test metrics are not allowed, since "
+            "nothing may be selected by the test set"
         )
     if direction not in DIRECTIONS:
         raise UserError(f"hydra.sweeper.direction takes {' or '.join(DIRECTIONS)}, not {direction}")
@@ -137,12 +141,15 @@ def _outcome(run: JobReturn, metric: str) -> tuple[TrialState | None, float | No
     """Return the state and the value of the trial whose run a launcher has returned.
 
     A diverged run is like a trial that Optuna has pruned: worse than all that have a value. A run that was interrupted,
-    that another process executes, or that conflicts with its folder leaves its trial open.
+    that another process executes, or that conflicts with its folder leaves its trial as it is.
 
     Raises:
         UserError: if the run does not have the metric.
     """
     folder = _folder(run)
+    error = run._return_value if isinstance(run._return_value, End) else None  # see `SweepCallback.on_job_end`
+    if error in (End.CONFLICT, End.LOCKED):
+        return None, None
     try:
         result: Result = read_result(folder) or {}
     except UserError:
@@ -152,11 +159,14 @@ def _outcome(run: JobReturn, metric: str) -> tuple[TrialState | None, float | No
         return TrialState.FAIL, None
     if status is Status.DIVERGED:
         return TrialState.PRUNED, None
-    if status is not Status.DONE or run._return_value is None:
+    if status is not Status.DONE or error:
         return None, None
     value = result.get("metrics", {}).get(metric)
     if value is None:
-        raise UserError(f"{folder} has no {metric}, which hydra.sweeper.metric names")
+        raise UserError(
+            f"a search needs the {metric} of each run, but {folder} has none: end the run with a whole epoch (for "
+            "example without trainer.max_steps), and do not turn validation off (trainer.limit_val_batches=0)"
+        )
     return (TrialState.COMPLETE, value) if math.isfinite(value) else (TrialState.PRUNED, None)
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cifarbn.cli.resolvers import spelled
@@ -20,13 +21,14 @@ class SearchSpace:
 
     Args:
         overrides: in Hydra's syntax. Of two with the same key, the last one counts.
+        config_loader: of Hydra, which finds the options of `model=glob(vgg*)`.
 
     Raises:
-        UserError: if no override has several values, or an interval is empty.
+        UserError: if no override has several values, or one has none.
     """
 
-    def __init__(self, overrides: Iterable[str]) -> None:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    def __init__(self, overrides: Iterable[str], config_loader: ConfigLoader | None = None) -> None:
+        parsed = OverridesParser.create(config_loader).parse_overrides(list(overrides))
         last = {override.get_key_element(): override for override in parsed}
         self.fixed = [spelled(override) for override in last.values() if not override.is_sweep_override()]
         self.distributions = {
@@ -45,7 +47,8 @@ class SearchSpace:
 
 def _distribution(override: Override) -> BaseDistribution:
     sweep: Any = override.value()
-    if unknown := sweep.tags - ({"log"} if isinstance(sweep, IntervalSweep) else set()):
+    tags = set() if isinstance(sweep, Glob) else sweep.tags
+    if unknown := tags - ({"log"} if isinstance(sweep, IntervalSweep) else set()):
         raise UserError(f"{override.input_line}: the tag {min(unknown)} has no meaning here; only intervals can be log")
     try:
         if isinstance(sweep, IntervalSweep):
@@ -54,7 +57,9 @@ def _distribution(override: Override) -> BaseDistribution:
             return _numeric(values[0], values[-1], step=abs(sweep.step))
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
-    return CategoricalDistribution(list(override.sweep_string_iterator()))
+    if not (choices := list(override.sweep_string_iterator())):
+        raise UserError(f"{override.input_line} has no values; write for example model.width=16,32")
+    return CategoricalDistribution(choices)
 
 
 def _numeric(low: Any, high: Any, **options: Any) -> BaseDistribution:

@@ -18,13 +18,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from cifarbn.cli.search_space import SearchSpace
-from cifarbn.errors import UserError
+from cifarbn.errors import UserError, machine_fault
 from cifarbn.runs.locks import Held, Lock
 
 SEARCH = "search"  # user attribute of a study: what defines the search
 # User attributes of a trial.
 CHOSEN = "chosen"  # overrides of its values; the last thing that is stored when a trial is created
-RETRY_OF = "retry_of"  # number of the failed trial that this one repeats
+RETRY_OF = "retry_of"  # number of the trial that this one replaces, because its run was executed again
 POLL_SECONDS = 0.02
 
 
@@ -90,14 +90,12 @@ class Study:
             )
 
     def earlier(self) -> list[Trial]:
-        """Return the trials of earlier commands, except those that another command executes now or has repeated."""
+        """Return the trials of earlier commands, except those that another command executes now."""
         with self._locked():
-            trials = self._trials()
-            repeated = {trial.user_attrs.get(RETRY_OF) for trial in trials}
             return [
                 Trial(trial.number, tuple(trial.user_attrs[CHOSEN]))
-                for trial in trials
-                if trial.number not in repeated and (trial.state.is_finished() or self._claim(trial.number))
+                for trial in _latest(self._trials())
+                if trial.state.is_finished() or self._claim(trial.number)
             ]
 
     def ask(self, count: int, n_trials: int) -> list[Trial]:
@@ -120,20 +118,21 @@ class Study:
         return asked
 
     def tell(self, trial: Trial, state: TrialState | None, value: float | None) -> None:
-        """Store the outcome of a trial; a failed trial that now succeeded is stored once more.
+        """Store the outcome of a trial; one that had ended is stored once more if its run now ends differently.
+
+        That is a failed run that was retried, or one that was trained again with `resume=false`.
 
         Args:
             trial: from `earlier` or `ask`.
-            state: its new state; None leaves the trial to the next command.
+            state: its new state; None leaves the trial as it is, an unfinished one to the next command.
             value: of the metric, if the state is COMPLETE.
         """
         with self._locked():
             trials = self._trials()
             stored = next(each for each in trials if each.number == trial.number)
-            repeated = any(each.user_attrs.get(RETRY_OF) == trial.number for each in trials)
             if state is not None and not stored.state.is_finished():
                 self._study.tell(trial.number, value, state)
-            elif stored.state is TrialState.FAIL and state in (TrialState.COMPLETE, TrialState.PRUNED) and not repeated:
+            elif state is not None and (state, value) != (stored.state, stored.value) and stored in _latest(trials):
                 attributes = {CHOSEN: list(trial.chosen), RETRY_OF: trial.number}
                 again = create_trial(
                     state=state,
@@ -148,14 +147,16 @@ class Study:
     def best(self) -> tuple[Trial, float] | None:
         """Return the best trial and its value; None if no trial is complete."""
         with self._locked():
-            if all(trial.state is not TrialState.COMPLETE for trial in self._trials()):
-                return None
-            best = self._study.best_trial
-        assert best.value is not None
-        return Trial(best.number, tuple(best.user_attrs[CHOSEN])), best.value
+            complete = [
+                (Trial(trial.number, tuple(trial.user_attrs[CHOSEN])), trial.value)
+                for trial in _latest(self._trials())
+                if trial.state is TrialState.COMPLETE and trial.value is not None
+            ]
+        better = max if self._study.direction is StudyDirection.MAXIMIZE else min
+        return better(complete, key=lambda each: each[1], default=None)
 
     def __len__(self) -> int:
-        """Return the number of trials, without repetitions of failed ones."""
+        """Return the number of trials, not counting those that replace one."""
         with self._locked():
             return _count(self._trials())
 
@@ -200,8 +201,17 @@ class Study:
         except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError, ValueError) as error:
             reason = str(error.__cause__ or error).split("\n")[0]
             raise UserError(f"cannot use the study in hydra.sweeper.storage={self._storage}: {reason}") from error
+        except OSError as error:
+            remedy = f"check the path and its permissions: hydra.sweeper.storage={self._storage}"
+            raise UserError(machine_fault(error, elsewhere=remedy) or str(error)) from error
         finally:
             lock.release()
+
+
+def _latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that have not been stored once more."""
+    repeated = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    return [trial for trial in trials if trial.number not in repeated]
 
 
 def _count(trials: Sequence[FrozenTrial]) -> int:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -185,8 +186,8 @@ class SweepCallback(Callback):
         self.journal.ended(outcome)
         if failed:
             # Not the exception itself: its frames would keep the failed run's model in memory.
-            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        if self.planned is None and job_return.return_value is None:  # a sweeper that searches must know
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, outcome.status
+        if self.planned is None and (failed or job_return.return_value is None):  # a sweeper that searches must know
             reason = outcome.reason or "it has no validation accuracy"
             job_return.status = JobStatus.FAILED
             job_return.return_value = UserError(f"the sweeper cannot use {outcome.run} ({outcome.status}): {reason}")
@@ -304,12 +305,21 @@ def _content(folder: Path) -> bytes | None:
 
 
 def _planned(config: DictConfig) -> int | None:
-    """Return the number of runs in the sweep; None if only its sweeper knows it."""
+    """Return the number of runs in the sweep; None if only its sweeper knows it.
+
+    Raises:
+        UserError: if a grid has an interval instead of values.
+    """
     sweeper = config.hydra.sweeper
     if _is(sweeper, OptunaSweeper):
         return sweeper.n_trials if isinstance(sweeper.n_trials, int) else None
     if not _is(sweeper, BasicSweeper):
         return None
     arguments = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
-    overrides = OverridesParser.create().parse_overrides(arguments)
+    overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(arguments)
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(
+                f"{override.input_line}: a grid needs a list of values; add hydra/sweeper=optuna to search an interval"
+            )
     return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None))

@@ -158,13 +158,13 @@ def folder_name(overrides: Sequence[str]) -> str:
     >>> folder_name(["data=folder", "data.root=/home/jane/flowers"])
     'data.root=flowers,data=folder'
     """
-    identifying = sorted(_identifying(overrides))
-    exact = ",".join(identifying) or "defaults"
+    exact = ",".join(sorted(identifying(overrides))) or "defaults"
     name = re.sub(r"[^\w=,.+~-]", "_", exact, flags=re.ASCII)[:LONGEST_NAME]
     return name if name == exact else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
-def _identifying(overrides: Sequence[str]) -> Iterator[str]:
+def identifying(overrides: Sequence[str]) -> Iterator[str]:
+    """Yield the overrides that identify a run, with only the last part of a path."""
     for override in overrides:
         if key_of(override) == "init_from":
             # Only the last part, as paths belong to one machine; the config holds the hash of the weights.

@@ -66,14 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     outlive_reader()
     parser = argparse.ArgumentParser(
-        prog="python -m cifarbn.tensorboard", description="TensorBoard with short run names.", allow_abbrev=False
+        prog="python -m cifarbn.tensorboard",
+        description="TensorBoard with short run names.",
+        epilog="TensorBoard's own options follow the folders: multirun_outputs/train --port 6007",
+        allow_abbrev=False,
     )
     parser.add_argument("folders", type=Path, nargs="+", help="folders of runs, such as multirun_outputs/train")
     args, rest = parser.parse_known_args(arguments)
     with friendly_errors(resumable=False), tempfile.TemporaryDirectory(prefix="cifarbn-tensorboard-") as links:
         for folder in args.folders:
             if not folder.is_dir():
-                raise UserError(f"{folder} is not a folder; use one that contains runs, such as multirun_outputs/train")
+                order = "; TensorBoard's own options follow the folders" if rest else ""
+                raise UserError(
+                    f"{folder} is not a folder; use one that contains runs, such as multirun_outputs/train{order}"
+                )
         stopped = threading.Event()
 
         def keep_updated() -> None:

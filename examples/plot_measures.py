@@ -30,7 +30,7 @@ def main() -> None:
 
     families = [family for family in find_families(gather(args.folder)) if family.runs]
     rates = list(dict.fromkeys(rate for family in families for rate in family.runs))
-    rate = args.lr or rates[0]
+    rate = rates[0] if args.lr is None else args.lr
     if rate not in rates:
         parser.error(f"no run has the learning rate {rate}; use one of {', '.join(rates)}")
 

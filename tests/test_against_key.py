@@ -84,6 +84,9 @@ def test_several_folders_have_separate_lines(tmp_path):
         ("--x lr --group nonsense", "no run has the key 'nonsense'"),
         ("--x lr --metric f1", "no run has the metric 'f1'; the runs have test/acc, test/loss, val/acc, val/loss"),
         ("--metric val/acc", "--group and --metric need --x"),
+        ("--group=", "--group and --metric need --x"),
+        ("--x lr --group=", "no run has the key ''"),
+        ("--x lr --metric=", "no run has the metric ''"),
         ("--format png,gif", "--format png,gif: 'gif' is not one of png, pdf, svg"),
     ],
 )

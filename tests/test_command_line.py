@@ -88,6 +88,8 @@ def fails(command, capsys):
             "'loss.label_smoothing' with loss=mse; options with this key: loss=cross_entropy;",
         ),
         (["record.gradient_probe.every=3"], "options with this key: record=gradient_probe;"),
+        (["hydra.launcher.jobs=2"], "options with this key: hydra/launcher=local, hydra/launcher=ray;"),
+        (["hydra.sweeper.n_trials=2"], "options with this key: hydra/sweeper=optuna;"),
         (["optim.maximize=true"], "+optim.maximize=true passes an argument that the yaml file does not list"),
         # Suggestions for options ignore case and folder.
         (["model=ResNet18"], "did you mean model=resnet18?"),

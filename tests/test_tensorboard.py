@@ -13,7 +13,7 @@ import pytest
 from processes import ENVIRONMENT, run
 from test_train import TINY
 
-from cifarbn.tensorboard import link_runs, run_names
+from cifarbn.tensorboard import link_runs, main, run_names
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,13 @@ def test_links_follow_the_runs(tmp_path):
     (runs / "a" / "result.json").write_text("{")
     link_runs([runs], links)
     assert len(list(links.iterdir())) == 2, "a damaged run is still there"
+
+
+def test_options_in_front_of_the_folders_are_an_error_that_says_so(tmp_path):
+    with pytest.raises(
+        SystemExit, match="^error: 6123 is not a folder; .*; TensorBoard's own options follow the folders$"
+    ):
+        main(["--port", "6123", str(tmp_path)])
 
 
 def test_a_run_has_one_event_file(sweep):

@@ -267,14 +267,17 @@ class Loader(ConfigLoaderImpl):
     def _unknown_key(self, key: str, groups: Collection[str]) -> str:
         """Return the message for an unknown key: which option has it, a similar key, or how to add it."""
         group, _, rest = key.partition(".")
+        if key.startswith(("hydra.launcher.", "hydra.sweeper.")):
+            _, group, rest = key.split(".", 2)
+            group = f"hydra/{group}"
         choices = "".join(f" with {o.input_line}" for o in self._overrides if o.key_or_group == group != key)
         hint = _did_you_mean(key, self._defaults, groups)
-        if group in groups and rest:
+        if rest and (group in groups or group.startswith("hydra/")):
             options = [option for option in self._options(group, []) if self._has_key(f"{group}/{option}", rest)]
             line = next((str(o.input_line) for o in self._overrides if o.key_or_group == key), "")
             if options:
                 hint = f"options with this key: {', '.join(f'{group}={option}' for option in options)}; "
-            elif group != "record" and line and not line.startswith("~"):
+            elif group in groups and group != "record" and line and not line.startswith("~"):
                 hint += f"+{line} passes an argument that the yaml file does not list; "
         return f"there is no key {key!r}{choices}; {hint}`--cfg job` shows every key"
 

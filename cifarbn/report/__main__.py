@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise UserError(f"there is no folder {folder}; `python -m cifarbn.train` creates multirun_outputs/")
         if args.models < 0:
             raise UserError(f"--models must be at least 0, not {args.models}")
-        if args.x is None and (args.group or args.metric):
+        if args.x is None and (args.group, args.metric) != (None, None):
             raise UserError("--group and --metric need --x, the config key on the horizontal axis, such as --x lr")
         formats = tuple(dict.fromkeys(args.format.lower().split(",")))
         if unknown := [kind for kind in formats if kind not in FORMATS]:
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             formats=formats,
             x=args.x,
             group=args.group,
-            metric=args.metric or Options.metric,
+            metric=Options.metric if args.metric is None else args.metric,
         )
         out = args.out or default_folder(args.folders[0])
         runs = gather(*args.folders)

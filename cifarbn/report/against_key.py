@@ -34,7 +34,7 @@ def against_key(sweep: RunSet, options: Options) -> Section | None:
     if options.x is None or not runs:
         return None
     x = resolve_key(options.x, runs)
-    group = resolve_key(options.group, runs) if options.group else None
+    group = resolve_key(options.group, runs) if options.group is not None else None
     by_data: dict[str, Values] = {}
     for run in runs:
         if (measured := metric_of(run, options.metric)) is not None:

@@ -44,7 +44,7 @@ def launch(
         config: of the sweep.
         jobs: the overrides of each run.
         first: number of the first run.
-        parallel: number of parallel runs, or "auto"; of a search, "auto" is its n_jobs if that is more than 1.
+        parallel: number of parallel runs, or "auto"; in a search, "auto" is hydra.sweeper.n_jobs if above 1.
 
     Raises:
         UserError: if `parallel` is neither.

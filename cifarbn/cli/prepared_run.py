@@ -1,4 +1,4 @@
-"""What a run only does when needed, done once by the server of parallel runs, so that all execute the same code."""
+"""Import and compile in advance what runs load on demand, so that all forked runs execute the same code."""
 
 import cifarbn.models.external
 import cifarbn.models.normalization

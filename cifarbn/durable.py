@@ -1,26 +1,34 @@
 """Files that survive a power failure: written under a temporary name, synced to disk, then renamed into place."""
 
+import glob
 import hashlib
 import os
+import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from cifarbn.errors import UserError
 
+ABANDONED = 3600.0  # seconds without a write after which a temporary file belongs to a killed process
+
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace the content of a file atomically: after a crash, it has either the old or the new content.
 
+    Several processes may replace the same file at the same time; the last one wins.
+
     Args:
-        path: the file. The temporary file `.NAME.tmp` in the same folder is removed if `write` fails.
+        path: the file. The temporary file in the same folder is removed if `write` fails.
         write: called once with the temporary file, open for writing bytes.
 
     Raises:
         OSError: if the disk is full, or the folder is missing or read-only; `path` is then unchanged.
     """
+    remove_temporaries(path, ABANDONED)
     temporary = temporary_path(path)
     with naming(path):
         try:
@@ -36,8 +44,26 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the temporary file that `replace_file` writes before it renames it."""
-    return path.with_name(f".{path.name}.tmp")
+    """Return a new name for a temporary file, to be written next to `path` and then renamed to it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def temporary_pattern(name: str) -> str:
+    """Return a glob pattern of all temporary files of a file; those of older versions are called `.NAME.tmp`."""
+    return f".{glob.escape(name)}.*tmp"
+
+
+def remove_temporaries(path: Path, seconds: float = 0.0) -> None:
+    """Remove the temporary files of `path` that killed processes have left.
+
+    Args:
+        path: the file.
+        seconds: time without a write after which a temporary file is removed; 0 if no other process can write one.
+    """
+    for file in path.parent.glob(temporary_pattern(path.name)):
+        with suppress(OSError):  # another process may have renamed or removed it
+            if not seconds or time.time() - file.lstat().st_mtime > seconds:
+                file.unlink()
 
 
 def sync_file(path: Path) -> None:

@@ -15,7 +15,7 @@ from in_process import STEPS, assert_same_run, checkpoint, make_run, result
 
 from cifarbn.errors import UserError
 from cifarbn.runs.checkpoints import CHECKSUMS, forget_previous, newest_intact, verify, write_checkpoint
-from cifarbn.runs.folder import remove_temporaries
+from cifarbn.runs.folder import remove_leftovers
 from cifarbn.runs.load import load_run
 from cifarbn.runs.old_names import METRICS_STATE
 
@@ -200,9 +200,10 @@ def test_a_whole_checkpoint_that_cannot_be_read_is_no_reason_to_start_again(tmp_
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path):
-    for name in (".last.ckpt.tmp", ".recordings.npz.tmp", "mine.tmp", ".mine.tmp", "last.ckpt"):
+    ours = (".last.ckpt.0a1b2c3d.tmp", ".recordings.npz.0a1b2c3d.tmp", ".last.ckpt.tmp")  # the last of an old version
+    for name in (*ours, "mine.tmp", ".mine.tmp", "last.ckpt"):
         (tmp_path / name).touch()
-    remove_temporaries(tmp_path)
+    remove_leftovers(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"mine.tmp", ".mine.tmp", "last.ckpt"}
 
 
@@ -213,10 +214,11 @@ def test_a_checkpoint_is_streamed_and_leaves_the_temp_folder_alone(tmp_path, mon
     assert checkpoint(tmp_path / "run")["global_step"] == 4
 
 
-def test_a_full_disk_keeps_its_error_the_old_checkpoints_and_no_temporary_file(tmp_path):
+def test_a_full_disk_keeps_its_error_the_old_checkpoints_and_no_temporary_file(tmp_path, monkeypatch):
     for step in range(2):
         write_checkpoint(tmp_path / "last.ckpt", {"global_step": step})
-    (tmp_path / ".last.ckpt.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0")
+    (tmp_path / ".last.ckpt.0.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:
         write_checkpoint(tmp_path / "last.ckpt", {"global_step": 2, "weights": torch.zeros(100_000)})
     assert caught.value.errno == 28 and caught.value.filename == str(tmp_path / "last.ckpt")

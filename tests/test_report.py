@@ -714,6 +714,31 @@ def test_a_missing_folder_is_one_error(tmp_path):
         main([str(tmp_path / "nowhere")])
 
 
+@pytest.mark.parametrize("options", [(), ("--out", "mine")])
+def test_a_folder_of_the_users_files_is_an_error_and_left_alone(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs", "seed=0", status="running")
+    mine = tmp_path / (options[1] if options else "runs/report")
+    mine.mkdir()
+    (mine / "table.csv").write_text("mine")
+    with pytest.raises(SystemExit, match=r"holds files that no report has written \(table.csv\).*with --out"):
+        main(["runs", *options])
+    (mine / "runs.csv").write_text("kilometres,date\n")
+    with pytest.raises(SystemExit, match=r"\(runs.csv, table.csv\)"):
+        main(["runs", *options])
+    assert {file.name for file in mine.iterdir()} == {"table.csv", "runs.csv"}
+    assert (mine / "table.csv").read_text() == "mine"
+
+
+def test_a_report_of_an_earlier_version_is_replaced(tmp_path):
+    make_run(tmp_path, "seed=0", status="running")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "runs.csv").write_text("run,group,status,left_out\n")
+    (tmp_path / "report" / "index.html").write_text("old")
+    main([str(tmp_path)])
+    assert "No run has finished yet" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_a_sweep_without_a_finished_run_still_has_a_page(tmp_path):
     make_run(tmp_path, "seed=0", status="running")
     write_report(gather(tmp_path), tmp_path / "out", Options())

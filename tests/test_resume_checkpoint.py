@@ -260,7 +260,8 @@ class FullDisk(pl.Callback):
 
 @pytest.mark.parametrize("name", ["last.ckpt", "checkpoints.sha256", "recordings.npz", "metrics.csv"])
 def test_a_full_disk_names_the_file_and_leaves_no_temporary_one(tmp_path, monkeypatch, name):
-    written = name if name == "metrics.csv" else f".{name}.tmp"
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0")
+    written = name if name == "metrics.csv" else f".{name}.0.tmp"
     use(monkeypatch, FullDisk(tmp_path / written))
     with pytest.raises(UserError, match="No space left") as caught:
         make_run(tmp_path, LONG, "epochs=1")

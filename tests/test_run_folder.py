@@ -254,7 +254,7 @@ def test_a_folder_of_the_user_s_is_an_error_and_left_alone(tmp_path, name, resum
 
 
 def test_what_hydra_has_just_written_is_no_hindrance(tmp_path):
-    filled(tmp_path / "run", {"train.log": "", ".result.json.tmp": "left by a kill"})
+    filled(tmp_path / "run", {"train.log": "", ".result.json.0a1b2c3d.tmp": "left by a kill"})
     (tmp_path / "run" / ".hydra").mkdir()
     finished(tmp_path / "run")
 
@@ -278,7 +278,7 @@ def test_only_the_run_s_own_files_are_removed_or_moved(tmp_path):
     assert (kept / ".hydra" / "config.yaml").read_text() == "seed: 0"
 
 
-@pytest.mark.parametrize("name", ["result.json", "metrics.csv", "last.ckpt", ".result.json.tmp", ".hydra", "train.log"])
+@pytest.mark.parametrize("name", ["result.json", "metrics.csv", "last.ckpt", ".result.json.0.tmp", ".hydra", "train.log"])
 def test_a_link_among_a_run_s_own_files_is_an_error(tmp_path, name):
     (tmp_path / "run").mkdir()
     outside = tmp_path / "outside"
@@ -382,7 +382,7 @@ def test_on_a_full_disk_the_result_is_overwritten_in_its_place(small_disk):
     run = Run.open(folder, CONFIG, [])
     with pytest.raises(UserError, match=r"No space left on device; free some space"), run.track_status():
         small_disk(0)
-        (folder / ".metrics.csv.tmp").touch()
+        (folder / ".metrics.csv.0a1b2c3d.tmp").touch()
         with (folder / "metrics.csv").open("wb") as file:
             file.write(b"0" * 100_000)
     result = read_result(folder)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from cifarbn.data.class_folders import ClassFolders
 from cifarbn.data.image_files import read_image
 from cifarbn.data.images import Images
-from cifarbn.durable import sync_file
+from cifarbn.durable import replace_file
 from cifarbn.errors import UserError
 
 _FORMAT = 2  # of the cached arrays; raise it when `read_image` changes
@@ -108,14 +107,7 @@ def _store(file: Path, pixels: np.ndarray) -> None:
     """Write the array, complete or not at all, and delete arrays of earlier versions of the same folder."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:
-            try:
-                np.savez(scratch, pixels=pixels)
-                scratch.close()
-                sync_file(Path(scratch.name))
-                os.replace(scratch.name, file)
-            finally:
-                Path(scratch.name).unlink(missing_ok=True)
+        replace_file(file, lambda opened: np.savez(opened, pixels=pixels))  # type: ignore[arg-type]
     except OSError as error:
         rank_zero_print(f"cannot cache the decoded images in {file.parent} ({error.strerror}); set data.cache=DIR")
         return

@@ -1,11 +1,12 @@
 """Write the files of a report."""
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarbn.durable import replace_file, temporary_path
+from cifarbn.durable import replace_file
 from cifarbn.errors import UserError
 from cifarbn.figures import STYLES, save, using
 from cifarbn.report import against_key, curves, features, mistakes, smoothness, structure, table
@@ -29,6 +30,7 @@ SECTIONS: tuple[MakeSection, ...] = (
 # Without dates and versions the same figure gives the same file.
 UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 DEFAULTS = Options()
+RUNS = "runs.csv"  # written first: a folder that has it holds a report, even if a crash left it incomplete
 
 
 def default_folder(root: Path) -> Path:
@@ -62,26 +64,28 @@ def write_report(
         closing: sections below all others.
 
     Raises:
-        UserError: if the folder for the figures is a symbolic link.
+        UserError: if the folder for the figures is a symbolic link, or the output folder holds files but no report.
     """
     out = Path(out)
     _refuse_link(out / "figures")
+    _refuse_files_of_others(out)
     with using(options.style):
         sections = [section for make in SECTIONS if (section := make(sweep, options))] + list(closing)
         everything = [*([lead] if lead else []), *sections]
-        (out / "figures").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        _put_text(out / RUNS, table.as_csv(table.run_rows(sweep)))
+        (out / "figures").mkdir(exist_ok=True)
         drawings = [drawing for section in everything for drawing in section.drawings]
         images = {drawing.name: _save(drawing, out / "figures", options) for drawing in drawings}
     files = {name: text for section in everything for name, text in section.files.items()}
     files |= {
         "table.csv": table.as_csv(table.rows(sweep)),
         "table.tex": table.as_latex(sweep),
-        "runs.csv": table.as_csv(table.run_rows(sweep)),
         "report.md": markdown_page(sweep, sections, images, lead),
         "index.html": html_page(sweep, sections, images, lead),
     }
     for name, text in files.items():
-        _put(out / name, (csv_file(text) if name.endswith(".csv") else text).encode())
+        _put_text(out / name, text)
     return everything
 
 
@@ -100,9 +104,12 @@ def _save(drawing: Drawing, folder: Path, options: Options) -> Image:
     return Image((folder / f"{drawing.name}.png").read_bytes(), width / style.scale, links)
 
 
+def _put_text(file: Path, text: str) -> None:
+    _put(file, (csv_file(text) if file.suffix == ".csv" else text).encode())
+
+
 def _put(file: Path, content: bytes) -> None:
     """Replace a file; an existing link is replaced as well, not followed."""
-    temporary_path(file).unlink(missing_ok=True)
     replace_file(file, lambda stream: stream.write(content))
 
 
@@ -111,3 +118,21 @@ def _refuse_link(folder: Path) -> None:
         raise UserError(
             f"{folder} is a symbolic link, which a report does not follow; remove it, or choose a folder with --out"
         )
+
+
+def _refuse_files_of_others(folder: Path) -> None:
+    """Raise an error if a folder holds files, hidden ones aside, but no report of this or an earlier version."""
+    names = [name for name in sorted(os.listdir(folder)) if not name.startswith(".")] if folder.exists() else []
+    if names and not _is_table_of_runs(folder / RUNS):
+        several = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        raise UserError(
+            f"{folder} holds files that no report has written ({several}), which are kept; choose a new or empty "
+            "folder with --out, or move them"
+        )
+
+
+def _is_table_of_runs(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as table_of_runs:
+        return table_of_runs.read(4) == b"run,"

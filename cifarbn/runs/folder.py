@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cifarbn.durable import replace_file, temporary_path
+from cifarbn.durable import remove_temporaries, replace_file, temporary_pattern
 from cifarbn.errors import (
     Diverged,
     FolderLost,
@@ -63,7 +63,7 @@ EVENTS = "events.out.tfevents.*"
 MARKER = ".run.json"
 # Every file that a run writes into its folder. No other file is ever removed or moved.
 _WRITTEN = (METRICS, RECORDINGS, RAW_GRADIENTS, CHECKPOINT, PREVIOUS, CHECKSUMS, RESULT, MARKER)
-_TEMPORARY = tuple(temporary_path(Path(name)).name for name in _WRITTEN)
+_TEMPORARY = tuple(map(temporary_pattern, _WRITTEN))
 OWN_FILES = (
     *(*_WRITTEN, *_TEMPORARY, EVENTS, "hparams.yaml", "last.ckpt.unusable", "previous.ckpt.unusable"),
     *("metrics.tmp", "recordings.tmp", "last.tmp", "result.json.tmp"),  # written by older versions
@@ -282,7 +282,7 @@ class Run:
     def _choose_checkpoint(self) -> None:
         """Continue from the newest intact checkpoint, and print why if it is not the last one."""
         if _first_process():
-            remove_temporaries(self.folder)
+            remove_leftovers(self.folder)
         resume_point = newest_intact(self.folder, repair=_first_process())
         if resume_point is None:  # no checkpoint, or DDP's first process has renamed unusable ones
             return
@@ -393,7 +393,7 @@ class Run:
             self.result |= {"status": Status.FAILED, "error": without_folders(str(gone), self.folder)}
             raise
         except OSError as full:
-            remove_temporaries(self.folder)
+            remove_leftovers(self.folder)
             with suppress(OSError):
                 return self.update()
             with suppress(OSError):
@@ -502,7 +502,7 @@ def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
             raise RunConflict(f"{error}, or use name=OTHER for another folder") from error
     if (marked := read_result_file(folder / MARKER)) is not None:
         return marked, damage
-    if strange := [name for name in names if name not in of_hydra and name not in _TEMPORARY]:
+    if strange := [name for name in names if name not in of_hydra and not _matches(name, _TEMPORARY)]:
         several = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
         raise RunConflict(
             f"{folder} is not a run folder: it holds files that cifarbn did not write ({several}), which are kept. "
@@ -512,7 +512,11 @@ def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
 
 
 def _is_own(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in OWN_FILES)
+    return _matches(name, OWN_FILES)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _own_files(folder: Path) -> list[Path]:
@@ -529,11 +533,10 @@ def _changed_modules(old: Result, code: Mapping[str, str], on_code_change: str) 
     return sorted(name for name in old_code.keys() | code.keys() if old_code.get(name) != code.get(name))
 
 
-def remove_temporaries(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of a start that was killed or met a full disk."""
-    for name in _TEMPORARY:
-        with suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
+    for name in _WRITTEN:
+        remove_temporaries(folder / name)
 
 
 def _set_aside(folder: Path) -> None:

@@ -80,7 +80,8 @@ def read_image(file: Path, transform: Transform) -> Tensor:
     except Exception as error:  # for damaged files, Pillow's decoders raise exceptions of any type
         reason = clean(str(error) or type(error).__name__)
         absent = isinstance(error, OSError) and error.errno
-        remedy = "check its path and permissions" if absent else "use a format that Pillow supports"
+        supported = "use an image file that Pillow supports, with 8 or 16 bits per channel"
+        remedy = "check its path and permissions" if absent else supported
         raise UserError(f"cannot read {clean(str(file))} as an image ({reason}); {remedy}") from error
 
 
@@ -100,7 +101,7 @@ def predict(files: Sequence[Path], trained: TrainedModel) -> Iterator[Prediction
 
 
 def as_rows(prediction: Prediction, classes: Sequence[str], top: int) -> list[tuple[str, str, str]]:
-    """Return (file, class, probability) of the `top` most probable classes; the file only in the first row."""
+    """Return (file, class, score) of the `top` highest classes; the file only in the first row."""
     name = clean(str(prediction.file))
     values, labels = _most_probable(prediction, top)
     return [
@@ -109,13 +110,13 @@ def as_rows(prediction: Prediction, classes: Sequence[str], top: int) -> list[tu
     ]
 
 
-def as_json(prediction: Prediction, classes: Sequence[str], top: int) -> str:
-    """Return one line of JSON: `image` and `classes` with their probabilities, or `image` and `error`."""
+def as_json(prediction: Prediction, classes: Sequence[str], top: int, score: str) -> str:
+    """Return one line of JSON: `image` and `classes`, each with its `score`, or `image` and `error`."""
     line: dict[str, object] = {"image": clean(str(prediction.file))}
     if prediction.error:
         return json.dumps(line | {"error": prediction.error})
     values, labels = _most_probable(prediction, top)
-    ranked = [{"class": classes[label], "probability": value} for value, label in zip(values, labels, strict=True)]
+    ranked = [{"class": classes[label], score: value} for value, label in zip(values, labels, strict=True)]
     return json.dumps(line | {"classes": ranked})
 
 
@@ -129,8 +130,7 @@ def draw_feature_maps(prediction: Prediction, trained: TrainedModel, title: str,
     """Draw an image and the outputs of the model's stages, as in figure 9 of the course report, into a PNG file.
 
     Raises:
-        UserError: if the model has no stages of feature maps.
-        OSError: if the file cannot be written.
+        UserError: if the model has no stages of feature maps, or the file cannot be written.
     """
     from cifarbn import figures
     from cifarbn.report.features import evenly_spaced, stage_outputs
@@ -141,21 +141,35 @@ def draw_feature_maps(prediction: Prediction, trained: TrainedModel, title: str,
     if not stages:
         raise UserError("the run's model has no convolutions, so it has no feature maps; leave out --feature-maps")
     confidence, label = probabilities.max(0)
-    subtitle = f"{clean(prediction.file.name)},\npredicted {trained.classes[int(label)]} ({float(confidence):.0%})"
+    subtitle = f"{clean(prediction.file.name)},\npredicted {trained.classes[int(label)]} ({trained.score} {float(confidence):.0%})"
     figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), title, subtitle, evenly_spaced(stages))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda opened: figure.savefig(opened, format="png", dpi=150))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, lambda opened: figure.savefig(opened, format="png", dpi=150))
+    except OSError as error:
+        raise UserError(
+            f"cannot write feature maps into {file.parent}: {error.strerror}; choose another folder with --feature-maps"
+        ) from error
 
 
 def feature_map_files(files: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Return the PNG in the folder `out` for each image file, numbered if several images have the same name."""
+    """Return the PNG in the folder `out` for each image file, numbered if several images have the same name.
+
+    Raises:
+        UserError: if a PNG would replace one of the images.
+    """
     names: dict[Path, Path] = {}
     for file in files:
         name, number = file.stem, 1
-        while out / f"{name}.png" in names.values():
+        while out / f"{name}-feature-maps.png" in names.values():
             number += 1
             name = f"{file.stem}-{number}"
-        names.setdefault(file, out / f"{name}.png")
+        names.setdefault(file, out / f"{name}-feature-maps.png")
+    images = {file.resolve() for file in files}
+    if replaced := [figure for figure in names.values() if figure.resolve() in images]:
+        raise UserError(
+            f"the feature maps would replace the image {clean(str(replaced[0]))}; choose another folder with --feature-maps"
+        )
     return names
 
 
@@ -173,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--feature-maps",
         type=Path,
         metavar="FOLDER",
-        help="draw the feature maps of each image into a PNG file in this folder",
+        help="draw the feature maps of each image into a file NAME-feature-maps.png in this folder",
     )
     parser.add_argument(
         "--trust",
@@ -193,15 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         widths = (
             max(len("image"), *(len(clean(str(file))) for file in files)),
             max(len("class"), *map(len, trained.classes)),
-            len("probability"),
+            len(trained.score),
         )
         if not args.json:
             print(f"images are scaled and cropped at the centre to {width}x{height} pixels, RGB")
-            print(text_row(("image", "class", "probability"), "<<>", widths))
+            print(text_row(("image", "class", trained.score), "<<>", widths))
         failed = False
         for prediction in predict(files, trained):
             if args.json:
-                print(as_json(prediction, trained.classes, args.top))
+                print(as_json(prediction, trained.classes, args.top, trained.score))
             elif not prediction.error:
                 for row in as_rows(prediction, trained.classes, args.top):
                     print(text_row(row, "<<>", widths))

@@ -104,7 +104,7 @@ def test_sixteen_bits_are_scaled_to_eight_and_more_are_errors(tmp_path):
     Image.fromarray(np.full((40, 40), 128 * 257, dtype=np.uint16)).save(tmp_path / "grey.png")
     assert (read_image(tmp_path / "grey.png") == 128).all()
     Image.new("F", (40, 40)).save(tmp_path / "float.tiff")
-    with pytest.raises(UserError, match="save it with 8 or 16"):
+    with pytest.raises(UserError, match=r"\(its pixels have 32 bits per channel, not 8 or 16\); use an image file .* 8 or 16 bits"):
         read_image(tmp_path / "float.tiff")
 
 
@@ -219,7 +219,7 @@ def regression(run):
         (unfinished, "not finished (interrupted)", "command"),
         (regression, "has no class names", "gaussian"),
         (three_classes_for_two, "has (3,) outputs", "2 classes"),
-        (no_mean, "lacks the images' mean", "use another run"),
+        (no_mean, "lacks the images' mean", "must return `mean`, `std` and `image_size`"),
         (no_model, "cannot build", "its config has none"),
         (a_factory, "cannot build", "does not describe an nn.Module"),
         (no_image_fits, "does not accept images", "use another run"),
@@ -379,10 +379,44 @@ def test_feature_maps_of_every_image(run, red, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "other" / "red.png")
     main([str(run), str(red), str(tmp_path / "other"), "--feature-maps", str(tmp_path / "maps")])
-    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == ["red-2.png", "red.png"]
-    with Image.open(tmp_path / "maps" / "red.png") as figure:
+    assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == [
+        *("red-2-feature-maps.png", "red-feature-maps.png")
+    ]
+    with Image.open(tmp_path / "maps" / "red-feature-maps.png") as figure:
         assert figure.width > 500 and len(figure.getcolors(10**6)) > 100
     assert "feature maps are in" in capsys.readouterr().err
+
+
+def test_feature_maps_replace_no_image(run, red, tmp_path):
+    image = red.read_bytes()
+    main([str(run), str(red), "--feature-maps", str(tmp_path)])
+    assert red.read_bytes() == image
+    figure = tmp_path / "red-feature-maps.png"
+    drawn = figure.read_bytes()
+    with pytest.raises(SystemExit, match=r"would replace the image .*red-feature-maps.png; choose another folder"):
+        main([str(run), str(figure), str(red), "--feature-maps", str(tmp_path)])
+    assert figure.read_bytes() == drawn
+
+
+def test_feature_maps_that_cannot_be_written_are_one_message_with_one_remedy(run, red):
+    with pytest.raises(SystemExit, match=r"red.png: File exists; choose another folder with --feature-maps$"):
+        main([str(run), str(red), "--feature-maps", str(red)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "score"),
+    [
+        ("torch.nn.CrossEntropyLoss", "probability"),
+        ("torch.nn.functional.cross_entropy", "probability"),
+        ("cifarbn.losses.OneHotMSELoss", "softmax"),
+    ],
+)
+def test_the_softmax_is_called_a_probability_if_the_loss_makes_it_one(run, red, capsys, loss, score):
+    rewrite(run, config=RESULT["config"] | {"loss": {"_target_": loss}})
+    main([str(run), str(red)])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["image", "class", score]
+    main([str(run), str(red), "--json"])
+    assert json.loads(capsys.readouterr().out)["classes"][0].keys() == {"class", score}
 
 
 def test_a_model_without_convolutions_has_no_feature_maps(run, red):

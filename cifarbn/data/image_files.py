@@ -28,7 +28,7 @@ def fit_image(image: Image.Image, size: tuple[int, int]) -> Tensor:
         ValueError: if its pixels have 32 bits per channel.
     """
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits per channel: save it with 8 or 16")
+        raise ValueError("its pixels have 32 bits per channel, not 8 or 16")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip all values above 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))

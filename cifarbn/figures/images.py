@@ -77,13 +77,13 @@ def misclassified(
     confidence: Sequence[float],
     title: str,
 ) -> Figure:
-    """Draw misclassified images, each with its true class, its predicted class and the predicted probability.
+    """Draw misclassified images, each with its true class, its predicted class and the softmax of that.
 
     Args:
         images: (N, H, W, 3), uint8.
         true: N class names.
         predicted: N class names.
-        confidence: N probabilities of the predicted classes.
+        confidence: N values of the softmax for the predicted classes.
         title: of the figure.
     """
     sheet = _grid(images, title, across=5, cell=0.98, below=0.55)

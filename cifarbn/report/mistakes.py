@@ -39,7 +39,7 @@ def confusion_matrices(sweep: RunSet, options: Options) -> Section | None:
 def misclassified(sweep: RunSet, options: Options) -> Section | None:
     """Return misclassified test images, the most confident mistakes first."""
     drawings = [drawing for model in best_models(sweep, options) if (drawing := _misclassified(model))]
-    text = "True class → predicted class, and the predicted probability."
+    text = "True class → predicted class, and its softmax, which is a probability if the loss is cross entropy."
     return Section("Misclassified images", text, drawings) if drawings else None
 
 

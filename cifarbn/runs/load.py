@@ -49,13 +49,20 @@ class TrainedModel:
     classes: tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def score(self) -> str:
+        """What `probabilities` returns: "probability" if the loss is cross entropy, otherwise "softmax".
+
+        A model trained with MSE outputs about 0 or 1 per class, whose softmax is nearly flat even for a confident
+        prediction.
+        """
+        loss = self.config.get("loss")
+        target = loss.get("_target_") if isinstance(loss, Mapping) else "torch.nn.CrossEntropyLoss"  # the default
+        return "probability" if str(target).endswith((".CrossEntropyLoss", ".cross_entropy")) else "softmax"
+
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
-        """Return the softmax (N, C) of the logits for uint8 images (N, 3, H, W).
-
-        These are probabilities only if the loss makes them so, as cross entropy does. A model trained with MSE outputs
-        about 0 or 1 per class, whose softmax is nearly flat even for a confident prediction.
-        """
+        """Return the softmax (N, C) of the logits for uint8 images (N, 3, H, W); see `score`."""
         return self.model(self.transform.normalise(pixels)).softmax(1)
 
 
@@ -115,7 +122,10 @@ def load_run(folder: Path, trust: Sequence[str] = ()) -> TrainedModel:
             "`python -m cifarbn.train` that classifies images has a model to load"
         )
     if "mean" not in data or "std" not in data:
-        raise UserError(f"{folder}: {RESULT} lacks the images' mean and std (data.mean, data.std); use another run")
+        raise UserError(
+            f"{folder}: {RESULT} lacks the images' mean and std; use another run. The describe() of a data module of "
+            "your own must return `mean`, `std` and `image_size`"
+        )
     model = build_model(result["config"], trust)
     _load_weights(model, folder / CHECKPOINT)
     height, width = data.get("image_size", (32, 32))

@@ -85,6 +85,15 @@ def test_a_part_gets_the_options_it_takes(measured, tmp_path):
     assert "not measured" not in parts["one"]
 
 
+def test_all_runs_lie_in_the_folder_of_the_benchmark():
+    """None of the user's runs is replaced: with resume=false a run replaces the one in its folder."""
+    parts = {name: part for name, part in gpu.PARTS.items() if "resume=false" in part.command}
+    assert parts.keys() == {"vgg_a_bn", "course_report", "resnet18_200_epochs"}
+    for name, part in parts.items():
+        assert part.runs == gpu.FOLDER / name
+        assert {f"hydra.run.dir={part.runs}", f"benchmark_gpu/{name}"} & set(part.command)
+
+
 def test_every_option_is_taken_by_a_part():
     assert {key for part in gpu.PARTS.values() for key in part.takes} == {
         *("json", "root", "peer", "budget", "overrides")

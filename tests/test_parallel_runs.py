@@ -300,6 +300,14 @@ def test_slots_fit_every_run(without_threads, monkeypatch, accelerators, jobs, d
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in make_slots(jobs, accelerators)] == devices
 
 
+def test_runs_on_the_cpu_fit_the_memory_limit(monkeypatch):
+    monkeypatch.setattr(parallel_runs, "usable_cores", lambda: 5 * parallel_runs.CORES)
+    for limit, runs in ((3 * parallel_runs.BYTES, 3), (parallel_runs.BYTES // 2, 1)):
+        monkeypatch.setattr(parallel_runs, "memory_limit", lambda limit=limit: limit)
+        monkeypatch.setattr("os.sysconf", lambda name: 2**30)
+        assert len(make_slots(None, ["cpu"] * 9)) == runs
+
+
 def test_a_failed_gpu_query_is_one_error(monkeypatch):
     failed = subprocess.CompletedProcess([], 1, stderr="Traceback\nRuntimeError: no driver\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)

@@ -50,6 +50,7 @@ def test_bad_budgets(text):
         ("--budget=", "--budget takes"),
         ("--jobs 0", "--jobs takes a whole number of at least 1, or auto, not '0'"),
         ("--jobs many", "--jobs takes"),
+        ("--name ../elsewhere", "name='../elsewhere': name takes the name of a folder under multirun_outputs/"),
         ("resume=false epochs=3", "cannot override epochs=3 here"),
         ("trainer=smoke", "trainer=smoke trains on four batches only; use --scale smoke"),
     ],
@@ -167,8 +168,8 @@ def scripted(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SUITES, "course_report", names)
     monkeypatch.setattr("cifarbn.reproduce.suite._write_page", lambda *_: "the page")
 
-    def run(scripts, *arguments):
-        root, commands = tmp_path / "multirun_outputs" / "course_report_smoke", []
+    def run(scripts, *arguments, name="course_report_smoke"):
+        root, commands = tmp_path / "multirun_outputs" / name, []
 
         def command(overrides):
             commands.append(overrides)
@@ -208,6 +209,12 @@ def test_a_failed_run_does_not_stop_the_others_and_the_table_has_the_order_of_th
     assert re.search(r"experiment=course_report/vgg_a: it ended before training started", output)
     assert ("[vgg_a] no memory" in output) is (jobs == "3")
     assert all(("trainer.enable_progress_bar=false" in run) is (jobs == "3") for run in commands)
+
+
+def test_the_user_can_choose_the_folder(scripted):
+    code, output, commands = scripted([DONE] * 4, "--name", "benchmark_gpu/course", name="benchmark_gpu/course")
+    assert code == 0 and [status for status, _ in statuses(output)] == ["done"] * 4
+    assert all("name=benchmark_gpu/course" in run for run in commands)
 
 
 def test_the_user_can_enable_the_progress_bar(scripted):

@@ -278,7 +278,9 @@ def test_only_the_run_s_own_files_are_removed_or_moved(tmp_path):
     assert (kept / ".hydra" / "config.yaml").read_text() == "seed: 0"
 
 
-@pytest.mark.parametrize("name", ["result.json", "metrics.csv", "last.ckpt", ".result.json.0.tmp", ".hydra", "train.log"])
+@pytest.mark.parametrize(
+    "name", ["result.json", "metrics.csv", "last.ckpt", ".result.json.0.tmp", ".hydra", "train.log"]
+)
 def test_a_link_among_a_run_s_own_files_is_an_error(tmp_path, name):
     (tmp_path / "run").mkdir()
     outside = tmp_path / "outside"

@@ -10,7 +10,7 @@ from in_process import make_run
 
 from cifarbn.errors import UserError
 from cifarbn.fast import cores, threads
-from cifarbn.fast.cores import OtherProcesses, cgroup_limit, usable_cpus
+from cifarbn.fast.cores import OtherProcesses, usable_cpus
 from cifarbn.fast.hardware import Hardware
 from cifarbn.fast.threads import FREE, IN_USE, SLOWER_STEPS, Decision, Threads, choose_threads, fitting, threads_kept
 from cifarbn.training.callbacks import thread_watch
@@ -20,55 +20,6 @@ HERTZ = os.sysconf("SC_CLK_TCK")
 
 
 # Files of the operating system
-
-
-def write(root, **files):
-    for name, text in files.items():
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-
-def in_group(root, line, files):
-    write(root, **{"proc/self/cgroup": line, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()}})
-    return cgroup_limit(root)
-
-
-def test_no_control_groups_are_no_limit(tmp_path):
-    assert cgroup_limit(tmp_path) is None
-
-
-def test_a_limit_of_version_2(tmp_path):
-    assert in_group(tmp_path, "0::/job\n", {"job/cpu.max": "150000 100000\n"}) == 1.5
-
-
-def test_the_smallest_limit_of_a_group_and_its_ancestors_counts(tmp_path):
-    files = {"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "400000 100000\n", "a/b/c/cpu.max": "max 100000\n"}
-    assert in_group(tmp_path, "0::/a/b/c\n", files) == 1
-
-
-def test_max_is_no_limit(tmp_path):
-    assert in_group(tmp_path, "0::/\n", {"cpu.max": "max 100000\n"}) is None
-
-
-@pytest.mark.parametrize("folder", ["cpu/job", "cpu,cpuacct/job"])
-def test_a_limit_of_version_1(tmp_path, folder):
-    files = {f"{folder}/cpu.cfs_quota_us": "200000\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
-    assert in_group(tmp_path, "5:memory:/job\n4:cpu,cpuacct:/job\n0::/\n", files) == 2
-
-
-def test_minus_1_is_no_limit_of_version_1(tmp_path):
-    files = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}
-    assert in_group(tmp_path, "4:cpu:/\n", files) is None
-
-
-def test_in_a_container_the_groups_files_are_at_the_root(tmp_path):
-    files = {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}
-    assert in_group(tmp_path, "4:cpu:/docker/0123\n", files) == 0.5
-
-
-def test_the_limit_of_another_group_is_not_ours(tmp_path):
-    assert in_group(tmp_path, "0::/ours\n", {"theirs/cpu.max": "100000 100000\n"}) is None
 
 
 def test_the_cpus_are_those_of_the_affinity(monkeypatch):
@@ -170,7 +121,7 @@ def two_cores(monkeypatch):
     for module in (threads, thread_watch):
         monkeypatch.setattr(module, "OtherProcesses", Others)
         monkeypatch.setattr(module, "usable_cpus", lambda: frozenset({0, 1}))
-    monkeypatch.setattr(threads, "cgroup_limit", lambda: now.limit)
+    monkeypatch.setattr(threads, "cpu_limit", lambda: now.limit)
     monkeypatch.setattr(threads, "LOOK_SECONDS", 0)
     return now
 

@@ -72,9 +72,12 @@ PARTS = {
     "course_report": Part(
         "the course report at scale fast",
         600,
-        ("cifarbn.reproduce", "course_report", "--scale", "fast", "--jobs", "auto", "resume=false"),
+        (
+            *("cifarbn.reproduce", "course_report", "--scale", "fast", "--jobs", "auto", "resume=false"),
+            *("--name", f"{FOLDER.name}/course_report"),
+        ),
         ("overrides", "budget"),
-        runs=Path("multirun_outputs") / "course_report_fast",
+        runs=FOLDER / "course_report",
         needs_cifar10=True,
     ),
     "resnet18_200_epochs": _train(

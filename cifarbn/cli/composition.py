@@ -385,9 +385,18 @@ def check_whole(cfg: DictConfig, swept: Collection[str] = ()) -> None:
         value = _select(cfg, key)
         if key in needed and key not in groups and default is not None and not _same_kind(key, default, value):
             raise UserError(f"{key}={_format(value)}: {key} takes {_kind(default)} (default {_format(default)})")
-    seed, name = raw["seed"], raw["name"]
+    seed = raw["seed"]
     if not isinstance(seed, (int, str)) or (isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED):
         raise UserError(f"seed={_format(seed)}: seed takes a whole number from 0 to {LARGEST_SEED}")
+    check_name(raw["name"])
+
+
+def check_name(name: Any) -> None:
+    """Check the key `name`.
+
+    Raises:
+        UserError: if it is not the name of a folder under multirun_outputs/.
+    """
     folder = Path(str(name))
     if not isinstance(name, (str, int, float)) or folder.is_absolute() or not folder.parts or ".." in folder.parts:
         raise UserError(f"name={_format(name)}: name takes the name of a folder under multirun_outputs/")

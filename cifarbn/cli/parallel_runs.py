@@ -21,6 +21,7 @@ from cifarbn.cli.command_line import exit_after
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.fork_server import ForkedProcess, shared_server
 from cifarbn.errors import Interrupted, UserError
+from cifarbn.fast.cgroup import memory_limit
 from cifarbn.fast.cores import usable_cores
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
@@ -156,7 +157,8 @@ def gpu_names() -> list[str]:
 
 
 def _room_on_cpu() -> int:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory, limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit()
+    memory = memory if limit is None else min(memory, limit)
     return max(1, min(usable_cores() // CORES, memory // BYTES))
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from cifarbn.errors import UserError
+from cifarbn.fast.cgroup import memory_left
 
 _MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")  # version 2
 
 COPIES = 2
 """The images themselves, and one copy of them: while they are split, and padded for augmentation."""
@@ -38,12 +38,8 @@ def free_memory(device: torch.device) -> int | None:
         return None
     fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, usage = _CGROUP / "memory.max", _CGROUP / "memory.stat"
-    if not limit.exists() or not usage.exists() or (most := limit.read_text().strip()) == "max":
-        return available
-    # Not memory.current: it includes the page cache, which is freed on demand.
-    used = int(dict(line.split() for line in usage.read_text().splitlines())["anon"])
-    return min(available, max(0, int(most) - used))
+    left = memory_left()
+    return available if left is None else min(available, left)
 
 
 def _gigabytes(size: int) -> str:

@@ -4,6 +4,8 @@ import os
 import time
 from pathlib import Path
 
+from cifarbn.fast.cgroup import cpu_limit
+
 
 def usable_cpus() -> frozenset[int]:
     """Return the numbers of the CPUs that this process may run on: its affinity, if the system has one."""
@@ -14,47 +16,8 @@ def usable_cpus() -> frozenset[int]:
 
 def usable_cores() -> int:
     """Return the number of CPU cores that this process may use, given its affinity and the container's limit."""
-    cores, limit = len(usable_cpus()), cgroup_limit()
+    cores, limit = len(usable_cpus()), cpu_limit()
     return cores if limit is None else max(1, min(cores, round(limit)))
-
-
-def cgroup_limit(root: Path = Path("/")) -> float | None:
-    """Return the CPU limit of this process's control group in cores, such as 1.5, or None if there is no limit.
-
-    Reads `cpu.max` (cgroup v2) or `cpu.cfs_quota_us` (v1) of the group and its ancestors and returns the smallest
-    limit. In a container, the group's path may be the host's, which is not visible inside; the container's own files
-    are then at the root of the mount.
-
-    Args:
-        root: root of the file system; for tests.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    mount, limits = root / "sys/fs/cgroup", []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mounts = [mount, mount / "unified"]
-        elif "cpu" in controllers.split(","):
-            mounts = [mount / "cpu", mount / controllers]
-        else:
-            continue
-        group = Path(path.lstrip("/"))
-        limits += [_limit(each / folder) for each in mounts for folder in (group, *group.parents)]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _limit(group: Path) -> float | None:
-    try:
-        if (group / "cpu.max").exists():
-            quota, period = (group / "cpu.max").read_text().split()
-        else:
-            quota, period = ((group / name).read_text().strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # ValueError: "max", which means no limit
-        return None
 
 
 class OtherProcesses:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from cifarbn.errors import UserError
-from cifarbn.fast.cores import OtherProcesses, cgroup_limit, usable_cpus
+from cifarbn.fast.cgroup import cpu_limit
+from cifarbn.fast.cores import OtherProcesses, usable_cpus
 
 LARGEST = 1024  # OpenMP ends the program if it cannot create as many threads as requested
 LOOK_SECONDS = 0.25  # duration of the measurement of core use at the start: 25 of the kernel's ticks
@@ -86,7 +87,7 @@ def choose_threads(
         return Threads(_number(number, "OMP_NUM_THREADS must be unset or"), most, "OMP_NUM_THREADS")
     if gpu:
         return Threads(most, most, "the model is on a GPU")
-    limit = cgroup_limit()
+    limit = cpu_limit()
     if limit is not None and round(limit) < most:
         most, reason = max(1, round(limit)), f"the CPU limit is {limit:g} cores"
     else:

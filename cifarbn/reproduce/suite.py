@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cifarbn.cli.command_line import CONF, data_root, friendly_errors
+from cifarbn.cli.composition import check_name
 from cifarbn.cli.outcomes import End, Outcome, error_outcome, is_failure, read_outcome, table
 from cifarbn.cli.parallel_runs import (
     RUN,
@@ -42,6 +43,7 @@ from cifarbn.training.trainer import starts_processes
 # Overrides allowed for every run: those that do not define the experiment, except keys that this command sets.
 ALLOWED = (Role.EXECUTION, Role.PLACE, Role.DEVICE, Role.WATCHING)
 SET_HERE = keys_with(Tag.SUITE)
+OUTPUTS = Path("multirun_outputs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("suite", choices=SUITES, type=modern_suite, help="the publication")
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="size of the experiments (default: laptop)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run seeds 0 to N-1 of each (default: 1)")
+    parser.add_argument(
+        "--name", help="folder under multirun_outputs/ for the runs and the page (default: SUITE_SCALE)"
+    )
     parser.add_argument("--budget", metavar="TIME", help="stop, save and write the page after 90m, 2h or 1h30m")
     parser.add_argument(
         "--jobs",
@@ -83,10 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         if args.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {args.seeds}")
+        if args.name is not None:
+            check_name(args.name)
         jobs = parse_jobs(args.jobs)
         deadline = time.monotonic() + seconds(args.budget) if args.budget is not None else None
         with exit_on_signals():
-            sys.exit(reproduce(args.suite, args.scale, args.seeds, deadline, args.overrides, jobs))
+            sys.exit(reproduce(args.suite, args.scale, args.seeds, deadline, args.overrides, jobs, args.name))
 
 
 def reproduce(
@@ -96,6 +103,7 @@ def reproduce(
     deadline: float | None = None,
     overrides: Sequence[str] = (),
     jobs: int | None = 1,
+    name: str | None = None,
 ) -> int:
     """Execute the runs, one process each, then write the page. Return the exit code.
 
@@ -106,8 +114,9 @@ def reproduce(
         deadline: in the time of time.monotonic(); then the runs save and end.
         overrides: for every run, which do not define the experiment.
         jobs: number of parallel runs; None for as many as fit the machine.
+        name: folder under multirun_outputs/; None for SUITE_SCALE.
     """
-    root = Path("multirun_outputs") / f"{suite}_{scale}"
+    root = OUTPUTS / (name or f"{suite}_{scale}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         planned = [Planned.of(name, scale, overrides) for name in experiments(suite, scale)]
         # Run every experiment once before any second seed.
@@ -138,7 +147,7 @@ def _execute(
     # Progress bars of parallel runs would overwrite each other. The user's own override comes later and wins.
     quiet = ["trainer.enable_progress_bar=false"] if len(slots) > 1 else []
     arguments = [
-        [*overrides, f"name={root.name}", *quiet, *_execution_options(plan, options)]
+        [*overrides, f"name={root.relative_to(OUTPUTS)}", *quiet, *_execution_options(plan, options)]
         for overrides, (plan, _) in zip(command_lines, runs, strict=True)
     ]
     configs = [compose("train", overrides=each) for each in arguments]  # a wrong option ends this before the first run

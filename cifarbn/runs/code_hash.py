@@ -30,6 +30,7 @@ NOT_COMPUTING = frozenset(
             "figures",
             "runs",
             "terminal",
+            "fast.cgroup",
             "fast.cores",
             "fast.threads",
             "training.loggers",

@@ -141,7 +141,8 @@ def draw_feature_maps(prediction: Prediction, trained: TrainedModel, title: str,
     if not stages:
         raise UserError("the run's model has no convolutions, so it has no feature maps; leave out --feature-maps")
     confidence, label = probabilities.max(0)
-    subtitle = f"{clean(prediction.file.name)},\npredicted {trained.classes[int(label)]} ({trained.score} {float(confidence):.0%})"
+    predicted = f"predicted {trained.classes[int(label)]} ({trained.score} {float(confidence):.0%})"
+    subtitle = f"{clean(prediction.file.name)},\n{predicted}"
     figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), title, subtitle, evenly_spaced(stages))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +169,7 @@ def feature_map_files(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     images = {file.resolve() for file in files}
     if replaced := [figure for figure in names.values() if figure.resolve() in images]:
         raise UserError(
-            f"the feature maps would replace the image {clean(str(replaced[0]))}; choose another folder with --feature-maps"
+            f"feature maps would replace the image {clean(str(replaced[0]))}; choose another folder with --feature-maps"
         )
     return names
 

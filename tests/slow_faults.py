@@ -65,7 +65,7 @@ def hit(cwd):
     folders = [file.parent for file in Path(cwd).glob("multirun_outputs/train/*/.hydra")]
     for folder in folders:
         if files := sorted(folder.glob(".*.tmp")):
-            return f"the write of {files[0].name[1:].rsplit('.', 2)[0]}"
+            return f"the write of {files[0].name[1 : -len('.0a1b2c3d.tmp')]}"
     for folder in folders:
         if not (folder / "result.json").exists():
             return "the start of a run"

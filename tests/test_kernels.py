@@ -48,6 +48,16 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
     assert run(CC=str(compiler)) == f"False {compiler} failed: cc: error: no such luck\n"
 
 
+@pytest.mark.parametrize(
+    ("variable", "message"), [("gcc '", "CC=gcc ' is not a command .*unset CC"), (" ", "compiler 'cc' not found")]
+)
+def test_any_value_of_the_compilers_variable_is_a_reason_and_no_other_error(monkeypatch, variable, message):
+    monkeypatch.setenv("CC", variable)
+    monkeypatch.setattr(library.shutil, "which", lambda _: None)
+    with pytest.raises(OSError, match=message):
+        library._library.__wrapped__(torch.float32)
+
+
 @pytest.mark.usefixtures("kernels")
 def test_there_is_one_openmp_in_the_process():
     loaded = "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'iomp' in line})"

@@ -104,9 +104,8 @@ def test_sixteen_bits_are_scaled_to_eight_and_more_are_errors(tmp_path):
     Image.fromarray(np.full((40, 40), 128 * 257, dtype=np.uint16)).save(tmp_path / "grey.png")
     assert (read_image(tmp_path / "grey.png") == 128).all()
     Image.new("F", (40, 40)).save(tmp_path / "float.tiff")
-    with pytest.raises(
-        UserError, match=r"\(its pixels have 32 bits per channel, not 8 or 16\); use an image file .* 8 or 16 bits"
-    ):
+    message = r"\(its pixels have 32 bits per channel, not 8 or 16\); use an image file .* with 8 or 16 bits"
+    with pytest.raises(UserError, match=message):
         read_image(tmp_path / "float.tiff")
 
 

@@ -585,6 +585,10 @@ def test_the_report_contains_no_paths(report):
         assert str(report.parent.parent) not in (report / file).read_text()
 
 
+def test_the_page_states_how_accuracies_were_measured(report):
+    assert "nothing was selected by the test set. ± is" in (report / "report.md").read_text()
+
+
 def test_runs_csv_has_every_run(report):
     by_run = {row["run"]: row for row in rows(report / "runs.csv")}
     assert len(by_run) == 4

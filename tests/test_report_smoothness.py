@@ -419,6 +419,15 @@ def test_captions_include_caveats(sweep):
     assert "s from 0.05 to 0.4" in captions["along-gradient-lr-0.001"]
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(np.float32, "fp32"), (np.float64, "fp64")])
+def test_the_caption_of_the_probe_names_its_precision(tmp_path, dtype, name):
+    folder = write_run(tmp_path, "vgg_a", 0.001)
+    arrays = dict(np.load(folder / "recordings.npz"))
+    np.savez(folder / "recordings.npz", **arrays | {"probe.gradient.loss": arrays["probe.gradient.loss"].astype(dtype)})
+    captions = {drawing.name: drawing.caption for drawing in smoothness(gather(tmp_path), Options()).drawings}
+    assert f"on that step's minibatch, in {name}, with" in captions["along-gradient-lr-0.001"]
+
+
 def test_runs_without_recordings_have_no_section(tmp_path):
     folder = write_run(tmp_path, "vgg_a", 0.001)
     (folder / "recordings.npz").unlink()

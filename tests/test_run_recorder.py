@@ -108,6 +108,7 @@ def test_the_report_reads_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "a"), "--format", "png"])
     report()
     page = (tmp_path / "a" / "report" / "report.md").read_text()
+    assert "nothing was selected" not in page, "which nobody knows of a run from elsewhere"
     assert "effective beta" in page
 
 

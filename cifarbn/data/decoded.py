@@ -107,7 +107,7 @@ def _store(file: Path, pixels: np.ndarray) -> None:
     """Write the array, complete or not at all, and delete arrays of earlier versions of the same folder."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, lambda opened: np.savez(opened, pixels=pixels))  # type: ignore[arg-type]
+        replace_file(file, lambda opened: np.savez(opened, pixels=pixels))
     except OSError as error:
         rank_zero_print(f"cannot cache the decoded images in {file.parent} ({error.strerror}); set data.cache=DIR")
         return

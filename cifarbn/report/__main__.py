@@ -73,10 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default="page",
         help="paper: 8 pt serif fonts, column width, 300 dpi; slides: 18 pt fonts, bold lines (default: page)",
     )
-    parser.add_argument("--x", metavar="KEY", help="add a figure of the metric against this config key, such as lr")
-    parser.add_argument("--group", metavar="KEY", help="... with one line for each value of this key, such as model")
     parser.add_argument(
-        "--metric", metavar="NAME", help="... of val/acc, another metric, or a smoothness measure (default: test/acc)"
+        "--x", metavar="KEY", help="add a figure of the test accuracy against this config key, such as lr"
+    )
+    parser.add_argument("--group", metavar="KEY", help="with --x: draw one line for each value of KEY, such as model")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="with --x: draw this metric, such as val/acc, or smoothness measure (default: test/acc)",
     )
     args = parser.parse_intermixed_args(modern(sys.argv[1:] if arguments is None else arguments))
     with friendly_errors(resumable=False):

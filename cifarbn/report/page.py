@@ -124,10 +124,11 @@ def notes(sweep: RunSet) -> list[str]:
     """Return the notes needed to interpret the table."""
     if not sweep.counted:
         return ["No run has finished yet."]
-    several = any(len(group.runs) > 1 for group in sweep.counted)
-    notes = ["Accuracies are measured after the last epoch; nothing was selected by the test set."]
-    if several:
-        notes[0] += " ± is the sample standard deviation over runs; the interval is Student's t interval of the mean."
+    notes = []
+    if all("device" in run.result for group in sweep.counted for run in group.runs):  # not in runs of RunRecorder
+        notes.append("Accuracies are measured after the last epoch; nothing was selected by the test set.")
+    if any(len(group.runs) > 1 for group in sweep.counted):
+        notes.append("± is the sample standard deviation over runs; the interval is Student's t interval of the mean.")
     if any(len(group.runs) == 1 for group in sweep.counted):
         notes.append("With n = 1 the spread over seeds is unknown, so small differences may be due to chance.")
     if any(group.target is not None for group in sweep.counted):

@@ -269,11 +269,11 @@ def _along_gradient(families: list[Family]) -> list[Drawing]:
             for run in family.runs.get(rate, [])
             if ProbeKeys.gradient.loss in run.recordings
         )
-        s = example[ProbeKeys.s]
+        s, bits = example[ProbeKeys.s], 8 * example[ProbeKeys.gradient.loss].itemsize
         settings = (
             f"Every {int(example[ProbeKeys.every])} steps, loss and gradient are evaluated at {len(s)} points along "
-            f"the gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in fp32, "
-            "with batch normalisation in training mode. The probe does not affect training."
+            f"the gradient, s from {s[0]:.3g} to {s[-1]:.3g} (distance moved s‖g‖), on that step's minibatch, in "
+            f"fp{bits}, with batch normalisation in training mode. The probe does not affect training."
         )
         medians = "; ".join(
             f"{family}: median {quantity} {_middle(own.low):.3g}"

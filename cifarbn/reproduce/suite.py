@@ -63,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("suite", choices=SUITES, type=modern_suite, help="the publication")
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="size of the experiments (default: laptop)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run seeds 0 to N-1 of each (default: 1)")
-    parser.add_argument(
-        "--name", help="folder under multirun_outputs/ for the runs and the page (default: SUITE_SCALE)"
-    )
+    parser.add_argument("--name", help="folder under multirun_outputs/ for runs and page (default: SUITE_SCALE)")
     parser.add_argument("--budget", metavar="TIME", help="stop, save and write the page after 90m, 2h or 1h30m")
     parser.add_argument(
         "--jobs",

@@ -94,7 +94,11 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     OpenMP is not linked: its functions are resolved in torch's OpenMP, which is already loaded. A second OpenMP would
     have its own team of threads, and the two would compete for the cores.
     """
-    compiler = shlex.split(os.environ.get("CC") or "cc")
+    variable = os.environ.get("CC", "")
+    try:
+        compiler = shlex.split(variable) or ["cc"]
+    except ValueError as error:  # such as an unbalanced quote
+        raise OSError(f"CC={variable} is not a command ({error}); unset CC, or set it to your compiler") from error
     if shutil.which(compiler[0]) is None:
         raise OSError(f"C compiler {compiler[0]!r} not found; install gcc, or set CC to your compiler")
     sources = sorted(map(str, Path(__file__).parent.glob("*.c")))

@@ -14,6 +14,7 @@ from cifarbn.report.escape import csv_file
 from cifarbn.report.gather import RunSet
 from cifarbn.report.page import Image, html_page, markdown_page
 from cifarbn.report.section import Drawing, MakeSection, Options, Section
+from cifarbn.runs.untrusted import clean
 
 SECTIONS: tuple[MakeSection, ...] = (
     against_key.against_key,
@@ -124,7 +125,7 @@ def _refuse_files_of_others(folder: Path) -> None:
     """Raise an error if a folder holds files, hidden ones aside, but no report of this or an earlier version."""
     names = [name for name in sorted(os.listdir(folder)) if not name.startswith(".")] if folder.exists() else []
     if names and not _is_table_of_runs(folder / RUNS):
-        several = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        several = f"{', '.join(map(clean, names[:3]))}{' ...' if len(names) > 3 else ''}"
         raise UserError(
             f"{folder} holds files that no report has written ({several}), which are kept; choose a new or empty "
             "folder with --out, or move them"

@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with friendly_errors():
         if "trainer=smoke" in args.overrides:
             raise UserError("trainer=smoke trains on four batches only; use --scale smoke instead")
+        if named := [o.partition("=")[2] for o in args.overrides if key_of(o) == "name"]:
+            raise UserError(f"cannot override name={named[0]} here; use --name {named[0]} instead")
         if bad := [o for o in args.overrides if role_of(o) not in ALLOWED or key_of(o) in SET_HERE]:
             raise UserError(
                 f"cannot override {bad[0]} here; only {', '.join(keys)} are allowed. Use `python -m cifarbn.train` to "

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cifarbn.benchmark.harness import Results, in_turn, median_ratio
-from cifarbn.cli.parallel_runs import usable_cores
 from cifarbn.errors import UserError
+from cifarbn.fast.cores import usable_cores
 
 IN_ONE_PROCESS = "one after another, in one process"
 A_PROCESS_EACH = "one after another, a process each"

@@ -17,10 +17,9 @@ from cifarbn.cli.parallel_runs import (
     ParallelProcesses,
     ended_run,
     exit_on_signals,
-    make_slots,
-    parse_jobs,
     print_line,
 )
+from cifarbn.cli.slots import make_slots, parse_jobs
 from cifarbn.cli.sweep import OF_SWEEPS
 from cifarbn.errors import RunLocked, UserError
 from cifarbn.runs.folder import is_running

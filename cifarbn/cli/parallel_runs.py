@@ -1,6 +1,5 @@
-"""Run several processes in parallel, and manage their devices, output and termination."""
+"""Run several processes in parallel, and manage their output and termination."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,29 +13,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import torch
 from omegaconf import DictConfig
 
 from cifarbn.cli.command_line import exit_after
 from cifarbn.cli.composition import resolved
 from cifarbn.cli.fork_server import ForkedProcess, shared_server
-from cifarbn.errors import Interrupted, UserError
-from cifarbn.fast.cgroup import memory_limit
-from cifarbn.fast.cores import usable_cores
+from cifarbn.cli.slots import Slot
+from cifarbn.errors import Interrupted
 from cifarbn.runs.code_hash import sources
 from cifarbn.runs.folder import Run
 from cifarbn.terminal import leave_closed_output
-
-# Resources of one run, for `--jobs auto`. Processes take turns on a GPU (unless NVIDIA MPS is running), so parallel
-# runs only use the time in which a single run leaves it idle: start-up, compilation, evaluation, and gaps between
-# kernels. The gaps take a larger share of the time on larger GPUs; therefore four runs for the 132 multiprocessors of
-# an H100, and fewer for smaller GPUs. Not yet measured.
-GPU_BYTES = 6 * 2**30
-MULTIPROCESSORS = 33
-CORES_PER_GPU_RUN = 3  # for the run itself and the threads that compile its kernels
-# One CPU run uses two cores well, so two cores execute one run. More cores have not been measured.
-CORES = 4
-BYTES = 6 * 2**30
 
 RUN = [sys.executable, "-m", "cifarbn.train"]
 """The command of a run, without its overrides."""
@@ -45,9 +31,6 @@ IMPORTS = ("cifarbn.cli.prepared_run",)
 
 SECONDS_TO_SAVE = 5  # after a second Ctrl-C or SIGTERM, before processes are killed
 POLL_SECONDS = 0.1
-
-Slot = dict[str, str]
-"""Environment variables that assign a process its share of the machine."""
 
 
 def ended_run(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> Run | None:
@@ -98,90 +81,6 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-def parse_jobs(text: str, option: str = "--jobs") -> int | None:
-    """Return the number of parallel processes; None for "auto".
-
-    Args:
-        text: what the user wrote.
-        option: where, for the error message.
-
-    Raises:
-        UserError: if the text is neither an integer of at least 1 nor "auto".
-    """
-    if text == "auto":
-        return None
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{option} takes a whole number of at least 1, or auto, not {text!r}")
-    return int(text)
-
-
-def make_slots(jobs: int | None, accelerators: Sequence[str]) -> list[Slot]:
-    """Divide the machine into slots for parallel processes.
-
-    Several slots share the available CPU cores equally, unless the user has set OMP_NUM_THREADS. With several GPUs,
-    each slot uses one of them, and the slots are spread over the GPUs: eight slots on four GPUs are two on each. A
-    single slot has no restrictions. If some processes use GPUs and some do not, each slot fits both kinds.
-
-    Args:
-        jobs: number of parallel processes; None for as many as fit the machine.
-        accelerators: trainer.accelerator of each process; more slots than processes would leave cores idle.
-
-    Raises:
-        UserError: if `jobs` is None and the GPUs cannot be queried.
-    """
-    most = max(1, len(accelerators))
-    gpus = gpu_names() if any(accelerator != "cpu" for accelerator in accelerators) else []
-    if jobs is None:
-        rooms = _rooms_on_gpus() if gpus else [_room_on_cpu()]
-        if "cpu" in accelerators:
-            most = min(most, _room_on_cpu())
-    else:
-        rooms = [len(range(first, jobs, len(gpus) or 1)) for first in range(len(gpus) or 1)]
-    # Use every GPU once before any GPU twice.
-    order = sorted((place, gpu) for gpu, room in enumerate(rooms) for place in range(room))[:most]
-    if len(order) <= 1:
-        return [{}]
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, usable_cores() // len(order)))}
-    several = len(gpus) > 1
-    return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[gpu]} if several else {}) for _, gpu in order]
-
-
-def gpu_names() -> list[str]:
-    """Return the visible GPUs as named in CUDA_VISIBLE_DEVICES, without creating a CUDA context."""
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else map(str, range(count))
-    return [name.strip() for name in names][:count]
-
-
-def _room_on_cpu() -> int:
-    memory, limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit()
-    memory = memory if limit is None else min(memory, limit)
-    return max(1, min(usable_cores() // CORES, memory // BYTES))
-
-
-# Executed in a separate process, because a CUDA context occupies half a gigabyte of GPU memory until its process ends.
-_QUERY = """
-import json, torch
-cuda = torch.cuda
-free = [cuda.mem_get_info(i)[0] for i in range(cuda.device_count())]
-print(json.dumps([[each, cuda.get_device_properties(i).multi_processor_count] for i, each in enumerate(free)]))
-"""
-
-
-def _rooms_on_gpus() -> list[int]:
-    """Return the number of runs that fit each visible GPU, at least one."""
-    query = subprocess.run([sys.executable, "-c", _QUERY], capture_output=True, text=True)
-    if query.returncode:
-        reason = (query.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"--jobs auto cannot query the GPUs ({reason}); give a number, such as --jobs 2")
-    facts: list[tuple[int, int]] = json.loads(query.stdout.splitlines()[-1])
-    cores = usable_cores() // CORES_PER_GPU_RUN // len(facts)
-    return [
-        max(1, min(free // GPU_BYTES, multiprocessors // MULTIPROCESSORS, cores)) for free, multiprocessors in facts
-    ]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from cifarbn.cli.local_launcher import execute, sweep_runs
-from cifarbn.cli.parallel_runs import parse_jobs, print_line
+from cifarbn.cli.parallel_runs import print_line
 from cifarbn.cli.ray_task import run_process
+from cifarbn.cli.slots import parse_jobs
 from cifarbn.errors import UserError
 
 # Variables that the runs have from this process; hydra.job.env_copy names more. Others are the machine's own.

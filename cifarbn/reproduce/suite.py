@@ -17,14 +17,12 @@ from cifarbn.cli.outcomes import End, Outcome, error_outcome, is_failure, read_o
 from cifarbn.cli.parallel_runs import (
     RUN,
     ParallelProcesses,
-    Slot,
     ended_run,
     exit_on_signals,
-    make_slots,
-    parse_jobs,
     print_line,
 )
 from cifarbn.cli.resolvers import run_folder
+from cifarbn.cli.slots import Slot, make_slots, parse_jobs
 from cifarbn.errors import UserError
 from cifarbn.formatting import duration
 from cifarbn.report.assumptions import assumptions

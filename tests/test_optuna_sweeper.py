@@ -13,8 +13,7 @@ optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'cifarb
 
 from processes import Command  # noqa: E402
 from test_study import trials_of  # noqa: E402
-from test_sweep import results, sweep, timed  # noqa: E402
-from test_train import TINY  # noqa: E402
+from test_sweep import TINY, results, sweep, timed  # noqa: E402
 
 from cifarbn import train  # noqa: E402
 from cifarbn.cli.optuna_sweeper import _sampler  # noqa: E402

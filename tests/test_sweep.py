@@ -18,7 +18,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from processes import Command, run
-from test_train import TINY
 
 from cifarbn import train
 from cifarbn.cli.outcomes import Outcome, table
@@ -26,6 +25,11 @@ from cifarbn.cli.sweep import Journal, SweepCallback
 from cifarbn.errors import UserError
 from cifarbn.runs.result_file import read_result, write_result
 
+TINY = [
+    *("data=shapes", "data.train_size=150", "data.test_size=30", "data.val_size=30", "data.batch_size=30"),
+    *("model=vgg_a_bn", "model.width=2", "model.dropout=0.2", "epochs=2"),
+    *("trainer=cpu", "trainer.enable_progress_bar=false"),
+]
 SWEEP = ["-m", *TINY, "checkpoint_minutes=0", "optim.lr=1e-3,2e-3", "seed=0,1"]
 
 
@@ -125,12 +129,12 @@ def test_a_run_of_changed_code_is_an_error(tmp_path):
     assert sweep(tmp_path, *one).returncode == 0
     (file,) = tmp_path.glob("multirun_outputs/train/*/result.json")
     result = json.loads(file.read_text())
-    result["code"]["cifarbn.models.resnet"] = "another"
+    result["code"]["cifarbn.models.vgg"] = "another"
     write_result(file, result)
     result = json.loads(file.read_text())
     refused = sweep(tmp_path, *one)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "created by different code (changed: cifarbn.models.resnet). Use on_code_change=accept" in refused.stderr
+    assert "created by different code (changed: cifarbn.models.vgg). Use on_code_change=accept" in refused.stderr
     assert json.loads(file.read_text()) == result
     assert "nothing to do" in sweep(tmp_path, *one, "on_code_change=accept").stdout
 

@@ -74,6 +74,7 @@ def content(cwd, *finished):
 
 RECORDERS = ("gradient_probe", "step_change", "covariate_shift", "activation_drift", "scale_invariant_beta")
 RECORD = ("epochs=1", "trainer.precision=64-true", "record=all", *(f"record.{name}.every=3" for name in RECORDERS))
+RECORD += ("data.train_size=138", "data.batch_size=16")
 
 
 @pytest.fixture(scope="module", params=["vgg_a", "vgg_a_bn"])
@@ -99,7 +100,7 @@ def test_two_processes_end_with_the_weights_of_one(one, two):
 
 def test_two_processes_log_what_one_logs(one, two):
     assert [row["step"] for row in one[1]] == [row["step"] for row in two[1]]
-    # The last batch of an epoch, 260 - 4 * 64 = 4 images, is shared too.
+    # The last batch of an epoch, 68 - 4 * 16 = 4 images, is shared too.
     for a, b in zip(one[1], two[1], strict=True):
         for column in ("step/loss", "step/acc", "step/grad_norm"):
             assert float(b[column]) == pytest.approx(float(a[column]), rel=1e-5)

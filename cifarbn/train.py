@@ -37,7 +37,7 @@ from cifarbn.training.callbacks.resume_checkpoint import restore_signal_handlers
 from cifarbn.training.callbacks.standard import StandardCallbacks
 from cifarbn.training.classifier import Classifier
 from cifarbn.training.initial_weights import InitialWeights
-from cifarbn.training.loggers import RunLogger
+from cifarbn.training.loggers import NoLog, RunLogger
 from cifarbn.training.lost_parent import end_with_parent
 from cifarbn.training.trainer import (
     check_eval_batch_size,
@@ -103,7 +103,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str]) -> Result:
         _fit(run, trainer, classifier, data, callbacks)
         _test(run, trainer, classifier, data, callbacks)
         logger.finish(overrides, config, run.result["metrics"], trainer.global_step)
-        if classifier.confusion is not None:
+        if classifier.confusion is not None and not isinstance(logger, NoLog):
             names = class_names(data, len(classifier.confusion))
             confusion = figures.confusion_matrix(classifier.confusion.numpy(), names)
             logger.log_figure("test/confusion", confusion, trainer.global_step)

@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from processes import fork_context
 from test_run_folder import small_disk  # noqa: F401
 
-from cifarbn import figures, train
+from cifarbn import train
 from cifarbn.cli.command_line import CONF, friendly_errors, read_arguments
 from cifarbn.data import CIFAR10
 from cifarbn.errors import Interrupted, UserError, machine_fault
@@ -72,8 +72,7 @@ def test_the_published_table_is_the_list():
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
-    """Draw no figures, which takes most of the time of a tiny run and its report."""
-    monkeypatch.setattr(figures, "confusion_matrix", lambda *_: None)
+    """Draw no figures, which takes most of the time of a report."""
     monkeypatch.setattr(write, "_save", lambda drawing, folder, options: Image(b"", 5.0))
 
 
@@ -89,7 +88,6 @@ def moments(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as monkeypatch, watched(root, monkeypatch) as disk:
-        monkeypatch.setattr(figures, "confusion_matrix", lambda *_: None)
         make_run(root / "run", *FEW)
     states = [state for kind, state in disk.cuts if kind == "all"]
     found = []
@@ -516,7 +514,6 @@ def _run_without_locks(folder):
         raise OSError(errno.ENOLCK, "No locks available")
 
     fcntl.flock = flock
-    figures.confusion_matrix = lambda *_: None
     try:
         make_run(folder, *FEW, "epochs=8")
     except UserError as error:

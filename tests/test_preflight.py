@@ -22,7 +22,7 @@ from cifarbn.training.preflight import check_batch_of_one, check_model, smallest
 
 TINY = [
     *("data=shapes", "data.train_size=70", "data.test_size=20", "data.val_size=20", "data.batch_size=25"),
-    *("model=vgg_a", "model.width=2", "epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false"),
+    *("model=vgg_a", "model.width=2", "epochs=1", "trainer=cpu", "trainer.enable_progress_bar=false", "logger=none"),
 ]
 
 

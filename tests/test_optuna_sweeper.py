@@ -13,7 +13,7 @@ optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'cifarb
 
 from processes import Command  # noqa: E402
 from test_study import trials_of  # noqa: E402
-from test_sweep import TINY, results, sweep, timed  # noqa: E402
+from test_sweep import TINY, finished_sweep, results, sweep  # noqa: E402
 
 from cifarbn import train  # noqa: E402
 from cifarbn.cli.optuna_sweeper import _sampler  # noqa: E402
@@ -32,11 +32,11 @@ def stored(cwd):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return timed(tmp_path_factory.mktemp("undisturbed"), *SEARCH)
+    return finished_sweep(tmp_path_factory.mktemp("undisturbed"), *SEARCH)
 
 
 def test_progress_table_and_best_trial(undisturbed):
-    cwd, printed, _ = undisturbed
+    cwd, printed = undisturbed
     assert "sweep: 0 done of 4, 1 running, 3 left\n" in printed
     assert printed.strip().splitlines()[-1] == "4 done of 4"
     accuracies = {name: result["metrics"]["val/acc"] for name, result in results(cwd).items()}
@@ -48,7 +48,7 @@ def test_progress_table_and_best_trial(undisturbed):
 
 
 def test_the_same_search_again_executes_nothing(undisturbed):
-    cwd, _, _ = undisturbed
+    cwd, _ = undisturbed
     before = results(cwd), stored(cwd)
     again = sweep(cwd, *SEARCH)
     assert again.returncode == 0 and again.stdout.count("done before") == N_TRIALS
@@ -56,13 +56,14 @@ def test_the_same_search_again_executes_nothing(undisturbed):
 
 
 def test_a_search_killed_at_random_moments_ends_as_the_undisturbed_one(undisturbed, tmp_path):
-    cwd, _, seconds = undisturbed
+    cwd, _ = undisturbed
     chance = random.Random(int(os.environ.get("CIFARBN_KILL_SEED", "0")))
     killed = 0
     for kill in range(int(os.environ.get("CIFARBN_KILLS", "3"))):
         process = Command("cifarbn.train", *SEARCH, cwd=tmp_path)
-        # The first kill always hits a running search, since four runs take longer than half a second.
-        time.sleep(chance.uniform(0, seconds / 2 if kill else 0.5))
+        while kill and (line := process.stdout.readline()) and not line.startswith("sweep:"):
+            pass  # the first kill is during the start
+        time.sleep(chance.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL

@@ -17,7 +17,7 @@ import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from processes import Command, fork_context, run
+from processes import Command, run
 
 from cifarbn import train
 from cifarbn.cli.outcomes import Outcome, table
@@ -49,22 +49,20 @@ def results(cwd):
     return kept
 
 
-def timed(cwd, *overrides):
-    """Execute a sweep; return its folder, its output and its seconds."""
-    fork_context()  # the start of its server is not part of the seconds
-    started = time.monotonic()
+def finished_sweep(cwd, *overrides):
+    """Execute a sweep; return its folder and its output."""
     finished = sweep(cwd, *overrides)
     assert finished.returncode == 0, finished.stderr
-    return cwd, finished.stdout, time.monotonic() - started
+    return cwd, finished.stdout
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return timed(tmp_path_factory.mktemp("undisturbed"), *SWEEP)
+    return finished_sweep(tmp_path_factory.mktemp("undisturbed"), *SWEEP)
 
 
 def test_progress_and_final_table(undisturbed):
-    _, printed, _ = undisturbed
+    _, printed = undisturbed
     assert "sweep: 0 done of 4, 1 running, 3 left\n" in printed
     assert re.search(r"sweep: 3 done of 4, 1 running, 0 left, about \d+ s to go\n", printed)
     lines = printed.strip().splitlines()
@@ -75,7 +73,7 @@ def test_progress_and_final_table(undisturbed):
 
 
 def test_the_same_sweep_again_skips_every_run(undisturbed):
-    cwd, _, _ = undisturbed
+    cwd, _ = undisturbed
     before = results(cwd)
     again = sweep(cwd, *SWEEP)
     assert again.returncode == 0 and again.stdout.count("done before") == 4
@@ -83,16 +81,15 @@ def test_the_same_sweep_again_skips_every_run(undisturbed):
 
 
 def test_a_sweep_killed_at_random_moments_ends_as_the_undisturbed_one(undisturbed, tmp_path):
-    cwd, _, seconds = undisturbed
+    cwd, _ = undisturbed
     kills = int(os.environ.get("CIFARBN_KILLS", "4"))
     chance = random.Random(int(os.environ.get("CIFARBN_KILL_SEED", "0")))
     killed = 0
-    for kill in range(kills):
+    for _ in range(kills):
         process = Command("cifarbn.train", *SWEEP, cwd=tmp_path)
         while (line := process.stdout.readline()) and not line.startswith("sweep:"):
             pass
-        # The first kill always hits a running sweep, since four runs take longer than half a second.
-        time.sleep(chance.uniform(0, seconds / 2 if kill else 0.5))
+        time.sleep(chance.uniform(0, 0.4))  # the first kill always hits, since four runs take longer
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
@@ -103,7 +100,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_the_undisturbed_one(undisturbe
 
 
 def test_two_sweeps_in_one_folder_share_the_work(undisturbed, tmp_path):
-    cwd, _, _ = undisturbed
+    cwd, _ = undisturbed
     both = [Command("cifarbn.train", *SWEEP, cwd=tmp_path) for _ in range(2)]
     printed = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], printed

@@ -1,5 +1,6 @@
 """Compose a run's config from the command line with Hydra, and check what Hydra does not."""
 
+import copy
 import difflib
 import functools
 import os
@@ -11,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import hydra._internal.defaults_list
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
@@ -52,38 +52,24 @@ EXTRAS = {
 
 
 class Repository(ConfigRepository):
-    """Reads each config file once per process, because every run of a sweep composes the same files.
-
-    Attributes:
-        versions: path of a config that was loaded -> its file, with time and size; without the configs that a program
-            has registered, except Hydra's own.
-    """
-
-    def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        super().__init__(config_search_path)
-        self.versions: dict[str | None, tuple[Any, ...]] = {}
+    """Reads each config file once per process, because every run of a sweep composes the same files."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """Return the content of a file, read again if the file has changed."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.scheme() not in ("file", "pkg"):
-            loaded = super().load_config(config_path)
-            if loaded is not None and loaded.provider == "hydra":
-                self.versions[config_path] = ("hydra", config_path)
-            return loaded
-        version: tuple[Any, ...] = (source.path, source.provider, config_path)
+            return super().load_config(config_path)
+        key: tuple[Any, ...] = (source.path, source.provider, config_path)
         if source.scheme() == "file":
             state = os.stat(Path(source.path, f"{config_path.removesuffix('.yaml')}.yaml"))
-            version += (state.st_mtime_ns, state.st_size)
-        self.versions[config_path] = version
-        if version not in _FILES:
-            _FILES[version] = pickle.dumps(super().load_config(config_path))
-        return pickle.loads(_FILES[version])
+            key += (state.st_mtime_ns, state.st_size)
+        if key not in _FILES:
+            _FILES[key] = pickle.dumps(super().load_config(config_path))
+        return pickle.loads(_FILES[key])
 
 
 # As pickles, because a composition changes what it has read, and copying takes six times as long.
 _FILES: dict[tuple[Any, ...], bytes] = {}
-_MERGED: dict[tuple[Any, ...], bytes] = {}
 
 
 class Loader(ConfigLoaderImpl):
@@ -151,10 +137,9 @@ class Loader(ConfigLoaderImpl):
         return cfg
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        cfg = super()._compose_config_from_defaults_list(defaults, repo)
         if not self._is_ours():
-            return super()._compose_config_from_defaults_list(defaults, repo)
-        versions = repo.delegate.versions  # type: ignore[attr-defined]
-        cfg = self._merge(defaults, versions, repo)
+            return cfg
         primary = next(default for default in defaults if default.primary)
         experiments = [d for d in defaults if _is_experiment(d)]
         paths = [d.config_path for d in experiments if not str(d.parent).startswith(f"{EXPERIMENT}/")]
@@ -163,7 +148,7 @@ class Loader(ConfigLoaderImpl):
             overrides = [str(override.input_line) for override in self._overrides]
             # A new repository, because a composition changes the cached files of the one it reads.
             _, fresh = self._parse_overrides_and_create_caching_repo(primary.config_path, overrides)
-            without_experiment = self._merge(others, versions, fresh)
+            without_experiment = super()._compose_config_from_defaults_list(others, fresh)
             names = [str(path).removeprefix(f"{EXPERIMENT}/") for path in paths]
             name = names[0] if len(names) == 1 else f"[{','.join(names)}]"
             alone = create_defaults_list(
@@ -171,25 +156,8 @@ class Loader(ConfigLoaderImpl):
             )
             for group in _different_packages(others, alone.defaults):
                 self._drop_extra_keys(cfg, without_experiment, group, name)
-        self._defaults = pickle.loads(pickle.dumps(cfg))
+        self._defaults = copy.deepcopy(cfg)
         return cfg
-
-    def _merge(
-        self, defaults: list[ResultDefault], versions: dict[str | None, tuple[Any, ...]], repo: IConfigRepository
-    ) -> DictConfig:
-        """Merge the configs of a defaults list; the same files only once per process, as they are read only once.
-
-        Args:
-            defaults: the list.
-            versions: those of the files, see `Repository`.
-            repo: reads the files.
-        """
-        if not versions.keys() >= {each.config_path for each in defaults}:
-            return super()._compose_config_from_defaults_list(defaults, repo)
-        key = tuple((each.package, each.primary, versions[each.config_path]) for each in defaults)
-        if key not in _MERGED:
-            _MERGED[key] = pickle.dumps(super()._compose_config_from_defaults_list(defaults, repo))
-        return pickle.loads(_MERGED[key])
 
     def _drop_extra_keys(self, cfg: DictConfig, without_experiment: DictConfig, group: str, experiment: str) -> None:
         """Remove the keys of a group that only the experiment has added, and print them."""
@@ -290,16 +258,6 @@ class Loader(ConfigLoaderImpl):
 # Hydra has no other hook between composing the files and applying the command line's values. `hydra.main` and
 # `hydra.compose` both look up this name; configs of other projects are composed without the additions.
 hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
-
-
-def _choices(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
-    """Return the choices to which a defaults list may refer; they take a third of a composition, so only if it can."""
-    return _all_choices(overrides, defaults, self_added) if defaults else OmegaConf.create()
-
-
-# Hydra calls it for every file; few files have a defaults list.
-_all_choices = hydra._internal.defaults_list._create_interpolation_map
-hydra._internal.defaults_list._create_interpolation_map = _choices  # type: ignore[assignment]
 
 
 def _modern(override: str) -> str:

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,15 @@ def environment(config: Mapping[str, Any] | None = None) -> Result:
     modules = {LOADS.get(target, target).partition(".")[0] for target in targets(config)}
     others: set[str] = set()
     if unusual := modules - {*VERSIONED, "cifarbn"}:
-        installed = packages_distributions()  # takes 0.2 s
-        others = {package for module in unusual for package in installed.get(module, ())}
+        others = {package for module in unusual for package in _packages().get(module, ())}
     versions = {"python": platform.python_version()} | {name: _version(name) for name in (*PACKAGES, *sorted(others))}
     return {"versions": versions, "git_commit": _git_commit()}
+
+
+@cache
+def _packages() -> Mapping[str, list[str]]:
+    """Return module -> the installed packages that contain it; reading them takes 0.2 s."""
+    return packages_distributions()
 
 
 def _version(package: str) -> str:

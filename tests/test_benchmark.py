@@ -12,6 +12,7 @@ import torch
 from cifarbn.benchmark import kills, loop, sweep, threads
 from cifarbn.benchmark.__main__ import main
 from cifarbn.benchmark.harness import as_text, in_turn
+from cifarbn.benchmark.kernels import FAST, TORCH
 from cifarbn.benchmark.step import MODELS, training_flops
 from cifarbn.benchmark.threads import busy_processes
 from cifarbn.models import VGG, ResNet
@@ -77,6 +78,21 @@ def test_step_measures_every_mode_and_the_peak(tmp_path, capsys, tiny_model):
     assert len(found["seconds"]) == 3
     assert all(rate > 0 for rate in found["peak_flops"].values())
     assert "of the best square matrix product in bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("kernels")
+def test_kernels_measures_both_kinds_of_layers_in_turn(tmp_path, capsys, tiny_model, monkeypatch):
+    monkeypatch.setattr("cifarbn.benchmark.kernels.multiplies_bf16", lambda cuda: True)
+    found = report(tmp_path, f"kernels {tiny_model} --rounds 2 --steps 1 --batch-size 8")
+    assert list(found["seconds"]) == [f"{p}, {layers}" for p in ("fp32", "bf16") for layers in (TORCH, FAST)]
+    assert "bf16: " in capsys.readouterr().out and len(found["notes"]) == 2
+
+
+@pytest.mark.usefixtures("kernels")
+def test_kernels_without_a_compiler_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("cifarbn.benchmark.kernels.why_unavailable", lambda dtype: "no C compiler")
+    with pytest.raises(SystemExit, match="error: benchmark kernels needs the C kernels: no C compiler"):
+        main(["kernels"])
 
 
 def test_loop_measures_three_ways_of_training(tmp_path, capsys, monkeypatch):

@@ -9,6 +9,7 @@ from cifarbn import benchmark
 from cifarbn.benchmark.checks import measure_checks
 from cifarbn.benchmark.gpu import PARTS, measure_gpu
 from cifarbn.benchmark.harness import as_text, write_json
+from cifarbn.benchmark.kernels import measure_kernels
 from cifarbn.benchmark.kills import measure_kills
 from cifarbn.benchmark.loader import measure_passes
 from cifarbn.benchmark.loop import measure_loop
@@ -47,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step = parts.add_parser("step", parents=[common, model], help="a training step in each mode, against peak FLOP/s")
     step.add_argument("--compile", action="store_true", help="also measure compiled modes; compiling takes a minute")
     step.set_defaults(measure=measure_step)
+
+    kernels = parts.add_parser(
+        "kernels", parents=[common, model], help="a step with the faster layers for CPUs and without"
+    )
+    kernels.set_defaults(measure=measure_kernels)
 
     loop = parts.add_parser("loop", parents=[common, images, model], help="cifarbn.train, a bare loop, the usual way")
     loop.add_argument("--compile", action="store_true", help="compile the model in cifarbn.train and the bare loop")

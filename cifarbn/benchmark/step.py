@@ -20,6 +20,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet18_narrow": lambda: ResNet(18, width=16),
     "vgg_a": lambda: VGG("A"),
     "vgg_a_bn": lambda: VGG("A", norm=nn.BatchNorm2d),
+    "vgg_a_narrow": lambda: VGG("A", width=16),
+    "vgg_a_bn_narrow": lambda: VGG("A", width=16, norm=nn.BatchNorm2d),
 }
 PEAK_SIZES = (512, 1024, 2048, 4096, 8192)  # sizes of the square matrix products that measure the device's peak
 
@@ -46,7 +48,7 @@ def measure_step(args: argparse.Namespace) -> Results:
             step()
             wait_for(device)
             notes.append(f"{name}: compiling took {time.perf_counter() - start:.1f} s")
-        sides[name] = _repeated(step, args.steps, device)
+        sides[name] = repeated(step, args.steps, device)
     seconds = in_turn(args.rounds, sides)
     flops = training_flops(MODELS[args.model](), args.batch_size)
     peaks = {dtype: peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
@@ -141,7 +143,9 @@ def peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> floa
     return best
 
 
-def _repeated(step: TrainingStep, times: int, device: torch.device) -> Callable[[], None]:
+def repeated(step: TrainingStep, times: int, device: torch.device) -> Callable[[], None]:
+    """Return a function that takes the step several times, and waits for the device."""
+
     def side() -> None:
         for _ in range(times):
             step()

@@ -59,10 +59,10 @@ class _Output(io.TextIOWrapper):
             self._discard_after(error)
 
     def _discard_after(self, error: OSError) -> None:
-        _discard(self.fileno())
         if error.errno not in (errno.EPIPE, errno.EIO):  # such as a full disk: what the user wants to keep is lost
             name = "the output" if self.fileno() == 1 else "the error output"
             raise OSError(error.errno, error.strerror, name) from error
+        _discard(self.fileno())
         if self.fileno() == 1:
             print("note: the output was closed; the command continues without it", file=sys.stderr)
 
@@ -88,6 +88,14 @@ def leave_closed_output() -> bool:
     for descriptor in closed:
         _discard(descriptor)
     return bool(closed)
+
+
+def leave_failed_output() -> None:
+    """Discard what is left to be written to the output if that fails, so that it does not fail again at the exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard(1)
 
 
 def _is_closed(descriptor: int) -> bool:

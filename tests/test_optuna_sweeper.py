@@ -61,8 +61,10 @@ def test_a_search_killed_at_random_moments_ends_as_the_undisturbed_one(undisturb
     killed = 0
     for kill in range(int(os.environ.get("CIFARBN_KILLS", "3"))):
         process = Command("cifarbn.train", *SEARCH, cwd=tmp_path)
-        while kill and (line := process.stdout.readline()) and not line.startswith("sweep:"):
-            pass  # the first kill is during the start
+        # The first kill is during the start, the next ones after that many trials.
+        after = f"sweep: {min(kill, N_TRIALS - 1)} done"
+        while kill and (line := process.stdout.readline()) and not line.startswith(after):
+            pass
         time.sleep(chance.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -124,6 +126,16 @@ def test_the_value_of_a_run_that_was_trained_again_is_replaced(here, monkeypatch
         results_are(monkeypatch, lambda cfg, accuracy=accuracy: {"val/acc": accuracy - cfg.model.dropout / 100})
         _, out, _ = here("model.dropout=0,0.2", "resume=false")
         assert f"best of 2 trials: val/acc {accuracy:.4f} with model.dropout=0\n" in out
+
+
+def test_equal_trials_are_trained_once_also_with_resume_false(here, monkeypatch, tmp_path):
+    started = []
+    results_are(monkeypatch, lambda cfg: started.append((cfg.seed, cfg.resume)) or {"val/acc": 0.5})
+    for _ in range(2):
+        started.clear()
+        here("seed=1,2", "resume=false", "hydra.sweeper.n_trials=5")
+        assert len(started) == 5
+        assert sorted(seed for seed, resume in started if not resume) == [1, 2]
 
 
 def test_a_run_without_the_metric_is_an_error(here, monkeypatch):

@@ -13,6 +13,7 @@ def test_the_packages_of_the_config_s_targets_are_included():
         "model": {"_target_": "cifarbn.models.external.timm_model", "activation": {"_target_": "torch.nn.ReLU"}},
         "data": {"dataset": {"_target_": "PIL.Image.new"}},
         "loss": {"_target_": "a_module_of_mine.Loss"},
+        "optim": {"_target_": "../no_module"},
     }
     found = environment(config)["versions"]
     assert found.keys() == ALWAYS | {"timm", "pillow"}

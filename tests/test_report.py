@@ -725,7 +725,9 @@ def test_a_folder_of_the_users_files_is_an_error_and_left_alone(tmp_path, monkey
     mine = tmp_path / (options[1] if options else "runs/report")
     mine.mkdir()
     (mine / "table.csv").write_text("mine")
-    with pytest.raises(SystemExit, match=r"holds files that no report has written \(table.csv\).*with --out"):
+    with pytest.raises(
+        SystemExit, match=r"holds files, but no runs.csv of an earlier report \(table.csv\).*with --out"
+    ):
         main(["runs", *options])
     (mine / "runs.csv").write_text("kilometres,date\n")
     with pytest.raises(SystemExit, match=r"\(runs.csv, table.csv\)"):

@@ -212,10 +212,12 @@ def test_a_failed_run_does_not_stop_the_others_and_the_table_has_the_order_of_th
     assert all(("trainer.enable_progress_bar=false" in run) is (jobs == "3") for run in commands)
 
 
-def test_the_user_can_choose_the_folder(scripted):
-    code, output, commands = scripted([DONE] * 4, "--name", "benchmark_gpu/course", name="benchmark_gpu/course")
+@pytest.mark.parametrize("name", ["benchmark_gpu/course", "2026_11_27", "1e3", 'a,b=c (d) "e"'])
+def test_the_user_can_choose_the_folder(scripted, name):
+    code, output, commands = scripted([DONE] * 4, "--name", name, name=name)
     assert code == 0 and [status for status, _ in statuses(output)] == ["done"] * 4
-    assert all("name=benchmark_gpu/course" in run for run in commands)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert all(compose("train", overrides=run).name == name for run in commands)
 
 
 def test_the_user_can_enable_the_progress_bar(scripted):

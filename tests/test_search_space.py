@@ -38,6 +38,7 @@ def test_a_glob_stands_for_the_options_of_its_group():
     loader = SimpleNamespace(get_group_options=lambda group, **_: {"model": ["resnet18", "vgg_a", "vgg_a_bn"]}[group])
     space = SearchSpace(["model=glob(vgg*)"], loader)
     assert space.distributions == {"model": CategoricalDistribution(["vgg_a", "vgg_a_bn"])}
+    assert space.overrides == ["model=vgg_a,vgg_a_bn"], "with another option it is another search"
 
 
 def test_the_last_of_two_overrides_counts():

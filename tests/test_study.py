@@ -181,6 +181,16 @@ def test_a_trial_that_ends_differently_the_next_time_is_stored_once_more(tmp_pat
     assert [value for *_, value in trials(study)] == [0.9, 0.7, 0.6, 0.8, None] and study.best()[1] == 0.8
 
 
+def test_of_two_commands_that_train_a_trial_again_the_last_one_counts(tmp_path):
+    one, two = open_study(tmp_path), open_study(tmp_path)
+    (first,) = one.ask(1, 1)
+    one.tell(first, TrialState.COMPLETE, 0.9)
+    both = [study.earlier()[0] for study in (one, two)]
+    one.tell(both[0], TrialState.COMPLETE, 0.3)
+    two.tell(both[1], TrialState.COMPLETE, 0.4)
+    assert one.best()[1] == two.best()[1] == 0.4 and len(one) == 1 == len(two.earlier())
+
+
 def test_a_larger_number_of_trials_continues_the_study(tmp_path):
     execute(open_study(tmp_path), n_trials=2)
     study = open_study(tmp_path)

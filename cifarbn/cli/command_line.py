@@ -23,7 +23,7 @@ from cifarbn.cli.resolvers import data_root as data_root
 from cifarbn.errors import Interrupted, UserError, machine_fault
 from cifarbn.runs.identity import EXECUTION_KEYS, differences, key_of
 from cifarbn.runs.old_names import modern_config
-from cifarbn.terminal import leave_closed_output
+from cifarbn.terminal import leave_closed_output, leave_failed_output
 
 # Set in the environment while this module, not the user, has set HYDRA_FULL_ERROR=1. Processes of DDP and of a sweep
 # inherit it.
@@ -209,11 +209,13 @@ def friendly_errors(*, resumable: bool = True) -> Iterator[None]:
         return
     try:
         yield
+        sys.stdout.flush()  # raises an error, such as that of a full disk, here instead of at the exit
     except KeyboardInterrupt:
         exit_after(Interrupted(), resumable=resumable)
     except Interrupted as stop:
         exit_after(stop, resumable=resumable)
     except UserError as error:
+        leave_failed_output()
         sys.exit(f"error: {error}")
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         sys.exit(f"error: {first_lines(error)}")
@@ -221,6 +223,7 @@ def friendly_errors(*, resumable: bool = True) -> Iterator[None]:
         if leave_closed_output() and isinstance(error, BrokenPipeError):
             sys.exit("error: the program that reads this command's output has ended")
         if message := machine_fault(error):
+            leave_failed_output()
             sys.exit(f"error: {message}")
         raise
 

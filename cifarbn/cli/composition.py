@@ -450,6 +450,7 @@ def _how_to_quote(override: str, error: Exception) -> str:
 def _did_you_mean(key: str, config: DictConfig, groups: Collection[str]) -> str:
     container: Any = OmegaConf.to_container(config, resolve=False)
     others = [other for other in (*_keys(container), *groups) if not f"{other}.".startswith(f"{key}.")]
+    others = [other for other in others if not other.endswith("_target_") or key.endswith("_target_")]
     # Ignore case.
     keys = {other.lower(): other for other in others if key.startswith("hydra") or not other.startswith("hydra")}
     ends = [other for other in keys.values() if other.rpartition(".")[2] == key]  # `lr` suggests `optim.lr`

@@ -62,7 +62,7 @@ def search(
     folder = Path(sweeper.config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     # Keys that do not identify a run, such as `retry`, do not define the search either.
-    defining = " ".join([*sorted(identifying(overrides)), f"{direction} {metric}"])
+    defining = " ".join([*sorted(identifying(space.overrides)), f"{direction} {metric}"])
     name = study_name or f"cifarbn-{hashlib.sha256(defining.encode()).hexdigest()[:8]}"
     study = Study(folder / ".sweeps", storage, name, defining, direction, space, lambda index: _sampler(sampler, index))
     if n_jobs > 1 and str(sweeper.config.hydra.launcher._target_).endswith(".BasicLauncher"):
@@ -80,7 +80,8 @@ def search(
             batch: dict[tuple[str, ...], Trial] = {}
             for trial in trials:
                 batch.setdefault(trial.chosen, trial)
-            runs = [[*space.fixed, *chosen] for chosen in batch]
+            skipped = {chosen: ["resume=true"] for chosen in batch if chosen in folders}  # instead of resume=false
+            runs = [[*space.fixed, *chosen, *skipped.get(chosen, [])] for chosen in batch]
             sweeper.validate_batch_is_legal(runs)
             for trial, run in zip(batch.values(), launcher.launch(runs, initial_job_idx=launched), strict=True):
                 folders[trial.chosen] = _folder(run)

@@ -29,6 +29,7 @@ class SearchSpace:
 
     def __init__(self, overrides: Iterable[str], config_loader: ConfigLoader | None = None) -> None:
         parsed = OverridesParser.create(config_loader).parse_overrides(list(overrides))
+        self.overrides = [_written_out(override) for override in parsed]
         last = {override.get_key_element(): override for override in parsed}
         self.fixed = [spelled(override) for override in last.values() if not override.is_sweep_override()]
         self.distributions = {
@@ -43,6 +44,13 @@ class SearchSpace:
     def chosen(self, values: Mapping[str, Any]) -> list[str]:
         """Return the overrides of chosen values, in the order of the search space."""
         return [f"{key}={values[key]}" for key in self.distributions]
+
+
+def _written_out(override: Override) -> str:
+    """Return the override, with the options that a glob matches in place of the glob."""
+    if isinstance(override.value(), Glob):
+        return f"{override.get_key_element()}={','.join(override.sweep_string_iterator())}"
+    return str(override.input_line)
 
 
 def _distribution(override: Override) -> BaseDistribution:

@@ -128,12 +128,11 @@ class Study:
             value: of the metric, if the state is COMPLETE.
         """
         with self._locked():
-            trials = self._trials()
-            stored = next(each for each in trials if each.number == trial.number)
+            stored = _newest(self._trials(), trial.number)
             if state is not None and not stored.state.is_finished():
-                self._study.tell(trial.number, value, state)
-            elif state is not None and (state, value) != (stored.state, stored.value) and stored in _latest(trials):
-                attributes = {CHOSEN: list(trial.chosen), RETRY_OF: trial.number}
+                self._study.tell(stored.number, value, state)
+            elif state is not None and (state, value) != (stored.state, stored.value):
+                attributes = {CHOSEN: list(trial.chosen), RETRY_OF: stored.number}
                 again = create_trial(
                     state=state,
                     value=value,
@@ -212,6 +211,12 @@ def _latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that have not been stored once more."""
     repeated = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     return [trial for trial in trials if trial.number not in repeated]
+
+
+def _newest(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
+    """Return the trial with this number, or the last one that was stored in its place."""
+    again = next((trial for trial in trials if trial.user_attrs.get(RETRY_OF) == number), None)
+    return _newest(trials, again.number) if again else next(trial for trial in trials if trial.number == number)
 
 
 def _count(trials: Sequence[FrozenTrial]) -> int:

@@ -127,8 +127,8 @@ def _refuse_files_of_others(folder: Path) -> None:
     if names and not _is_table_of_runs(folder / RUNS):
         several = f"{', '.join(map(clean, names[:3]))}{' ...' if len(names) > 3 else ''}"
         raise UserError(
-            f"{folder} holds files that no report has written ({several}), which are kept; choose a new or empty "
-            "folder with --out, or move them"
+            f"{folder} holds files, but no {RUNS} of an earlier report ({several}); they are kept: choose a new or "
+            "empty folder with --out, or move them"
         )
 
 

@@ -131,6 +131,12 @@ def reproduce(
     return 1 if is_failure(outcomes) else 0
 
 
+def _quoted(name: str) -> str:
+    """Return a name as a string of Hydra's syntax, in which 2026_11_27 without quotes is a number."""
+    escaped = name.replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def _execute(
     runs: Sequence[tuple[Planned, int]], root: Path, deadline: float | None, options: list[str], slots: Sequence[Slot]
 ) -> list[Outcome]:
@@ -145,7 +151,7 @@ def _execute(
     # Progress bars of parallel runs would overwrite each other. The user's own override comes later and wins.
     quiet = ["trainer.enable_progress_bar=false"] if len(slots) > 1 else []
     arguments = [
-        [*overrides, f"name={root.relative_to(OUTPUTS)}", *quiet, *_execution_options(plan, options)]
+        [*overrides, f"name={_quoted(str(root.relative_to(OUTPUTS)))}", *quiet, *_execution_options(plan, options)]
         for overrides, (plan, _) in zip(command_lines, runs, strict=True)
     ]
     configs = [compose("train", overrides=each) for each in arguments]  # a wrong option ends this before the first run

@@ -24,22 +24,23 @@ def environment(config: Mapping[str, Any] | None = None) -> Result:
     modules = {LOADS.get(target, target).partition(".")[0] for target in targets(config)}
     others: set[str] = set()
     if unusual := modules - {*VERSIONED, "cifarbn"}:
-        others = {package for module in unusual for package in _packages().get(module, ())}
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in (*PACKAGES, *sorted(others))}
-    return {"versions": versions, "git_commit": _git_commit()}
+        others = {package for module in unusual for package in _packages().get(module, [module])}
+    versions = {name: _version(name) or "not installed" for name in PACKAGES}
+    versions |= {name: found for name in sorted(others) if (found := _version(name))}
+    return {"versions": {"python": platform.python_version(), **versions}, "git_commit": _git_commit()}
 
 
 @cache
 def _packages() -> Mapping[str, list[str]]:
-    """Return module -> the installed packages that contain it; reading them takes 0.2 s."""
+    """Return module -> the installed packages that contain it, which takes 0.2 s; incomplete in Python 3.10."""
     return packages_distributions()
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # a checkout on PYTHONPATH that is not installed
-        return "not installed"
+    except (PackageNotFoundError, ValueError):  # a checkout or a module that is not installed, or no module at all
+        return None
 
 
 def _git_commit() -> str | None:

@@ -91,7 +91,8 @@ def both(side, channels=64, outputs=64, bf16=True, **options):
 
 @pytest.fixture
 def used(monkeypatch):
-    """Record the matrix products that are computed."""
+    """Record the matrix products that are computed, as on a CPU with AVX2."""
+    monkeypatch.setattr(convolution, "FASTER_IN_FP32", True)
     names = []
     for product in (convolve, input_gradient, weight_gradient):
         name = product.__name__
@@ -138,6 +139,12 @@ def test_all_other_cases_are_bit_identical_to_torch(used, options):
     ours, theirs = both(**options)
     assert not used
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_without_avx2_or_with_avx512_fp32_is_bit_identical_to_torch(used, monkeypatch):
+    monkeypatch.setattr(convolution, "FASTER_IN_FP32", False)
+    ours, theirs = both(4, bf16=False)
+    assert not used and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -73,3 +73,8 @@ def text_row(cells: Sequence[str], align: str, widths: Sequence[int]) -> str:
 
 def _minus_sign(text: str) -> str:
     return text.replace("-", "−")
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first three names, with an ellipsis if there are more: `a, b, c ...`."""
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"

@@ -140,9 +140,7 @@ def draw_feature_maps(prediction: Prediction, trained: TrainedModel, title: str,
     stages = stage_outputs(trained.model, trained.transform.normalise(pixels[None]))
     if not stages:
         raise UserError("the run's model has no convolutions, so it has no feature maps; leave out --feature-maps")
-    confidence, label = probabilities.max(0)
-    predicted = f"predicted {trained.classes[int(label)]} ({trained.score} {float(confidence):.0%})"
-    subtitle = f"{clean(prediction.file.name)},\n{predicted}"
+    subtitle = f"{clean(prediction.file.name)},\n{trained.prediction(probabilities)}"
     figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), title, subtitle, evenly_spaced(stages))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from cifarbn.benchmark.harness import Results, in_turn, median_ratio
-from cifarbn.benchmark.step import MODELS, TrainingStep, repeated
+from cifarbn.benchmark.step import MODELS, TrainingStep, repeated, step_results
 from cifarbn.errors import UserError
 from cifarbn.fast.accelerate import use_fast_layers
 from cifarbn.fast.hardware import Hardware, multiplies_bf16
@@ -44,10 +44,4 @@ def measure_kernels(args: argparse.Namespace) -> Results:
             f"{name}: {median_ratio(before, after):.2f} times as fast with the faster layers, median of the rounds' "
             f"ratios ({min(ratios):.2f} to {max(ratios):.2f})"
         )
-    return {
-        "title": f"training steps of {args.model}, batch {args.batch_size}, {torch.get_num_threads()} threads",
-        "unit": "images/s",
-        "amount": args.steps * args.batch_size,
-        "seconds": seconds,
-        "notes": notes,
-    }
+    return step_results(args, seconds, notes)

@@ -59,13 +59,19 @@ def measure_step(args: argparse.Namespace) -> Results:
             f"{name}: {rate / 1e9:,.0f} GFLOP/s, {rate / peaks[dtype]:.0%} of the {peaks[dtype] / 1e9:,.0f} of the "
             f"best square matrix product in {str(dtype).removeprefix('torch.')}"
         )
+    return step_results(args, seconds, notes) | {
+        "flops_per_image": flops / args.batch_size,
+        "peak_flops": {str(dtype).removeprefix("torch."): value for dtype, value in peaks.items()},
+    }
+
+
+def step_results(args: argparse.Namespace, seconds: dict[str, list[float]], notes: list[str]) -> Results:
+    """Return the results of timed training steps, with the seconds of each side."""
     return {
         "title": f"training steps of {args.model}, batch {args.batch_size}, {torch.get_num_threads()} threads",
         "unit": "images/s",
         "amount": args.steps * args.batch_size,
         "seconds": seconds,
-        "flops_per_image": flops / args.batch_size,
-        "peak_flops": {str(dtype).removeprefix("torch."): value for dtype, value in peaks.items()},
         "notes": notes,
     }
 

@@ -40,6 +40,11 @@ class Trial:
     number: int
     chosen: tuple[str, ...]
 
+    @classmethod
+    def of(cls, stored: FrozenTrial) -> "Trial":
+        """Return a trial as the study has it."""
+        return cls(stored.number, tuple(stored.user_attrs[CHOSEN]))
+
 
 class Study:
     """The trials of one search, shared by all commands that execute them.
@@ -93,7 +98,7 @@ class Study:
         """Return the trials of earlier commands, except those that another command executes now."""
         with self._locked():
             return [
-                Trial(trial.number, tuple(trial.user_attrs[CHOSEN]))
+                Trial.of(trial)
                 for trial in _latest(self._trials())
                 if trial.state.is_finished() or self._claim(trial.number)
             ]
@@ -147,7 +152,7 @@ class Study:
         """Return the best trial and its value; None if no trial is complete."""
         with self._locked():
             complete = [
-                (Trial(trial.number, tuple(trial.user_attrs[CHOSEN])), trial.value)
+                (Trial.of(trial), trial.value)
                 for trial in _latest(self._trials())
                 if trial.state is TrialState.COMPLETE and trial.value is not None
             ]

@@ -130,8 +130,7 @@ def _feature_maps(model: GroupModel, request: str | None) -> Drawing | None:
     stages = stage_outputs(model.trained.model, model.trained.transform.normalise(pixels[None]))
     if not stages:
         return None
-    confidence, label = model.trained.probabilities(pixels[None])[0].max(0)
-    predicted = f"predicted {model.trained.classes[int(label)]} ({model.trained.score} {float(confidence):.0%})"
+    predicted = model.trained.prediction(model.trained.probabilities(pixels[None])[0])
     drawn = evenly_spaced(stages)
     subtitle = f"test image {index}: {true_class},\n{predicted}"
     figure = figures.feature_maps(pixels.permute(1, 2, 0).numpy(), model.heading, subtitle, drawn)

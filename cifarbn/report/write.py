@@ -9,6 +9,7 @@ from pathlib import Path
 from cifarbn.durable import replace_file
 from cifarbn.errors import UserError
 from cifarbn.figures import STYLES, save, using
+from cifarbn.formatting import first_names
 from cifarbn.report import against_key, curves, features, mistakes, smoothness, structure, table
 from cifarbn.report.escape import csv_file
 from cifarbn.report.gather import RunSet
@@ -125,7 +126,7 @@ def _refuse_files_of_others(folder: Path) -> None:
     """Raise an error if a folder holds files, hidden ones aside, but no report of this or an earlier version."""
     names = [name for name in sorted(os.listdir(folder)) if not name.startswith(".")] if folder.exists() else []
     if names and not _is_table_of_runs(folder / RUNS):
-        several = f"{', '.join(map(clean, names[:3]))}{' ...' if len(names) > 3 else ''}"
+        several = first_names([clean(name) for name in names])
         raise UserError(
             f"{folder} holds files, but no {RUNS} of an earlier report ({several}); they are kept: choose a new or "
             "empty folder with --out, or move them"

@@ -30,6 +30,7 @@ from cifarbn.errors import (
     machine_fault,
     without_folders,
 )
+from cifarbn.formatting import first_names
 from cifarbn.runs.checkpoints import CHECKSUMS, PREVIOUS, newest_intact
 from cifarbn.runs.identity import Role, differences, experiment, role_of
 from cifarbn.runs.locks import Held, Lock, OpenPath, is_held
@@ -503,10 +504,9 @@ def _left_by_an_earlier_start(folder: Path) -> tuple[Result | None, str | None]:
     if (marked := read_result_file(folder / MARKER)) is not None:
         return marked, damage
     if strange := [name for name in names if name not in of_hydra and not _matches(name, _TEMPORARY)]:
-        several = f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
         raise RunConflict(
-            f"{folder} is not a run folder: it holds files that cifarbn did not write ({several}), which are kept. "
-            "Use name=OTHER, or hydra.run.dir=FOLDER with a new or empty folder"
+            f"{folder} is not a run folder: it holds files that cifarbn did not write ({first_names(strange)}), which "
+            "are kept. Use name=OTHER, or hydra.run.dir=FOLDER with a new or empty folder"
         )
     return None, None
 

@@ -60,6 +60,11 @@ class TrainedModel:
         target = loss.get("_target_") if isinstance(loss, Mapping) else "torch.nn.CrossEntropyLoss"  # the default
         return "probability" if str(target).endswith((".CrossEntropyLoss", ".cross_entropy")) else "softmax"
 
+    def prediction(self, probabilities: Tensor) -> str:
+        """Return the predicted class and its score as text, for the probabilities (C,) of one image."""
+        confidence, label = probabilities.max(0)
+        return f"predicted {self.classes[int(label)]} ({self.score} {float(confidence):.0%})"
+
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Return the softmax (N, C) of the logits for uint8 images (N, 3, H, W); see `score`."""
